@@ -1,0 +1,136 @@
+"""TokenizedExample -> Batch: a token tree in which each shared prefix stands once.
+
+T: tokens in the tree's depth-first layout.  N: targets.  Targets are never merged, so a row may have several.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from loratory.render import TokenizedExample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences as one token tree, on one device.
+
+    Token q has token k among its ancestors (or is k) iff ``k <= q < subtree_end_T[k]``.
+    """
+
+    token_ids_T: Int64[Tensor, "T"]
+    position_ids_T: Int64[Tensor, "T"]
+    """Depth of each token: its position in every sequence that it belongs to."""
+    subtree_end_T: Int64[Tensor, "T"]
+    """One past the last token of each token's subtree."""
+    target_rows_N: Int64[Tensor, "N"]
+    """The row whose hidden state predicts the target."""
+    target_ids_N: Int64[Tensor, "N"]
+    target_weights_N: Float32[Tensor, "N"]
+    target_sequence_N: Int64[Tensor, "N"]
+    """Which of the sequences the target belongs to, as an index into the list that the batch was made from."""
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def build_batch(
+    sequences: Sequence[TokenizedExample], indices: Sequence[int] | None = None, share: bool = True
+) -> Batch:
+    """The tree of the sequences. ``indices`` are their numbers in ``target_sequence_N`` (default 0, 1, ...).
+
+    With ``share`` false every sequence stands by itself, one after another.
+    """
+    indices = range(len(sequences)) if indices is None else indices
+    order = _tree_order(sequences) if share else range(len(sequences))
+    tokens, depths, ends, rows, ids, weights, owners = ([] for _ in range(7))
+    path = np.zeros(0, dtype=np.int64)  # rows of the sequence laid out last
+    previous = np.zeros(0, dtype=np.int64)
+    size = 0
+    for i in order:
+        own = sequences[i].token_ids
+        shared = common_prefix(previous, own) if share else 0
+        ends.append((path[shared:], size))  # the subtrees that end before this sequence branches off
+        path = np.concatenate([path[:shared], np.arange(size, size + len(own) - shared)])
+        tokens.append(own[shared:])
+        depths.append(np.arange(shared, len(own)))
+        targets = np.flatnonzero(sequences[i].loss_weights[1:]) + 1  # the first token has nothing that predicts it
+        rows.append(path[targets - 1])
+        ids.append(own[targets])
+        weights.append(sequences[i].loss_weights[targets])
+        owners.append(np.full(len(targets), indices[i]))
+        size += len(own) - shared
+        previous = own
+    ends.append((path, size))
+    subtree_end = np.zeros(size, dtype=np.int64)
+    for closed, end in ends:
+        subtree_end[closed] = end
+    integers = [np.concatenate(parts).astype(np.int64) for parts in (tokens, depths, rows, ids, owners)]
+    token_ids, depth, target_rows, target_ids, target_sequence = (torch.from_numpy(a) for a in integers)
+    target_weights = torch.from_numpy(np.concatenate(weights).astype(np.float32))
+    end = torch.from_numpy(subtree_end)
+    return Batch(token_ids, depth, end, target_rows, target_ids, target_weights, target_sequence)
+
+
+def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, share: bool) -> list[Batch]:
+    """The sequences as trees of at most ``token_budget`` tokens each (a longer single sequence makes its own).
+
+    Neighbours in the order of the tree go together, so that what can be shared is. Without sharing, sequences of like
+    length go together and the budget counts the padding too.
+    """
+    order = (
+        _tree_order(sequences) if share else sorted(range(len(sequences)), key=lambda i: len(sequences[i].token_ids))
+    )
+    groups: list[list[int]] = []
+    size, previous = 0, np.zeros(0, dtype=np.int64)
+    for i in order:
+        own = sequences[i].token_ids
+        if share:
+            grown = size + len(own) - common_prefix(previous, own)
+        else:
+            grown = len(own) * (len(groups[-1]) + 1 if groups else 1)
+        if not groups or grown > token_budget:
+            groups.append([])
+            grown = len(own)
+        groups[-1].append(i)
+        size, previous = grown, own
+    return [build_batch([sequences[i] for i in group], group, share) for group in groups]
+
+
+def common_prefix(a: Int64[np.ndarray, "A"], b: Int64[np.ndarray, "B"]) -> int:
+    """How many leading tokens two sequences have in common."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+def _tree_order(sequences: Sequence[TokenizedExample]) -> list[int]:
+    """Lexicographic order: every prefix's sequences stand together, a sequence before its own continuations."""
+    # Big-endian bytes compare like the numbers themselves.
+    return sorted(range(len(sequences)), key=lambda i: sequences[i].token_ids.astype(">u4").tobytes())
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Int64[Tensor, "count"]:
+    """The order of the examples in an epoch: a function of seed and epoch alone, so that a resumed run continues it."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Optimizer steps in an epoch; the last one may have fewer examples."""
+    return -(-count // batch_size)
+
+
+def step_examples(count: int, batch_size: int, seed: int, first_step: int, last_step: int) -> Iterator[list[int]]:
+    """For each optimizer step in [first_step, last_step), the indices of its examples."""
+    per_epoch = steps_per_epoch(count, batch_size)
+    epoch, order = -1, torch.zeros(0, dtype=torch.int64)
+    for step in range(first_step, last_step):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = epoch_order(count, seed, epoch)
+        start = step % per_epoch * batch_size
+        yield order[start : start + batch_size].tolist()

@@ -1,0 +1,94 @@
+"""Checkpoints: complete or absent, hashed, and enough to continue as if nothing had happened."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from loratory.optim import trainable_parameters
+from loratory.runs import sha256_of, whole_folder, write_json
+
+MANIFEST = "manifest.json"
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Checkpoint:
+    """Writes ``folder/step-NNNNNN``: trained parameters, optimizer moments, random state, and a manifest of hashes.
+
+    Everything goes to a temporary folder first, which is renamed when it is complete. Older checkpoints but one go.
+    """
+    path = folder / f"step-{step:06d}"
+    parameters = trainable_parameters(model)
+    moments = {
+        f"{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    with whole_folder(path) as temporary:
+        save_file(
+            {n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "parameters.safetensors"
+        )
+        save_file({n: v.detach().cpu().contiguous() for n, v in moments.items()}, temporary / "optimizer.safetensors")
+        save_file(_random_state(), temporary / "random.safetensors")
+        files = sorted(p.name for p in temporary.iterdir())
+        hashes = {name: sha256_of([temporary / name]) for name in files}
+        write_json(temporary / MANIFEST, {"step": step, "sha256": hashes})
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old)
+    return Checkpoint(path, step)
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose files match its manifest, and a sentence for each that was skipped."""
+    skipped = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            step, hashes = int(manifest["step"]), dict(manifest["sha256"])
+            bad = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            skipped.append(f"{path.name} is skipped: its manifest or a file cannot be read ({error})")
+            continue
+        if not bad:
+            return Checkpoint(path, step), skipped
+        skipped.append(f"{path.name} is skipped: {', '.join(bad)} changed since it was written")
+    return None, skipped
+
+
+def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Puts parameters (and, with an optimizer, moments and random state) back, bit for bit."""
+    values = load_file(checkpoint.path / "parameters.safetensors")
+    parameters = trainable_parameters(model)
+    assert values.keys() == parameters.keys(), "the checkpoint is of another model or adapter"
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+    if optimizer is None:
+        return
+    moments = load_file(checkpoint.path / "optimizer.safetensors")
+    for name, parameter in parameters.items():
+        own = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in own.items()}
+    random = load_file(checkpoint.path / "random.safetensors")
+    torch.set_rng_state(random["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([random[f"cuda{i}"] for i in range(torch.cuda.device_count())])

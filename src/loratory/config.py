@@ -1,0 +1,293 @@
+"""Every setting, stated once. A task file (TOML) and the command line's flags are views of these dataclasses."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from loratory.errors import UserError
+
+BUILTIN = "builtin"
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model."""
+
+    name: str = BUILTIN
+    """Hub id or folder; "builtin" is the small demonstration model that comes with the package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; resolved to a commit and recorded."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Number format of the base model; auto times a matrix product and chooses."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The examples."""
+
+    train: tuple[str, ...] = ()
+    """Files (csv, tsv, json, jsonl, parquet) or "hub:owner/name"; relative to the task file."""
+    validation: tuple[str, ...] = ()
+    """The same; absent: split off train by seed, stratified by label."""
+    test: tuple[str, ...] = ()
+    """The same; absent: split off train by seed, stratified by label."""
+    answer: str = ""
+    """The column that holds the answer."""
+    limit_train: int | None = None
+    """At most so many training examples, stratified, by seed, applied after splitting."""
+    limit_validation: int | None = None
+    """The same for validation."""
+    limit_test: int | None = None
+    """The same for test."""
+    validation_share: float = 0.1
+    """Share of train that is split off when no validation file is given."""
+    test_share: float = 0.2
+    """Share of train that is split off when no test file is given."""
+    overlong: Literal["error", "drop", "cut_prompt"] = "error"
+    """What happens to an example that does not fit the model's context. An answer is never cut."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What the model is shown."""
+
+    system: str | None = None
+    """System message; {column} and {labels} are filled in."""
+    user: str | None = None
+    """User message; default: every column but the answer, one a line."""
+    template_kwargs: dict[str, Scalar] = field(default_factory=dict)
+    """Arguments of the chat template, such as enable_thinking."""
+    few_shot: int = 4
+    """Examples shown by the few-shot baselines, drawn once from train by seed; as many as fit."""
+    date: str = "auto"
+    """The day that a template with a date shows, YYYY-MM-DD; auto is the day of the run, recorded with it."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which parameters train."""
+
+    kind: Literal["lora", "full"] = "lora"
+    """LoRA, or every parameter of the model."""
+    rank: int = 8
+    """Width of the low-rank branch."""
+    alpha: int = 16
+    """The branch is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before the branch; shared tokens share one draw."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which modules get a branch: all linear layers but the head, or a list such as ["q_proj", "v_proj"]."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained."""
+
+    epochs: int = 3
+    """Passes over the training examples."""
+    batch_size: int = 16
+    """Examples per optimizer step: a modelling choice. Memory is a matter of token_budget."""
+    learning_rate: Literal["auto"] | float | tuple[float, ...] = "auto"
+    """Peak learning rate; auto: by model width and adapter kind; a list: the best on validation."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; not applied to biases and norms."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    token_budget: int = 4096
+    """Most tokens computed at once; changes memory and speed, not the result."""
+    batching: Literal["auto", "tree", "padded"] = "auto"
+    """auto: token trees where this model computes them exactly, right-padded batches elsewhere."""
+    seed: int = 0
+    """Seed of the split, the order, the few-shot draw and the adapter's first weights."""
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints; 0: only at the end and on interruption."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where it goes."""
+
+    out: str = "runs/run"
+    """The run directory."""
+    threads: int = 0
+    """CPU threads; 0: as many as PyTorch finds. Recorded, because the thread count changes the last bits."""
+    systems: tuple[str, ...] = (
+        "prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose",
+    )  # fmt: skip
+    """Which systems are measured."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, as one frozen value."""
+
+    task: Literal["classification"] = "classification"
+    """The kind of task."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Config":
+        """Reads a task file. Paths of data and model become absolute, relative to the file. Raises UserError."""
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError("Task file not found", str(path), fix="check the path") from error
+        except IsADirectoryError as error:
+            raise UserError("A task file is expected, this is a folder", str(path)) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError("The task file is not valid TOML", str(path), found=str(error)) from error
+        config = config_from_dict(values, str(path))
+        data, model = _absolute_paths(config.data, path.parent), config.model
+        if (path.parent / model.name).is_dir() and model.name != BUILTIN:
+            model = dataclasses.replace(model, name=str((path.parent / model.name).resolve()))
+        return dataclasses.replace(config, data=data, model=model)
+
+
+def config_from_dict(values: dict[str, Any], where: str) -> Config:
+    """Checks keys, types and ranges, and fills in the defaults. Raises UserError naming the key."""
+    config = _section(Config, values, where, "")
+    check_config(config, where)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The inverse of config_from_dict; keys whose value is None are left out (TOML has no null)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+            return {key: plain(v) for key, v in pairs if v is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def check_config(config: Config, where: str) -> None:
+    """Raises UserError for values that no run could use."""
+    t, a, d, p = config.train, config.adapter, config.data, config.prompt
+    rates = t.learning_rate if isinstance(t.learning_rate, tuple) else (t.learning_rate,)
+    rules = [
+        ("train.epochs", t.epochs >= 1, "at least 1", t.epochs),
+        ("train.batch_size", t.batch_size >= 1, "at least 1", t.batch_size),
+        ("train.token_budget", t.token_budget >= 1, "at least 1", t.token_budget),
+        ("train.warmup", 0 <= t.warmup < 1, "a share from 0 to less than 1", t.warmup),
+        ("train.seed", 0 <= t.seed < 2**32, "0 to 4294967295", t.seed),
+        ("train.max_grad_norm", t.max_grad_norm >= 0, "0 or more", t.max_grad_norm),
+        ("train.weight_decay", t.weight_decay >= 0, "0 or more", t.weight_decay),
+        ("train.checkpoint_every", t.checkpoint_every >= 0, "0 or more", t.checkpoint_every),
+        ("train.learning_rate", bool(rates) and all(r == "auto" or 0 < float(r) < 10 for r in rates),
+         'above 0, "auto", or a list of such numbers', t.learning_rate),
+        ("adapter.rank", a.rank >= 1, "at least 1", a.rank),
+        ("adapter.alpha", a.alpha >= 1, "at least 1", a.alpha),
+        ("adapter.dropout", 0 <= a.dropout < 1, "from 0 to less than 1", a.dropout),
+        ("adapter.targets", len(a.targets) > 0, '"all-linear" or a list of module names', a.targets),
+        ("prompt.few_shot", p.few_shot >= 0, "0 or more", p.few_shot),
+        ("data.validation_share", 0 <= d.validation_share < 1, "from 0 to less than 1", d.validation_share),
+        ("data.test_share", 0 < d.test_share < 1, "between 0 and 1", d.test_share),
+        ("data.limit_train", d.limit_train is None or d.limit_train >= 1, "at least 1", d.limit_train),
+        ("data.limit_validation", (d.limit_validation or 0) >= 0, "0 or more", d.limit_validation),
+        ("data.limit_test", d.limit_test is None or d.limit_test >= 1, "at least 1", d.limit_test),
+        ("run.threads", config.run.threads >= 0, "0 or more", config.run.threads),
+    ]  # fmt: skip
+    for key, holds, expected, found in rules:
+        if not holds:
+            raise UserError(f"{key} has a value that cannot be used", where, expected, repr(found))
+    known = RunConfig().systems
+    for name in config.run.systems:
+        if name not in known:
+            raise UserError("Unknown system", f"{where}, run.systems", ", ".join(known), name)
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str | None:
+    """A sentence that proposes the most similar name, or None."""
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {match[0]!r}?" if match else None
+
+
+def _absolute_paths(data: DataConfig, base: Path) -> DataConfig:
+    def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(n if n.startswith("hub:") else str((base / n).resolve()) for n in names)
+
+    return dataclasses.replace(
+        data, train=absolute(data.train), validation=absolute(data.validation), test=absolute(data.test)
+    )
+
+
+def _section(cls: type, values: Any, where: str, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix or 'The task file'} must be a section", where, f"[{prefix}]", repr(values))
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if key not in fields:
+            fix = nearest(key, fields) or f"known keys: {', '.join(fields)}"
+            raise UserError(f"Unknown key {name!r}", where, fix=fix)
+        found[key] = _value(hints[key], value, where, name)
+    return cls(**found)
+
+
+def _value(hint: Any, value: Any, where: str, name: str) -> Any:
+    """``value`` as the type ``hint`` asks, or UserError."""
+    if dataclasses.is_dataclass(hint):
+        return _section(typing.cast(type, hint), value, where, name)
+    for option in _options(hint):
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if origin is Literal and value in args and isinstance(value, str):
+            return value
+        if origin is tuple:
+            items = [value] if isinstance(value, args[0]) and hint == tuple[str, ...] else value
+            if isinstance(items, list) and all(_is(args[0], item) for item in items):
+                return tuple(args[0](item) for item in items)
+        elif origin is dict:
+            if isinstance(value, dict) and all(isinstance(v, Scalar) for v in value.values()):
+                return dict(value)
+        elif isinstance(option, type) and _is(option, value):
+            return option(value)
+    raise UserError(f"{name} has the wrong type", where, _in_words(hint), f"{value!r} ({type(value).__name__})")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(o for o in typing.get_args(hint) if o is not type(None))
+    return (hint,)
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether a TOML value may stand for ``kind``; an integer may for a float, a boolean never for a number."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+
+
+def _in_words(hint: Any) -> str:
+    def words(option: Any) -> str:
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if origin is Literal:
+            return " or ".join(repr(a) for a in args)
+        if origin is tuple:
+            return f"a list of {_in_words(args[0])}"
+        if origin is dict:
+            return "a table of plain values"
+        return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(option, str(option))
+
+    return ", or ".join(words(option) for option in _options(hint))

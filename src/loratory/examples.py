@@ -1,0 +1,409 @@
+"""Files and hub datasets -> Example; labels; the split. Everything that can be wrong with a row is said here."""
+
+import csv
+import dataclasses
+import json
+import random
+import string
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from loratory.config import DataConfig, PromptConfig, nearest
+from loratory.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+LABELS = "labels"
+HUB = "hub:"
+MAX_FIELD_CHARACTERS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the model is shown and what it should answer."""
+
+    messages: tuple[Message, ...]
+    """The prompt's turns, ending before the answer; earlier assistant turns may be among them."""
+    answers: tuple[str, ...]
+    """The expected answer; further entries are also right. Empty when only a prediction is wanted."""
+    candidates: tuple[str, ...]
+    """What can be chosen from (for classification: the labels, sorted); may be empty."""
+    source: str
+    """Where it came from, as file:line."""
+
+    @property
+    def answer(self) -> str:
+        return self.answers[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a file, with its place."""
+
+    values: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three sets of a run, and the label names in sorted order."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(name: str, split: str = "train") -> list[Row]:
+    """The records of a file or of a hub dataset's ``split``, each with its place. Raises UserError."""
+    if name.startswith(HUB):
+        return _read_hub(name, split)
+    path = Path(name)
+    readers: dict[str, Callable[[Path], list[Row]]] = {
+        ".csv": lambda p: _read_delimited(p, ","),
+        ".tsv": lambda p: _read_delimited(p, "\t"),
+        ".json": _read_json,
+        ".jsonl": _read_json_lines,
+        ".parquet": _read_parquet,
+    }
+    if path.suffix.lower() not in readers:
+        raise UserError(
+            "Unknown kind of data file", name, expected=", ".join(readers), found=path.suffix or "no suffix"
+        )
+    if not path.is_file():
+        raise UserError("Data file not found", name, fix="check the path; it is relative to the task file")
+    try:
+        rows = readers[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError("The file is not UTF-8", f"{path}:{line}", fix="save it as UTF-8") from error
+    if not rows:
+        raise UserError("The data file has no rows", name, expected="at least one example")
+    return rows
+
+
+def _read_delimited(path: Path, delimiter: str) -> list[Row]:
+    # Python's reader and not a data-frame's: values stay the text they are ("01", "NA"), and lines are known.
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        rows, header, start = [], None, 1
+        try:
+            for fields in reader:
+                place, start = f"{path}:{start}", reader.line_num + 1
+                if not fields:
+                    continue
+                if header is None:
+                    header = fields
+                    _check_header(header, place)
+                elif len(fields) != len(header):
+                    raise UserError("A row has the wrong number of columns", place, str(len(header)), str(len(fields)))
+                else:
+                    rows.append(Row(dict(zip(header, fields, strict=True)), place))
+        except csv.Error as error:
+            raise UserError("Malformed row", f"{path}:{start}", found=str(error)) from error
+    return rows
+
+
+def _check_header(header: list[str], place: str) -> None:
+    for name in header:
+        if header.count(name) > 1:
+            raise UserError("Two columns have the same name", place, found=repr(name))
+
+
+def _read_json_lines(path: Path) -> list[Row]:
+    rows = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                rows.append(_json_row(_parse(line, f"{path}:{number}"), f"{path}:{number}"))
+    return rows
+
+
+def _read_json(path: Path) -> list[Row]:
+    records = _parse(path.read_text(encoding="utf-8-sig"), str(path))
+    if not isinstance(records, list):
+        raise UserError("A json file must hold a list of records", str(path), found=type(records).__name__)
+    return [_json_row(record, f"{path}, record {i}") for i, record in enumerate(records, 1)]
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError("Malformed JSON", place, found=str(error)) from error
+
+
+def _json_row(record: Any, place: str) -> Row:
+    if not isinstance(record, dict):
+        raise UserError("A record must be an object with columns", place, found=type(record).__name__)
+    return Row(record, place)
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    try:
+        table = datasets.Dataset.from_parquet(str(path))
+    except Exception as error:  # the reader's own error types are many and not public
+        raise UserError("The parquet file cannot be read", str(path), found=str(error)) from error
+    return _rows_of(table, str(path))
+
+
+def _read_hub(name: str, split: str) -> list[Row]:
+    try:
+        table = datasets.load_dataset(name.removeprefix(HUB), split=split)
+    except Exception as error:  # no network, unknown name, gated, code in the dataset: many types, one remedy
+        raise UserError(
+            "The hub dataset cannot be loaded",
+            name,
+            expected=f"a public dataset with a {split!r} split, and a network (or a local copy in the cache)",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            fix="check the name and the network, or save the data as a file and give its path",
+        ) from error
+    return _rows_of(table, name)
+
+
+def _rows_of(table: Any, name: str) -> list[Row]:
+    """Rows of an Arrow table; class labels stored as numbers become their names."""
+    named = {key: f for key, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
+    rows = []
+    for i, record in enumerate(table, 1):
+        labels = {k: f.int2str(record[k]) for k, f in named.items() if record[k] is not None and record[k] >= 0}
+        rows.append(Row({**record, **labels}, f"{name}, row {i}"))
+    return rows
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def placeholders(template: str, where: str) -> list[str]:
+    """The column names in a prompt template: plain {name} only; {{ and }} are braces. Raises UserError."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(
+            "The prompt template is malformed", where, found=str(error), fix="write {{ for a brace"
+        ) from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (spec or conversion or not name or set(name) & set(".[]")):
+            raise UserError("Only plain {column} placeholders are understood", where, found=f"{{{name}}}")
+    return [name for _, name, _, _ in parts if name is not None]
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with each {name} replaced by its value, whatever braces the value contains."""
+    return "".join(
+        text + (values[name] if name is not None else "") for text, name, _, _ in string.Formatter().parse(template)
+    )
+
+
+def prompt_writer(prompt: PromptConfig, answer: str, columns: Sequence[str], labels: Sequence[str], where: str):
+    """Returns the function Row -> messages. Raises UserError for a placeholder that is no column of the data."""
+    for key, template in (("system", prompt.system), ("user", prompt.user)):
+        for name in placeholders(template or "", f"{where}, prompt.{key}"):
+            if name != LABELS and name not in columns:
+                fix = nearest(name, columns) or f"columns: {', '.join(columns)}"
+                raise UserError(f"The placeholder {{{name}}} has no column", f"{where}, prompt.{key}", fix=fix)
+            if name == answer:
+                raise UserError("The prompt shows the answer", f"{where}, prompt.{key}", found=f"{{{name}}}")
+    shown = [c for c in columns if c != answer]
+    user = prompt.user if prompt.user is not None else "\n".join(f"{_escape(c)}: {{{c}}}" for c in shown)
+    if prompt.user is None:
+        placeholders(user, f"{where}, the column names")  # a column such as "a.b" needs a written prompt
+    templates = [("system", prompt.system)] if prompt.system is not None else []
+    templates.append(("user", user))
+
+    def write(row: Row) -> tuple[Message, ...]:
+        values = {LABELS: ", ".join(labels)}
+        values.update({c: _text(row.values[c]) for c in columns if c in row.values and c != answer})
+        for _, template in templates:
+            for name in placeholders(template, where):
+                if name not in values:
+                    raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(row.values))
+        return tuple(Message(role, fill(template, values)) for role, template in templates)
+
+    return write
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _text(value: Any) -> str:
+    """A cell as the text that the prompt shows; nothing becomes the empty text, lists and tables JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def conversation(turns: Any, source: str) -> Example:
+    """An Example from a list of {"role", "content"} turns that ends with an assistant turn. Raises UserError."""
+    if not isinstance(turns, list) or not turns:
+        raise UserError("A conversation must be a list of turns", source, found=repr(turns)[:80])
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        place = f"{source}, turn {number}"
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+            raise UserError("A turn must have a role and a text content", place, found=repr(turn)[:80])
+        if turn.get("role") not in ROLES:
+            role = str(turn.get("role"))
+            raise UserError("Unknown role", place, ", ".join(ROLES), repr(role), nearest(role, ROLES))
+        messages.append(Message(turn["role"], turn["content"]))
+    if messages[-1].role != "assistant" or not messages[-1].content.strip():
+        raise UserError("A conversation must end with an assistant's answer", source, found=messages[-1].role)
+    return Example(tuple(messages[:-1]), (messages[-1].content.strip(),), (), source)
+
+
+# ---- classification --------------------------------------------------------------------------------------------------
+
+
+def answer_of(row: Row, column: str) -> str:
+    """The row's answer, outer white space removed. Raises UserError when it is missing or empty."""
+    if column not in row.values:
+        names = [str(c) for c in row.values]
+        raise UserError(
+            f"The answer column {column!r} is missing",
+            row.source,
+            found=f"columns {', '.join(names)}",
+            fix=nearest(column, names) or "set [data] answer to one of them",
+        )
+    text = _text(row.values[column]).strip()
+    if not text:
+        raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")
+    return text
+
+
+def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "task file") -> Split:
+    """Reads, splits and limits the examples of a classification task.
+
+    Labels are those of all training rows before ``limit_train``: the limit may be smaller than their number.
+    Raises UserError naming file and line.
+    """
+    if not data.train:
+        raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
+    if not data.answer:
+        raise UserError("The answer column is not named", f"{where}, data.answer", expected="a column of the data")
+    train = _read_all(data.train, "train")
+    validation = _read_all(data.validation, "validation")
+    test = _read_all(data.test, "test")
+    labelled = {id(row): answer_of(row, data.answer) for row in [*train, *validation, *test]}
+
+    def label(row: Row) -> str:
+        return labelled[id(row)]
+
+    if not test:
+        train, test = split_off(train, label, data.test_share, seed, "test")
+    if not validation and data.validation_share:
+        train, validation = split_off(train, label, data.validation_share, seed, "validation")
+    labels = sorted({label(row) for row in train})
+    if len(labels) < 2:
+        raise UserError(
+            "All training rows have the same answer", train[0].source, "two labels or more", repr(labels[0])
+        )
+    for row in [*validation, *test]:
+        if label(row) not in labels:
+            raise UserError(
+                "A label does not occur in the training data",
+                row.source,
+                found=repr(label(row)),
+                fix=nearest(label(row), labels),
+            )
+    columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
+    write = prompt_writer(prompt, data.answer, columns, labels, where)
+
+    def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
+        chosen = rows if limit is None else stratified(rows, label, limit, seed, purpose)
+        return tuple(Example(write(row), (label(row),), tuple(labels), row.source) for row in chosen)
+
+    return Split(
+        examples(train, data.limit_train, "limit train"),
+        examples(validation, data.limit_validation, "limit validation"),
+        examples(test, data.limit_test, "limit test"),
+        tuple(labels),
+    )
+
+
+def _read_all(names: Iterable[str], split: str) -> list[Row]:
+    return [row for name in names for row in read_rows(name, split)]
+
+
+def split_off(
+    rows: list[Row], label: Callable[[Row], str], share: float, seed: int, purpose: str
+) -> tuple[list[Row], list[Row]]:
+    """Takes ``share`` of the rows away, stratified, at least one. Both parts keep the file's order.
+
+    One row of every label stays, so that no label is unknown to training. Raises UserError when none can be taken.
+    """
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(label(row), row)
+    kept = {id(row) for row in first.values()}
+    free = [row for row in rows if id(row) not in kept]
+    taken = {id(row) for row in stratified(free, label, max(1, round(len(rows) * share)), seed, purpose)}
+    if not taken:
+        raise UserError(f"Too few rows to split off a {purpose} set", rows[0].source, found=f"{len(rows)} rows")
+    return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
+
+
+def stratified(rows: list[Row], label: Callable[[Row], str], count: int, seed: int, purpose: str) -> list[Row]:
+    """``count`` of the rows, each label in proportion (largest remainder), chosen by seed, in the file's order.
+
+    Labels with equal claims are drawn by seed too, so that a count below the number of labels favours none.
+    """
+    if count >= len(rows):
+        return rows
+    draw = random.Random(f"{purpose} {seed}")
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[label(row)].append(row)
+    share = {name: count * len(group) / len(rows) for name, group in groups.items()}
+    quota = {name: int(s) for name, s in share.items()}
+    tie = {name: draw.random() for name in sorted(groups)}
+    order = sorted(groups, key=lambda name: (quota[name] - share[name], tie[name]))
+    for name in order[: count - sum(quota.values())]:
+        quota[name] += 1
+    chosen = {id(row) for name in sorted(groups) for row in draw.sample(groups[name], quota[name])}
+    return [row for row in rows if id(row) in chosen]
+
+
+def draw_few_shot(train: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """The examples that few-shot prompts show: drawn once by seed, of different labels as far as there are."""
+    draw = random.Random(f"few-shot {seed}")
+    shuffled = draw.sample(list(train), len(train))
+    first: dict[str, Example] = {}
+    for example in shuffled:
+        first.setdefault(example.answer, example)
+    chosen = list(first.values())[:count]
+    chosen += [e for e in shuffled if not any(e is c for c in chosen)][: count - len(chosen)]
+    return chosen
+
+
+def with_shots(example: Example, shots: Sequence[Example]) -> Example:
+    """The example with solved ones before it, as turns of the same conversation."""
+    system = tuple(m for m in example.messages if m.role == "system")
+    turns = []
+    for shot in shots:
+        turns += [m for m in shot.messages if m.role != "system"] + [Message("assistant", shot.answer)]
+    own = tuple(m for m in example.messages if m.role != "system")
+    return dataclasses.replace(example, messages=(*system, *turns, *own))
+
+
+def records_to_examples(rows: Sequence[Row], prompt: PromptConfig, answer: str, labels: Sequence[str]) -> list[Example]:
+    """Rows to predict: the same prompts as in training; the answer column may be absent. Raises UserError."""
+    columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
+    write = prompt_writer(prompt, answer, columns, labels, rows[0].source if rows else "input")
+    return [Example(write(row), (), tuple(labels), row.source) for row in rows]

@@ -1,0 +1,193 @@
+"""The only place that loads a model or a tokenizer: hub id or folder, safetensors only, no code from the model."""
+
+import importlib.resources
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from loratory.config import BUILTIN, ModelConfig
+from loratory.errors import UserError
+from loratory.runs import sha256_of
+from loratory.world import World
+
+# What a model without a chat template is shown: the system text, the question, then "Answer:" on a line of its own.
+PLAIN_TEMPLATE = (
+    "{{ bos_token if bos_token is defined and bos_token else '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Answer:\n{{ message['content'] }}{{ eos_token }}\n\n"
+    "{% else %}{{ message['content'] }}\n\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Answer:\n{% endif %}"
+)
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model with what identifies it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """Hub id or absolute folder, as others can load it."""
+    revision: str | None
+    """Commit on the hub; None for a folder."""
+    weights_sha256: str
+    stop_ids: tuple[int, ...]
+    """Ids that end a generated answer by the model's own settings; rendering may add to them."""
+    plain_template: bool
+    """Whether the model had no chat template and got the plain one."""
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence in tokens that the model was made for."""
+        return context_length(self.model)
+
+
+def load_model(config: ModelConfig, world: World, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Loads model and tokenizer onto the world's device.
+
+    Raises UserError where the model is missing, gated, offline, stored as pickle, needs its own code, or is no
+    causal language model.
+    """
+    folder, revision = _find_files(config)
+    _check_weights(folder, config.name)
+    try:
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=dtype or world.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library raises OSError, ValueError, KeyError, RuntimeError for broken files
+        raise _explain(error, config.name) from error
+    _check_loaded(model, tokenizer, report, config.name)
+    plain = not tokenizer.chat_template
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    model.to(world.device)
+    model.eval()
+    name = str(folder.resolve()) if config.name == BUILTIN or Path(config.name).is_dir() else config.name
+    digest = sha256_of(sorted(folder.glob("*.safetensors")))
+    return LoadedModel(model, tokenizer, name, revision, digest, _stop_ids(folder, model, tokenizer), plain)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """``max_position_embeddings`` in tokens, or a very large number for models that state none."""
+    settings = model.config.get_text_config()
+    return int(getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None) or 2**31)
+
+
+def builtin_folder() -> Path:
+    """The folder of the package's own demonstration model."""
+    return Path(str(importlib.resources.files("loratory") / "builtin" / "model"))
+
+
+def _find_files(config: ModelConfig) -> tuple[Path, str | None]:
+    """The folder with the model's files, fetched from the hub if need be, and the commit."""
+    if config.name == BUILTIN:
+        return builtin_folder(), None
+    folder = Path(config.name)
+    if folder.is_dir():
+        return folder, None
+    if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1 or not config.name.strip():
+        raise UserError("Model folder not found", "[model] name", "a folder or a hub id", config.name)
+    where = f"[model] name = {config.name!r}"
+    try:
+        fetched = Path(snapshot_download(config.name, revision=config.revision, allow_patterns=FILES))
+    except GatedRepoError as error:
+        fix = "accept its terms on its page at the hub, then run: hf auth login"
+        raise UserError("The model is gated", where, fix=fix) from error
+    except RepositoryNotFoundError as error:
+        fix = "check the spelling; a private model needs: hf auth login"
+        raise UserError("The hub knows no such model", where, fix=fix) from error
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        raise UserError(
+            "The model is not on this machine and the hub cannot be reached",
+            where,
+            expected="a network, or a model that was fetched before, or a folder",
+            found=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
+            fix="connect, unset HF_HUB_OFFLINE, or give a folder that holds the model",
+        ) from error
+    except ValueError as error:
+        raise UserError("Not a valid model name", where, "a folder or a hub id", str(error).splitlines()[0]) from error
+    return fetched, fetched.name
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    if not (folder / "config.json").exists():
+        hint = "this is an adapter: give its base model" if (folder / "adapter_config.json").exists() else None
+        raise UserError("No model in this folder", name, expected="config.json and *.safetensors", fix=hint)
+    if list(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if pickles:
+        raise UserError(
+            "The model's weights are stored as pickle, which can run code when read",
+            name,
+            expected="*.safetensors",
+            found=", ".join(pickles[:3]),
+            fix="convert them to safetensors in a place where running that code does no harm",
+        )
+    raise UserError("The model has no weights", name, expected="*.safetensors")
+
+
+def _explain(error: Exception, name: str) -> UserError:
+    text = str(error)
+    first = text.splitlines()[0][:300] if text else type(error).__name__
+    if "trust_remote_code" in text or "custom code" in text:
+        fix = "choose a model whose architecture Transformers itself knows"
+        return UserError("The model needs code of its own, which is not run here", name, found=first, fix=fix)
+    if "Unrecognized configuration class" in text:
+        return UserError("Not a causal language model", name, found=first)
+    return UserError("The model cannot be loaded", name, found=f"{type(error).__name__}: {first}")
+
+
+def _check_loaded(model: PreTrainedModel, tokenizer: Any, report: dict, name: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "The model has no fast tokenizer", name, expected="a tokenizer.json", fix="choose another model"
+        )
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError("The weights are incomplete", name, found=f"missing: {missing}")
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if len(tokenizer) > rows:
+        raise UserError("The tokenizer has more tokens than the model", name, f"at most {rows}", str(len(tokenizer)))
+    if not torch.isfinite(model.get_input_embeddings().weight).all():  # type: ignore[union-attr]
+        raise UserError("The weights hold values that are no numbers", name)
+
+
+def _stop_ids(folder: Path, model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Union of the stop ids in generation_config.json, config.json and the tokenizer, sorted."""
+    found: set[int] = set()
+    settings = [model.config.get_text_config().eos_token_id, tokenizer.eos_token_id]
+    if (folder / "generation_config.json").exists():
+        settings.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    for ids in settings:
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file that someone else may have made. Raises UserError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("The file cannot be read", str(path), found=str(error)) from error
+    if not isinstance(value, dict):
+        raise UserError("The file must hold a JSON object", str(path))
+    return value

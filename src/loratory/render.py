@@ -1,0 +1,324 @@
+"""Example -> TokenizedExample. The only caller of the chat template: training and inference get the same bytes.
+
+T: tokens of one sequence.
+"""
+
+import dataclasses
+import datetime
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import numpy as np
+from jaxtyping import Float32, Int64
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from loratory.config import PromptConfig, nearest
+from loratory.errors import UserError
+from loratory.examples import Example, Message
+
+# Text that no template produces by itself, to find where a template puts what it is given.
+PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
+# What Transformers itself hands to every template; not a person's to set.
+RESERVED = {
+    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
+    "bos_token", "eos_token", "pad_token", "unk_token", "strftime_now", "raise_exception",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One sequence to train on or to score: prompt, answer, end."""
+
+    token_ids: Int64[np.ndarray, "T"]
+    loss_weights: Float32[np.ndarray, "T"]
+    """0 on what is not trained."""
+    text: str
+    char_spans: Int64[np.ndarray, "T 2"]
+    """The characters of ``text`` that each token stands for."""
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Renderer:
+    """A tokenizer with everything that decides the bytes."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template_kwargs: Mapping[str, Any]
+    date: str
+    """The day that a template with a date shows, YYYY-MM-DD."""
+    ending: tuple[int, ...]
+    """The tokens after an answer, trained; the last one stops generation."""
+    stop_ids: tuple[int, ...]
+    """Generation stops on any of these."""
+    note: str
+    """How the ending was found."""
+
+    @functools.cached_property
+    def ending_text(self) -> str:
+        return self.tokenizer.decode(list(self.ending), skip_special_tokens=False)
+
+    @functools.cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts that the tokenizer cuts out before anything else, longest first."""
+        return tuple(sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))
+
+    @functools.lru_cache(maxsize=10_000)  # noqa: B019 - one Renderer lives as long as a run
+    def tail_answer_ids(self, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Ids of ``tail``, and those of ``answer`` after it or None where the two merge into one token."""
+        alone, both = self.encode(tail)[0], self.encode(tail + answer)[0]
+        if both[: len(alone)].tolist() != alone.tolist():
+            return tuple(alone.tolist()), None
+        return tuple(alone.tolist()), tuple(both[len(alone) :].tolist())
+
+    def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
+        """Ids and character spans of a rendered text; the template has put the special tokens in already."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        return np.array(found["input_ids"], dtype=np.int64), spans
+
+
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], prompt: PromptConfig, where: str = "task file"
+) -> Renderer:
+    """Checks template and arguments on a probe conversation and finds the ending. Raises UserError.
+
+    The ending is what the template puts after an answer, up to and including the first of the model's stop ids; else
+    up to and including the first special token, which joins the stop ids; else the tokenizer's end-of-sequence token.
+    """
+    date = datetime.date.today().isoformat() if prompt.date == "auto" else prompt.date
+    try:
+        day = datetime.datetime.strptime(date, "%Y-%m-%d")
+    except ValueError as error:
+        raise UserError("prompt.date is no date", where, "YYYY-MM-DD or auto", repr(date)) from error
+    source = template_source(tokenizer)
+    _check_template_kwargs(source, prompt.template_kwargs, where)
+    # Templates ask strftime_now for today; a run must show the same day whenever it is used again.
+    frozen: dict[str, Any] = {"strftime_now": day.strftime} if "strftime_now" in source else {}
+    renderer = Renderer(tokenizer, {**prompt.template_kwargs, **frozen}, date, (), tuple(stop_ids), "")
+    _check_user_is_shown(renderer)
+    return _with_ending(renderer)
+
+
+def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the chat template. Raises UserError where the tokenizer has none."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise UserError("The tokenizer has no chat template", getattr(tokenizer, "name_or_path", None))
+    return template
+
+
+def _check_template_kwargs(source: str, arguments: Mapping[str, Any], where: str) -> None:
+    """Templates ignore arguments that they do not know, silently; so a misspelt one is found here."""
+    if not arguments:
+        return
+    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        known = jinja2.meta.find_undeclared_variables(environment.parse(plain)) - RESERVED
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError("The chat template is malformed", found=str(error)) from error
+    for name in arguments:
+        if name not in known:
+            fix = nearest(name, known) or f"it knows: {', '.join(sorted(known)) or 'none'}"
+            raise UserError(
+                f"The chat template knows no argument {name!r}", f"{where}, prompt.template_kwargs", fix=fix
+            )
+
+
+def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool) -> str:
+    """The chat template's text for the messages; ``prompt``: ending where the answer begins. Raises UserError."""
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        text = renderer.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=prompt, **renderer.template_kwargs
+        )
+    except (jinja2.TemplateError, TypeError) as error:
+        has_system = any(t["role"] == "system" for t in turns)
+        fix = "put the system text into [prompt] user" if has_system else None
+        raise UserError("The chat template refuses these messages", found=str(error)[:300], fix=fix) from error
+    assert isinstance(text, str)
+    return text
+
+
+def _check_user_is_shown(renderer: Renderer) -> None:
+    text = apply_template(renderer, [Message("user", PROBE["user"])], prompt=True)
+    if PROBE["user"] not in text:
+        raise UserError(
+            "The chat template does not show the user's text", found=repr(text[:200]), fix="choose another model"
+        )
+
+
+def check_system_is_shown(renderer: Renderer) -> None:
+    """Raises UserError where the template refuses system messages or drops them."""
+    probe = [Message("system", PROBE["system"]), Message("user", PROBE["user"])]
+    if PROBE["system"] not in apply_template(renderer, probe, prompt=True):
+        raise UserError("The chat template drops the system message", fix="put its text into [prompt] user")
+
+
+def _with_ending(renderer: Renderer) -> Renderer:
+    turns = [Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])]
+    _, found, tail = apply_template(renderer, turns, prompt=False).rpartition(PROBE["assistant"])
+    ids = renderer.encode(tail)[0].tolist() if found else []
+    special = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
+    for stops, note in (
+        (set(renderer.stop_ids), "the template's own stop token"),
+        (special, "the template's special token after an answer, added to the stop ids"),
+    ):
+        for end, token_id in enumerate(ids, 1):
+            if token_id in stops:
+                stop_ids = tuple(sorted({*renderer.stop_ids, token_id}))
+                return dataclasses.replace(renderer, ending=tuple(ids[:end]), stop_ids=stop_ids, note=note)
+    eos = renderer.tokenizer.eos_token_id
+    if eos is None:
+        raise UserError(
+            "Neither the chat template nor the tokenizer says how an answer ends", fix="choose another model"
+        )
+    stop_ids = tuple(sorted({*renderer.stop_ids, eos}))
+    note = "the tokenizer's end-of-sequence token, because the template puts no stop after an answer"
+    return dataclasses.replace(renderer, ending=(eos,), stop_ids=stop_ids, note=note)
+
+
+# ---- sequences -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """The bytes that inference sees."""
+
+    text: str
+    token_ids: Int64[np.ndarray, "T"]
+    char_spans: Int64[np.ndarray, "T 2"]
+    tail: str | None
+    """From the last special token on: tokenized independently of what stands before it. None without one."""
+
+
+def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str = "") -> RenderedPrompt:
+    """Text and ids up to where the answer begins. Raises UserError (two beginning-of-sequence tokens)."""
+    text = apply_template(renderer, messages, prompt=True)
+    ids, spans = renderer.encode(text)
+    bos = renderer.tokenizer.bos_token_id
+    if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+        raise UserError("The chat template begins with two beginning-of-sequence tokens", source or None)
+    start = max((text.rfind(special) for special in renderer.special_texts), default=-1)
+    return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None)
+
+
+def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> tuple[list[int], bool]:
+    """The ids that follow the prompt: answer and ending; and whether the answer was tokenized in context.
+
+    In context means: encode(prompt + answer) begins with the prompt's ids, and the rest is the answer. Where the
+    tokenizer would merge the two, the answer is tokenized alone, because inference sees the prompt's ids and no others.
+    """
+    if prompt.tail is None:
+        both = renderer.encode(prompt.text + answer)[0]
+        merged = both[: len(prompt.token_ids)].tolist() != prompt.token_ids.tolist()
+        ids = None if merged else both[len(prompt.token_ids) :].tolist()
+    else:
+        tail_ids, ids = renderer.tail_answer_ids(prompt.tail, answer)
+        if prompt.token_ids[-len(tail_ids) :].tolist() != list(tail_ids):
+            ids = None
+    in_context = ids is not None and len(ids) > 0
+    answer_ids = list(ids) if ids else renderer.encode(answer)[0].tolist()
+    return answer_ids + list(renderer.ending), in_context
+
+
+def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
+    """One sequence for each assistant turn, the final answer included, each rendered as inference at that turn sees it.
+
+    Raises UserError for a turn without a trained token.
+    """
+    turns = [*example.messages, Message("assistant", example.answer)]
+    sequences = []
+    for i, turn in enumerate(turns):
+        if turn.role == "assistant":
+            prompt = render_prompt(turns[:i], renderer, example.source)
+            sequences.append(join(prompt, turn.content.strip(), renderer, example.source))
+    return sequences
+
+
+def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -> TokenizedExample:
+    """Prompt, answer and ending as one sequence; answer and ending have weight 1. Raises UserError if nothing would."""
+    completion, _ = completion_ids(prompt, answer, renderer)
+    if len(completion) == len(renderer.ending):
+        raise UserError("The answer has no tokens, so nothing would be trained", source, found=repr(answer))
+    text = prompt.text + answer + renderer.ending_text
+    spans = _completion_spans(completion, len(prompt.text), renderer)
+    return TokenizedExample(
+        np.concatenate([prompt.token_ids, np.array(completion, dtype=np.int64)]),
+        np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt.token_ids), len(completion)]),
+        text,
+        np.concatenate([prompt.char_spans, spans]),
+        source,
+    )
+
+
+def _completion_spans(completion: list[int], start: int, renderer: Renderer) -> Int64[np.ndarray, "C 2"]:
+    """Where each of the completion's C tokens stands in the text, by decoding ever longer parts of it."""
+    decode: Callable[..., Any] = renderer.tokenizer.decode
+    lengths = [len(decode(completion[:n], clean_up_tokenization_spaces=False)) for n in range(len(completion) + 1)]
+    ends = np.array(lengths, dtype=np.int64)
+    return start + np.stack([ends[:-1], ends[1:]], axis=1)
+
+
+# ---- length ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Examples that fit the context, and what was done to make them."""
+
+    examples: tuple[Example, ...]
+    dropped: int
+    cut: int
+
+
+def example_length(example: Example, renderer: Renderer) -> int:
+    """Tokens of the prompt with the longest of the answers that may follow it, ending included."""
+    prompt = render_prompt(example.messages, renderer, example.source)
+    answers = example.candidates or example.answers
+    return len(prompt.token_ids) + max((len(completion_ids(prompt, a, renderer)[0]) for a in answers), default=0)
+
+
+def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, overlong: str) -> Fitted:
+    """Applies the setting ``overlong`` to examples of more than ``limit`` tokens. Raises UserError if it is "error"."""
+    lengths = [example_length(example, renderer) for example in examples]
+    long = [i for i, length in enumerate(lengths) if length > limit]
+    if long and overlong == "error":
+        worst = max(long, key=lambda i: lengths[i])
+        raise UserError(
+            f"{len(long)} of {len(examples)} examples are longer than the model's context",
+            examples[worst].source,
+            expected=f"at most {limit} tokens with the answer",
+            found=f"{lengths[worst]} tokens here, the longest",
+            fix='set [data] overlong = "cut_prompt" or "drop", or shorten the prompt',
+        )
+    if overlong == "drop":
+        return Fitted(tuple(e for i, e in enumerate(examples) if lengths[i] <= limit), len(long), 0)
+    cut = {i: _cut_prompt(examples[i], lengths[i] - limit, renderer, limit) for i in long}
+    return Fitted(tuple(cut.get(i, e) for i, e in enumerate(examples)), 0, len(cut))
+
+
+def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -> Example:
+    """Shortens the end of the last user message until the example fits. Raises UserError if nothing would be left."""
+    last = max(i for i, m in enumerate(example.messages) if m.role == "user")
+    content = example.messages[last].content
+    spans = renderer.encode(content)[1]
+    keep = len(spans) - excess
+    while keep > 0:
+        shorter = dataclasses.replace(example.messages[last], content=content[: spans[keep - 1][1]].rstrip())
+        messages = (*example.messages[:last], shorter, *example.messages[last + 1 :])
+        candidate = dataclasses.replace(example, messages=messages)
+        over = example_length(candidate, renderer) - limit
+        if over <= 0:
+            return candidate
+        keep -= over
+    raise UserError(
+        "The prompt does not fit the model's context even without the row's text", example.source, f"{limit} tokens"
+    )

@@ -1,0 +1,151 @@
+"""The run directory: settings as resolved, what the data and the machine were, and an append-only log."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from loratory.config import Config, config_from_dict, config_to_dict
+from loratory.errors import UserError
+
+PACKAGES = ("loratory", "torch", "transformers", "peft", "tokenizers", "datasets", "safetensors", "scikit-learn")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing: a temporary file beside it, flushed to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes ``path`` (replacing it) when the block ends well, and vanishes else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """One hash over the bytes of the files, in the order given."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def append_metric(run: Path, event: str, **values: Any) -> None:
+    """Adds one line to metrics.jsonl. The log is only ever appended to."""
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"event": event, **values}) + "\n")
+
+
+def start_run(config: Config, overwrite: bool) -> tuple[Path, bool]:
+    """Makes the run directory, or finds the unfinished run of the same settings in it. Returns it and "is resumed".
+
+    Raises UserError when the folder holds something else: a finished run, other settings, or no run at all.
+    """
+    run = Path(config.run.out)
+    if run.exists() and not run.is_dir():
+        raise UserError("The run directory is a file", str(run), fix="choose another [run] out")
+    if run.exists() and any(run.iterdir()):
+        if not (run / "config.toml").exists():
+            raise UserError("The run directory holds other files", str(run), fix="choose another [run] out")
+        if overwrite:
+            shutil.rmtree(run)
+        else:
+            _check_resumable(run, config)
+            return run, True
+    return run, False
+
+
+def _check_resumable(run: Path, config: Config) -> None:
+    fix = "choose another [run] out, or add --overwrite to replace it"
+    asked = json.loads((run / "asked.json").read_text()) if (run / "asked.json").exists() else None
+    if (run / "report.json").exists():
+        raise UserError("This run is finished already", str(run), fix=f"open {run / 'report.html'}; or {fix}")
+    if asked != config_to_dict(config):
+        raise UserError("The run directory holds a run with other settings", str(run), fix=fix)
+
+
+def write_config(run: Path, config: Config) -> None:
+    write_text(run / "config.toml", tomli_w.dumps(config_to_dict(config)))
+
+
+def read_config(run: Path) -> Config:
+    """The settings of a run, as resolved. Raises UserError if the folder is no run."""
+    path = run / "config.toml"
+    if not path.exists():
+        raise UserError("Not a run directory", str(run), expected="a folder with a config.toml")
+    return config_from_dict(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what decides the numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> str | None:
+    """Commit of the checkout that holds ``folder``, with "+changes" if files differ from it; None outside of git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,130 @@
+"""The training loop: arithmetic only. Whoever drives it prints, saves and evaluates."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from loratory.attention import Layout, prepared
+from loratory.batches import Batch, micro_batches, step_examples, steps_per_epoch
+from loratory.config import TrainConfig
+from loratory.loss import LossSum, batch_loss, batch_weight
+from loratory.optim import learning_rate_at, trainable_parameters
+from loratory.render import TokenizedExample
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps done so far, this one included."""
+    steps: int
+    epoch: float
+    loss: float
+    """Mean cross-entropy a trained token, in nats, before the update."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Tokens of the step's sequences."""
+    unique_tokens: int
+    """Tokens computed: each shared prefix once."""
+    seconds: float
+
+
+def total_steps(examples: int, settings: TrainConfig) -> int:
+    """Optimizer steps of the whole training."""
+    return settings.epochs * steps_per_epoch(examples, settings.batch_size)
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Sequence[TokenizedExample]],
+    optimizer: torch.optim.Optimizer,
+    settings: TrainConfig,
+    peak_learning_rate: float,
+    layout: Layout,
+    first_step: int = 0,
+) -> Iterator[StepResult]:
+    """Trains, one optimizer step a result. ``examples``: the sequences of each example.
+
+    The state after ``first_step`` steps must be in model and optimizer (see checkpoint.py); what follows then equals
+    an uninterrupted run.
+    """
+    steps = total_steps(len(examples), settings)
+    device = next(model.parameters()).device
+    set_training(model)
+    schedule = step_examples(len(examples), settings.batch_size, settings.seed, first_step, steps)
+    for step, indices in enumerate(schedule, first_step):
+        started = time.perf_counter()
+        sequences = [sequence for i in indices for sequence in examples[i]]
+        batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, layout.share)]
+        rate = learning_rate_at(step, steps, peak_learning_rate, settings.schedule, settings.warmup)
+        loss, grad_norm = optimizer_step(model, optimizer, batches, layout, rate, settings.max_grad_norm)
+        yield StepResult(
+            step=step + 1,
+            steps=steps,
+            epoch=(step + 1) / steps * settings.epochs,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens=sum(len(s.token_ids) for s in sequences),
+            unique_tokens=sum(len(b.token_ids_T) for b in batches),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    layout: Layout,
+    learning_rate: float,
+    max_grad_norm: float,
+) -> tuple[float, float]:
+    """One update from the mean loss over all targets of all micro-batches. Returns that loss and the gradient's norm.
+
+    Each micro-batch contributes its sum divided by the weight of the whole step, so that how the step is cut into
+    micro-batches does not change its gradient.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    weight = sum(batch_weight(batch) for batch in batches)
+    loss = 0.0
+    with prepared(model, layout):
+        for batch in batches:
+            part = batch_loss(model, batch, layout).total / weight
+            part.backward()
+            loss += part.item()
+    parameters = list(trainable_parameters(model).values())
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return loss, float(grad_norm)
+
+
+def set_training(model: nn.Module) -> None:
+    """Base model as in inference, so that its dropouts are 0; dropout of the adapter's branches on."""
+    model.eval()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" in name:
+            module.train()
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, examples: Sequence[Sequence[TokenizedExample]], layout: Layout, token_budget: int
+) -> float:
+    """Mean cross-entropy a trained token, in nats, over all examples; nothing is trained."""
+    model.eval()
+    device = next(model.parameters()).device
+    sequences = [sequence for group in examples for sequence in group]
+    with prepared(model, layout):
+        sums: list[LossSum] = [
+            batch_loss(model, batch.to(device), layout)
+            for batch in micro_batches(sequences, token_budget, layout.share)
+        ]
+    return sum(float(s.total) for s in sums) / sum(s.weight for s in sums)

@@ -1,0 +1,143 @@
+"""The machine: device, number format, threads, memory, and the signal that interrupts. The one place that asks.
+
+One process for now; whoever needs a rank or a collective asks here, so that several processes change this file alone.
+"""
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from loratory.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the arithmetic happens. ``why`` says in one sentence why this device and this number format."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    why: str
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def resolve_world(device: str, dtype: str, threads: int) -> World:
+    """Turns the settings ``auto``/``auto``/0 into what this machine does best, and sets PyTorch's thread count.
+
+    bfloat16 on a CPU is chosen only where a timed matrix product shows that it pays: without AMX, AVX512-BF16 or
+    Arm's BF16 it is many times slower than float32.
+
+    Raises UserError for a device that is not there.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    chosen, why = _device(device)
+    if dtype != "auto":
+        return World(chosen, DTYPES[dtype], torch.get_num_threads(), f"{why}; {dtype} as the settings say")
+    number_format, reason = _probe_dtype(chosen)
+    return World(chosen, number_format, torch.get_num_threads(), f"{why}; {reason}")
+
+
+def _device(name: str) -> tuple[torch.device, str]:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"GPU found ({torch.cuda.get_device_name()})"
+        return torch.device("cpu"), "no GPU found, so the CPU"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "No CUDA device on this machine",
+            where="[model] device",
+            expected="auto or cpu",
+            found=name,
+            fix="remove the key, or install a PyTorch built for this GPU",
+        )
+    try:
+        return torch.device(name), f"{name} as the settings say"
+    except RuntimeError as error:
+        raise UserError("Unknown device", "[model] device", "auto, cpu, cuda or cuda:N", name) from error
+
+
+def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "bfloat16, which this GPU supports"
+        return torch.float32, "float32, because this GPU has no bfloat16"
+    single, half = (_matmul_seconds(t) for t in (torch.float32, torch.bfloat16))
+    measured = f"a bfloat16 matrix product takes {half / single:.2g} times as long as a float32 one here"
+    if half * 1.5 < single:
+        return torch.bfloat16, f"bfloat16, because {measured}"
+    return torch.float32, f"float32, because {measured}"
+
+
+def _matmul_seconds(dtype: torch.dtype, size: int = 384) -> float:
+    """The fastest of three products of size x size matrices, in seconds."""
+    a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    torch.mm(a, b)  # the first call sets up the kernel
+
+    def once() -> float:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(3))
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held so far: resident memory, or the GPU's where one is used."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(world: World) -> dict:
+    """What a later reader needs to know about the machine; equal values promise equal bytes."""
+    return {
+        "device": str(world.device),
+        "dtype": world.dtype_name,
+        "threads": world.threads,
+        "why": world.why,
+        "cpu": f"{platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})",
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+@contextmanager
+def interrupt_requested() -> Iterator[Callable[[], bool]]:
+    """While open, the first Ctrl-C only sets a flag, which the yielded function reads; the second one interrupts.
+
+    Signals can be handled in the main thread alone; elsewhere the flag stays False.
+    """
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen.is_set
+        return
+
+    def first(_signal, _frame):
+        seen.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
