@@ -190,7 +190,7 @@ def target_logits(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float
 
 
 def tree_forward(model: nn.Module, batch: Batch, called: list[int] | None = None, **arguments: Any) -> Any:
-    """The model's output for a token tree; ``model`` must be prepared. ``called`` collects the layers that took part."""
+    """The model's output for a token tree; ``model`` must be prepared. ``called`` collects the layers taking part."""
     token = _CALL.set(TreeCall(batch, [] if called is None else called))
     try:
         # The mask of ones says that nothing is padded; without any, the library would look for packed sequences.
@@ -221,7 +221,7 @@ def _rectangles(batch: Batch, rows_U: Tensor, one_by_one: bool) -> Iterator[tupl
         yield arguments, owner_U[wanted] - group[0], column
 
 
-# ---- is it right for this model? ---------------------------------------------------------------------------------------
+# ---- is it right for this model? -------------------------------------------------------------------------------------
 
 
 class Mismatch(Exception):
@@ -333,6 +333,7 @@ def _leaf_rows(batch: Batch) -> list[int]:
 def _first_layers(model: PreTrainedModel) -> PreTrainedModel:
     """A float32 copy (float64 stays) of the model's body with as few layers as cover every layer type, at least two."""
     body = model.base_model
+    assert isinstance(body, PreTrainedModel)
     config = copy.deepcopy(body.config)
     settings = config.get_text_config()
     count = settings.num_hidden_layers
@@ -345,7 +346,9 @@ def _first_layers(model: PreTrainedModel) -> PreTrainedModel:
     dtype = torch.promote_types(body.dtype, torch.float32)
     config._attn_implementation = model.config._attn_implementation
     with torch.random.fork_rng():  # the first weights are drawn and replaced; nobody else's draws may move
-        twin = type(body)(config).to(dtype=dtype, device=body.device).eval()
+        twin = type(body)(config)
+    twin.to(dtype=dtype, device=body.device)  # type: ignore[call-arg]
+    twin.eval()
     wanted = twin.state_dict()
     found = {name: tensor.to(dtype) for name, tensor in body.state_dict().items() if name in wanted}
     twin.load_state_dict(found)

@@ -58,12 +58,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Split:
-    """The three sets of a run, and the label names in sorted order."""
+    """The three sets of a run, the label names in sorted order, and the prompt with its default filled in."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     labels: tuple[str, ...]
+    prompt: PromptConfig
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -211,32 +212,42 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     )
 
 
-def prompt_writer(prompt: PromptConfig, answer: str, columns: Sequence[str], labels: Sequence[str], where: str):
+def default_user_prompt(columns: Sequence[str], answer: str) -> str:
+    """Every column but the answer, one a line."""
+    return "\n".join(f"{_escape(c)}: {{{c}}}" for c in columns if c != answer)
+
+
+def prompt_writer(
+    prompt: PromptConfig, answer: str, columns: Sequence[str], labels: Sequence[str], where: str
+) -> Callable[[Row], tuple[Message, ...]]:
     """Returns the function Row -> messages. Raises UserError for a placeholder that is no column of the data."""
-    for key, template in (("system", prompt.system), ("user", prompt.user)):
-        for name in placeholders(template or "", f"{where}, prompt.{key}"):
-            if name != LABELS and name not in columns:
-                fix = nearest(name, columns) or f"columns: {', '.join(columns)}"
-                raise UserError(f"The placeholder {{{name}}} has no column", f"{where}, prompt.{key}", fix=fix)
-            if name == answer:
-                raise UserError("The prompt shows the answer", f"{where}, prompt.{key}", found=f"{{{name}}}")
-    shown = [c for c in columns if c != answer]
-    user = prompt.user if prompt.user is not None else "\n".join(f"{_escape(c)}: {{{c}}}" for c in shown)
-    if prompt.user is None:
-        placeholders(user, f"{where}, the column names")  # a column such as "a.b" needs a written prompt
-    templates = [("system", prompt.system)] if prompt.system is not None else []
-    templates.append(("user", user))
+    templates = [("system", prompt.system), ("user", prompt.user or default_user_prompt(columns, answer))]
+    parts = [(role, template) for role, template in templates if template is not None]
+    names = {name for role, template in parts for name in _checked(template, role, answer, columns, where)}
 
     def write(row: Row) -> tuple[Message, ...]:
-        values = {LABELS: ", ".join(labels)}
-        values.update({c: _text(row.values[c]) for c in columns if c in row.values and c != answer})
-        for _, template in templates:
-            for name in placeholders(template, where):
-                if name not in values:
-                    raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(row.values))
-        return tuple(Message(role, fill(template, values)) for role, template in templates)
+        values = {name: ", ".join(labels) if name == LABELS else _cell(row, name) for name in names}
+        return tuple(Message(role, fill(template, values)) for role, template in parts)
 
     return write
+
+
+def _checked(template: str, role: str, answer: str, columns: Sequence[str], where: str) -> list[str]:
+    place = f"{where}, prompt.{role}"
+    names = placeholders(template, place)
+    for name in names:
+        if name == answer:
+            raise UserError("The prompt shows the answer", place, found=f"{{{name}}}")
+        if name != LABELS and name not in columns:
+            fix = nearest(name, columns) or f"columns: {', '.join(columns)}"
+            raise UserError(f"The placeholder {{{name}}} has no column", place, fix=fix)
+    return names
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.values:
+        raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(map(str, row.values)))
+    return _text(row.values[name])
 
 
 def _escape(text: str) -> str:
@@ -323,6 +334,7 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
                 fix=nearest(label(row), labels),
             )
     columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
+    prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer))
     write = prompt_writer(prompt, data.answer, columns, labels, where)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
@@ -334,6 +346,7 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
         examples(validation, data.limit_validation, "limit validation"),
         examples(test, data.limit_test, "limit test"),
         tuple(labels),
+        prompt,
     )
 
 

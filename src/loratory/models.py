@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import BUILTIN, ModelConfig
@@ -35,60 +42,82 @@ class LoadedModel:
     """A base model with what identifies it."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    text: "LoadedTokenizer"
     name: str
     """Hub id or absolute folder, as others can load it."""
     revision: str | None
     """Commit on the hub; None for a folder."""
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """What rendering needs of a model, without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     """Ids that end a generated answer by the model's own settings; rendering may add to them."""
     plain_template: bool
     """Whether the model had no chat template and got the plain one."""
-
-    @property
-    def max_length(self) -> int:
-        """The longest sequence in tokens that the model was made for."""
-        return context_length(self.model)
+    max_length: int
+    """The longest sequence in tokens that the model was made for."""
 
 
-def load_model(config: ModelConfig, world: World, dtype: torch.dtype | None = None) -> LoadedModel:
+def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
+    """Loads the tokenizer alone. Raises UserError as load_model does."""
+    folder, _ = find_files(config)
+    return _load_tokenizer(folder, config.name)
+
+
+def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
+    try:
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the library raises OSError, ValueError, KeyError, RuntimeError for broken files
+        raise _explain(error, name) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "The model has no fast tokenizer", name, expected="a tokenizer.json", fix="choose another model"
+        )
+    plain = not tokenizer.chat_template
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    text = settings.get_text_config()
+    return LoadedTokenizer(tokenizer, _stop_ids(folder, text, tokenizer), plain, context_length(text))
+
+
+def load_model(config: ModelConfig, world: World) -> LoadedModel:
     """Loads model and tokenizer onto the world's device.
 
     Raises UserError where the model is missing, gated, offline, stored as pickle, needs its own code, or is no
     causal language model.
     """
-    folder, revision = _find_files(config)
+    folder, revision = find_files(config)
     _check_weights(folder, config.name)
+    text = _load_tokenizer(folder, config.name)
     try:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=settings,
-            dtype=dtype or world.dtype,
+            dtype=world.dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # the library raises OSError, ValueError, KeyError, RuntimeError for broken files
+    except Exception as error:
         raise _explain(error, config.name) from error
-    _check_loaded(model, tokenizer, report, config.name)
-    plain = not tokenizer.chat_template
-    if plain:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    model, report = loaded
+    _check_loaded(model, text.tokenizer, report, config.name)
     model.to(world.device)
     model.eval()
-    name = str(folder.resolve()) if config.name == BUILTIN or Path(config.name).is_dir() else config.name
-    digest = sha256_of(sorted(folder.glob("*.safetensors")))
-    return LoadedModel(model, tokenizer, name, revision, digest, _stop_ids(folder, model, tokenizer), plain)
+    local = config.name == BUILTIN or Path(config.name).is_dir()
+    name = str(folder.resolve()) if local else config.name
+    return LoadedModel(model, text, name, revision, sha256_of(sorted(folder.glob("*.safetensors"))))
 
 
-def context_length(model: PreTrainedModel) -> int:
+def context_length(settings: PretrainedConfig) -> int:
     """``max_position_embeddings`` in tokens, or a very large number for models that state none."""
-    settings = model.config.get_text_config()
-    return int(getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None) or 2**31)
+    return int(getattr(settings, "max_position_embeddings", None) or 2**31)
 
 
 def builtin_folder() -> Path:
@@ -96,7 +125,7 @@ def builtin_folder() -> Path:
     return Path(str(importlib.resources.files("loratory") / "builtin" / "model"))
 
 
-def _find_files(config: ModelConfig) -> tuple[Path, str | None]:
+def find_files(config: ModelConfig) -> tuple[Path, str | None]:
     """The folder with the model's files, fetched from the hub if need be, and the commit."""
     if config.name == BUILTIN:
         return builtin_folder(), None
@@ -171,13 +200,13 @@ def _check_loaded(model: PreTrainedModel, tokenizer: Any, report: dict, name: st
         raise UserError("The weights hold values that are no numbers", name)
 
 
-def _stop_ids(folder: Path, model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+def _stop_ids(folder: Path, settings: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Union of the stop ids in generation_config.json, config.json and the tokenizer, sorted."""
-    found: set[int] = set()
-    settings = [model.config.get_text_config().eos_token_id, tokenizer.eos_token_id]
+    stops = [settings.eos_token_id, tokenizer.eos_token_id]
     if (folder / "generation_config.json").exists():
-        settings.append(GenerationConfig.from_pretrained(folder).eos_token_id)
-    for ids in settings:
+        stops.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    found: set[int] = set()
+    for ids in stops:
         found.update([ids] if isinstance(ids, int) else ids or [])
     return tuple(sorted(found))
 

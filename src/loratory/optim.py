@@ -26,7 +26,7 @@ def automatic_learning_rate(adapter: AdapterConfig, width: int) -> float:
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str, warmup: float) -> float:
-    """The rate of optimizer step ``step`` (from 0) of ``steps``: a linear rise to ``peak``, then the schedule's decay."""
+    """The rate of optimizer step ``step`` (from 0) of ``steps``: a linear rise to ``peak``, then the decay."""
     rising = math.ceil(steps * warmup)
     if step < rising:
         return peak * (step + 1) / (rising + 1)

@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,12 @@ class Renderer:
 
     @functools.cached_property
     def ending_text(self) -> str:
-        return self.tokenizer.decode(list(self.ending), skip_special_tokens=False)
+        return decode(self.tokenizer, self.ending)
 
     @functools.cached_property
     def special_texts(self) -> tuple[str, ...]:
         """Texts that the tokenizer cuts out before anything else, longest first."""
-        return tuple(sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))
+        return tuple(sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))  # type: ignore[operator]
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019 - one Renderer lives as long as a run
     def tail_answer_ids(self, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
@@ -75,11 +75,21 @@ class Renderer:
             return tuple(alone.tolist()), None
         return tuple(alone.tolist()), tuple(both[len(alone) :].tolist())
 
+    @functools.lru_cache(maxsize=10_000)  # noqa: B019
+    def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
+        """Characters that the first 0, 1, 2, ... of the tokens stand for."""
+        return [len(decode(self.tokenizer, token_ids[:n])) for n in range(len(token_ids) + 1)]
+
     def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
         """Ids and character spans of a rendered text; the template has put the special tokens in already."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         return np.array(found["input_ids"], dtype=np.int64), spans
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special: bool = False) -> str:
+    """The text of the ids."""
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
 
 
 def make_renderer(
@@ -176,7 +186,7 @@ def _with_ending(renderer: Renderer) -> Renderer:
                 stop_ids = tuple(sorted({*renderer.stop_ids, token_id}))
                 return dataclasses.replace(renderer, ending=tuple(ids[:end]), stop_ids=stop_ids, note=note)
     eos = renderer.tokenizer.eos_token_id
-    if eos is None:
+    if not isinstance(eos, int):
         raise UserError(
             "Neither the chat template nor the tokenizer says how an answer ends", fix="choose another model"
         )
@@ -249,7 +259,8 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
     if len(completion) == len(renderer.ending):
         raise UserError("The answer has no tokens, so nothing would be trained", source, found=repr(answer))
     text = prompt.text + answer + renderer.ending_text
-    spans = _completion_spans(completion, len(prompt.text), renderer)
+    ends = len(prompt.text) + np.array(renderer.text_lengths(tuple(completion)), dtype=np.int64)
+    spans = np.stack([ends[:-1], ends[1:]], axis=1)
     return TokenizedExample(
         np.concatenate([prompt.token_ids, np.array(completion, dtype=np.int64)]),
         np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt.token_ids), len(completion)]),
@@ -257,14 +268,6 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
         np.concatenate([prompt.char_spans, spans]),
         source,
     )
-
-
-def _completion_spans(completion: list[int], start: int, renderer: Renderer) -> Int64[np.ndarray, "C 2"]:
-    """Where each of the completion's C tokens stands in the text, by decoding ever longer parts of it."""
-    decode: Callable[..., Any] = renderer.tokenizer.decode
-    lengths = [len(decode(completion[:n], clean_up_tokenization_spaces=False)) for n in range(len(completion) + 1)]
-    ends = np.array(lengths, dtype=np.int64)
-    return start + np.stack([ends[:-1], ends[1:]], axis=1)
 
 
 # ---- length ----------------------------------------------------------------------------------------------------------

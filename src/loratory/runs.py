@@ -18,6 +18,7 @@ import tomli_w
 from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
 
+ASKED = "asked.json"
 PACKAGES = ("loratory", "torch", "transformers", "peft", "tokenizers", "datasets", "safetensors", "scikit-learn")
 
 
@@ -87,32 +88,60 @@ def append_metric(run: Path, event: str, **values: Any) -> None:
         file.write(json.dumps({"event": event, **values}) + "\n")
 
 
-def start_run(config: Config, overwrite: bool) -> tuple[Path, bool]:
-    """Makes the run directory, or finds the unfinished run of the same settings in it. Returns it and "is resumed".
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one torn by a crash is passed over."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (run / "metrics.jsonl").exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
-    Raises UserError when the folder holds something else: a finished run, other settings, or no run at all.
+
+def check_run(run: Path, config: Config, overwrite: bool) -> bool:
+    """Whether the folder holds an unfinished run of the same settings, to be continued.
+
+    Raises UserError when it holds something else: a finished run, other settings, or no run at all.
     """
-    run = Path(config.run.out)
     if run.exists() and not run.is_dir():
         raise UserError("The run directory is a file", str(run), fix="choose another [run] out")
-    if run.exists() and any(run.iterdir()):
-        if not (run / "config.toml").exists():
-            raise UserError("The run directory holds other files", str(run), fix="choose another [run] out")
-        if overwrite:
-            shutil.rmtree(run)
-        else:
-            _check_resumable(run, config)
-            return run, True
-    return run, False
-
-
-def _check_resumable(run: Path, config: Config) -> None:
+    if not run.exists() or not any(run.iterdir()):
+        return False
+    if not (run / "config.toml").exists():
+        raise UserError("The run directory holds other files", str(run), fix="choose another [run] out")
+    if overwrite:
+        return False
     fix = "choose another [run] out, or add --overwrite to replace it"
-    asked = json.loads((run / "asked.json").read_text()) if (run / "asked.json").exists() else None
     if (run / "report.json").exists():
         raise UserError("This run is finished already", str(run), fix=f"open {run / 'report.html'}; or {fix}")
+    asked = json.loads((run / ASKED).read_text()) if (run / ASKED).exists() else None
     if asked != config_to_dict(config):
         raise UserError("The run directory holds a run with other settings", str(run), fix=fix)
+    return True
+
+
+def create_run(run: Path, overwrite: bool) -> None:
+    """Makes the folder, empty; check_run has said that it may."""
+    if overwrite and run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+
+
+def file_records(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Path and hash of each data file; a hub name stands as it is."""
+    return [
+        {"path": name, "sha256": None if name.startswith("hub:") else sha256_of([Path(name)])} for name in names
+    ]  # fmt: skip
+
+
+def check_same_data(run: Path, record: dict[str, Any]) -> None:
+    """Raises UserError where the data changed since the run began."""
+    if json.loads((run / "data.json").read_text()) != record:
+        raise UserError(
+            "The data changed since this run began", str(run / "data.json"), fix="start anew with --overwrite"
+        )  # fmt: skip
 
 
 def write_config(run: Path, config: Config) -> None:

@@ -56,13 +56,13 @@ def train(
     """
     steps = total_steps(len(examples), settings)
     device = next(model.parameters()).device
-    set_training(model)
     schedule = step_examples(len(examples), settings.batch_size, settings.seed, first_step, steps)
     for step, indices in enumerate(schedule, first_step):
         started = time.perf_counter()
         sequences = [sequence for i in indices for sequence in examples[i]]
         batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, layout.share)]
         rate = learning_rate_at(step, steps, peak_learning_rate, settings.schedule, settings.warmup)
+        set_training(model)  # each time, because whoever drives the loop may evaluate in between
         loss, grad_norm = optimizer_step(model, optimizer, batches, layout, rate, settings.max_grad_norm)
         yield StepResult(
             step=step + 1,

@@ -1,0 +1,32 @@
+"""Loratory teaches a language model your task on your own machine and proves that it learned it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loratory.config import Config
+    from loratory.errors import UserError
+    from loratory.finetune import evaluate_run, finetune, train_only
+    from loratory.predict import Tuned, load
+
+__all__ = ["Config", "Tuned", "UserError", "evaluate_run", "finetune", "load", "train_only"]
+_HOMES = {
+    "Config": "config",
+    "UserError": "errors",
+    "finetune": "finetune",
+    "train_only": "finetune",
+    "evaluate_run": "finetune",
+    "load": "predict",
+    "Tuned": "predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use, so that the command line's help does not wait for PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loratory' has no attribute {name!r}")
+    from importlib import import_module
+
+    home = import_module(f"loratory.{_HOMES[name]}")
+    # Importing the module finetune puts the module under that name; the public name is the function.
+    globals().update({public: getattr(home, public) for public, place in _HOMES.items() if place == _HOMES[name]})
+    return globals()[name]

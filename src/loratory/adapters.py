@@ -1,0 +1,150 @@
+"""What trains and how it is kept: LoRA through PEFT, or the whole model. The only importer of peft."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from loratory.config import AdapterConfig
+from loratory.errors import UserError
+from loratory.models import LoadedModel, read_json
+from loratory.runs import whole_folder, write_json
+
+CARD = "loratory.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# A mixture's router and its fused experts are left alone by "all-linear".
+NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
+
+
+def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
+    """The model with what trains switched on: a fresh LoRA branch on its targets, or every parameter.
+
+    LoRA parameters are float32 whatever the base model's number format. Raises UserError for targets that the model
+    does not have.
+    """
+    if config.kind == "full":
+        return base.model.requires_grad_(True)
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        exclude_modules=_left_alone(base.model) if targets == "all-linear" else None,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base.name,
+        revision=base.revision,
+    )
+    _check_targets(base.model, targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(base.model, settings)
+    model.peft_config["default"].base_model_name_or_path = base.name
+    return model
+
+
+def _left_alone(model: nn.Module) -> str | None:
+    """The pattern of what "all-linear" leaves out, where the model has such modules."""
+    found = any(re.fullmatch(NOT_ADAPTED, name) for name, _ in model.named_modules())
+    return NOT_ADAPTED if found else None
+
+
+def _check_targets(model: nn.Module, targets: str | list[str]) -> None:
+    if isinstance(targets, str):
+        return
+    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}
+    for target in targets:
+        if target.rpartition(".")[2] not in linear:
+            raise UserError("The model has no such layer", "[adapter] targets", ", ".join(sorted(linear)), target)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
+
+
+def detach(model: nn.Module) -> PreTrainedModel:
+    """The base model without its adapter, as it was before."""
+    if isinstance(model, PeftModel):
+        return model.unload()  # type: ignore[operator]
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Trainable parameters and all parameters, those of the adapter included; shared ones count once."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+
+def save_trained(
+    model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], card: dict[str, Any]
+) -> None:
+    """Writes the adapter in PEFT's format (or the whole model), tokenizer, stop ids and card; complete or not at all.
+
+    The card is what PEFT does not know: base model's hash, prompt, labels, ending.
+    """
+    with whole_folder(folder) as temporary:
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(temporary), save_embedding_layers=False)
+            _check_size(temporary, model)
+        else:
+            assert isinstance(model, PreTrainedModel)
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+        GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad).save_pretrained(temporary)
+        write_json(temporary / CARD, card)
+
+
+def _check_size(folder: Path, model: PeftModel) -> None:
+    """An adapter holds its low-rank matrices and nothing else."""
+    expected = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    size = (folder / ADAPTER_WEIGHTS).stat().st_size
+    assert expected <= size <= expected + 1_000_000, f"the adapter file has {size} bytes, expected about {expected}"
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a saved adapter or model. Raises UserError where it is none of ours."""
+    if not (folder / CARD).exists():
+        raise UserError("Not an adapter made by Loratory", str(folder), expected=f"a folder with a {CARD}")
+    card = read_json(folder / CARD)
+    wanted = {"base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str}
+    for key, kind in wanted.items():
+        if not isinstance(card.get(key), kind):
+            raise UserError("The adapter's card is damaged", str(folder / CARD), expected=f"{key!r}: {kind.__name__}")
+    return card
+
+
+def load_trained(base: LoadedModel, folder: Path, force: bool = False) -> nn.Module:
+    """The base model with a saved LoRA adapter on it, for inference.
+
+    Raises UserError where the adapter is missing, stored as pickle, or was trained on other weights (unless ``force``).
+    """
+    card = read_card(folder)
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise UserError("The adapter has no safetensors weights", str(folder), expected=ADAPTER_WEIGHTS)
+    if card["base"].get("weights_sha256") != base.weights_sha256 and not force:
+        raise UserError(
+            "The adapter was trained on other weights of the base model",
+            str(folder),
+            expected=str(card["base"].get("weights_sha256"))[:12],
+            found=f"{base.weights_sha256[:12]} in {base.name}",
+            fix="load the base model of that revision, or add --force",
+        )
+    try:
+        model = PeftModel.from_pretrained(base.model, str(folder))
+    except Exception as error:  # damaged files fail in many ways
+        raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
+    return model.eval()
+
+
+def with_model(base: LoadedModel, model: PreTrainedModel) -> LoadedModel:
+    """The same identity around another model object."""
+    return dataclasses.replace(base, model=model)

@@ -1,0 +1,145 @@
+"""What a person would otherwise pick: a linear model on words, or on the frozen model's states.
+
+E: examples.  D: hidden size.  N: targets.
+"""
+
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from loratory.attention import Layout, prepared, tree_forward
+from loratory.batches import Batch, micro_batches
+from loratory.examples import Example
+from loratory.generate import Progress
+from loratory.models import LoadedModel
+from loratory.render import Renderer, TokenizedExample, render_prompt
+
+FOLDS = 5
+WORD_STRENGTHS = [1.0, 10.0, 100.0, 1000.0]
+STATE_STRENGTHS = [0.0001, 0.001, 0.01, 0.1, 1.0]
+
+Classifier = Callable[[Sequence[Example], Progress], list[dict[str, float]]]
+"""Probabilities of the labels for each example."""
+
+
+def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, str]:
+    """TF-IDF of words (1-2 grams) and characters (2-5 grams within words), logistic regression, C by cross-validation.
+
+    The text is the user message, the same that the language model reads. Returns the classifier and a note.
+    """
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    characters = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2, max_features=50_000
+    )
+    features = make_union(words, characters)
+    matrix = features.fit_transform([_text(e) for e in train])
+    model, note = _fit(make_pipeline(LogisticRegression(max_iter=300)), matrix, train, WORD_STRENGTHS, seed)
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
+        found = _probabilities(model, features.transform([_text(e) for e in examples]))
+        progress(len(examples), len(examples))
+        return found
+
+    return predict, note
+
+
+def embedding_classifier(
+    base: LoadedModel, renderer: Renderer, train: Sequence[Example], layout: Layout, token_budget: int, seed: int,
+    progress: Progress,
+) -> tuple[Classifier, str]:  # fmt: skip
+    """Logistic regression on the frozen model's last hidden states, averaged over the prompt's tokens."""
+
+    def features(examples: Sequence[Example], report: Progress) -> Float32[np.ndarray, "E D"]:
+        return mean_states(base, renderer, examples, layout, token_budget, report)
+
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    model, note = _fit(pipeline, features(train, progress), train, STATE_STRENGTHS, seed)
+
+    def predict(examples: Sequence[Example], report: Progress) -> list[dict[str, float]]:
+        return _probabilities(model, features(examples, report))
+
+    return predict, note
+
+
+def _text(example: Example) -> str:
+    return "\n".join(m.content for m in example.messages if m.role == "user")
+
+
+def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], strengths: list[float], seed: int):
+    """The pipeline fitted with the best C of ``strengths``, and a note that says which."""
+    labels = [e.answer for e in train]
+    folds = min(FOLDS, min(Counter(labels).values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a C that does not converge loses by its score
+        if len(set(labels)) < 2:
+            raise ValueError("a linear model needs two labels in the training examples")
+        if folds < 2:
+            strength = strengths[len(strengths) // 2]
+            pipeline.set_params(logisticregression__C=strength)
+            return pipeline.fit(matrix, labels), f"C = {strength:g}, too few examples a label for cross-validation"
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        search = GridSearchCV(pipeline, {"logisticregression__C": strengths}, cv=splits, scoring="accuracy")
+        search.fit(matrix, labels)
+    return search.best_estimator_, f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
+
+
+def _probabilities(model: Pipeline, matrix) -> list[dict[str, float]]:
+    names = [str(c) for c in model.classes_]
+    return [dict(zip(names, map(float, row), strict=True)) for row in model.predict_proba(matrix)]
+
+
+@torch.no_grad()
+def mean_states(
+    base: LoadedModel,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    layout: Layout,
+    token_budget: int,
+    progress: Progress,
+) -> Float32[np.ndarray, "E D"]:
+    """The model's last hidden states, averaged over each prompt's tokens but the last."""
+    sequences = [_as_targets(e, renderer) for e in examples]
+    width = base.model.config.get_text_config().hidden_size
+    totals = torch.zeros(len(examples), width, dtype=torch.float64)
+    counts = torch.zeros(len(examples), 1, dtype=torch.float64)
+    done = 0
+    body = base.model.base_model
+    with prepared(body, layout):
+        for batch in micro_batches(sequences, token_budget, layout.share):
+            states_ND = _target_states(body, batch.to(base.model.device), layout).double().cpu()
+            totals.index_add_(0, batch.target_sequence_N, states_ND)
+            counts.index_add_(0, batch.target_sequence_N, torch.ones(len(states_ND), 1, dtype=torch.float64))
+            done += len(batch.target_sequence_N.unique())
+            progress(done, len(examples))
+    return (totals / counts).float().numpy()
+
+
+def _as_targets(example: Example, renderer: Renderer) -> TokenizedExample:
+    """The prompt as a sequence all of whose tokens are targets, so that the batch names every row of its path."""
+    prompt = render_prompt(example.messages, renderer, example.source)
+    ones = np.ones(len(prompt.token_ids), dtype=np.float32)
+    return TokenizedExample(prompt.token_ids, ones, prompt.text, prompt.char_spans, example.source)
+
+
+def _target_states(body, batch: Batch, layout: Layout) -> Tensor:
+    """The hidden state of every target's row."""
+    if layout.kind == "tree":
+        return tree_forward(body, batch).last_hidden_state[0][batch.target_rows_N]
+    starts = [*(batch.position_ids_T == 0).nonzero()[:, 0].tolist(), len(batch.token_ids_T)]
+    rows = [
+        body(input_ids=batch.token_ids_T[a:b][None], use_cache=False).last_hidden_state[0]
+        for a, b in itertools.pairwise(starts)
+    ]
+    return torch.cat(rows)[batch.target_rows_N]

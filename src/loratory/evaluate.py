@@ -1,0 +1,193 @@
+"""One function that measures every system, before and after, on the same examples.
+
+A system is anything that answers examples: a prompted model, a scored label set, a linear model, the tuned model.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from loratory.attention import Layout
+from loratory.baselines import Classifier
+from loratory.examples import Example, with_shots
+from loratory.generate import Progress, generate
+from loratory.metrics import parse_label
+from loratory.render import Renderer, completion_ids, example_length, render_prompt
+from loratory.runs import write_json, write_json_lines
+from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
+
+SPARE_TOKENS = 8  # room for quotes, stars or a full stop around a free answer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A system's answer to one example."""
+
+    answer: str
+    """The label, or for a free answer that is no label the text as it came."""
+    log_probs: dict[str, float] | None
+    """Natural log-probability of each label as the model gives it; only where labels were scored."""
+    probabilities: dict[str, float] | None
+    """What the system reports after its rule; only where it gives probabilities."""
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that answers examples."""
+
+    predict: Callable[[Sequence[Example], Progress], list[Prediction]]
+    note: str | None
+    rule: Rule | None
+    """How it chooses among labels; None where it does not score them."""
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """What a system answered."""
+
+    name: str
+    note: str | None
+    rule: Rule | None
+    validation: tuple[Prediction, ...]
+    test: tuple[Prediction, ...]
+    seconds: float
+    """Making the system and both sets."""
+    seconds_per_example: float
+    """On the test set."""
+
+
+def evaluate(
+    name: str,
+    make: Callable[[Progress], System],
+    validation: Sequence[Example],
+    test: Sequence[Example],
+    progress: Progress,
+) -> EvalRecord:
+    """Makes the system and has it answer both sets."""
+    started = time.perf_counter()
+    system = make(progress)
+    on_validation = system.predict(validation, progress) if validation else []
+    before_test = time.perf_counter()
+    on_test = system.predict(test, progress)
+    ended = time.perf_counter()
+    each = (ended - before_test) / max(len(test), 1)
+    return EvalRecord(
+        name, system.note, system.rule, tuple(on_validation), tuple(on_test), ended - started, each
+    )  # fmt: skip
+
+
+# ---- the kinds of system ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """A model with what it takes to put questions to it."""
+
+    model: nn.Module
+    renderer: Renderer
+    layout: Layout
+    labels: tuple[str, ...]
+    shots: tuple[Example, ...]
+    """Solved examples shown before each question."""
+    token_budget: int
+
+
+def answering(prompting: Prompting, note: str | None) -> System:
+    """Free generation; the answer goes through the one parser."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        r, labels = prompting.renderer, prompting.labels
+        prompts = [render_prompt(with_shots(e, prompting.shots).messages, r, e.source) for e in examples]
+        longest = max((len(completion_ids(p, label, r)[0]) for p in prompts[:1] for label in labels), default=1)
+        ids = [p.token_ids for p in prompts]
+        texts = generate(prompting.model, ids, r, longest + SPARE_TOKENS, prompting.token_budget, progress)
+        return [Prediction(parse_label(text, labels) or text.strip(), None, None) for text in texts]
+
+    return System(predict, note, None)
+
+
+def choosing(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
+    """Scores every label; the rule is the best on validation."""
+
+    def score(examples: Sequence[Example], progress: Progress) -> LabelScores:
+        shown = [with_shots(e, prompting.shots) for e in examples]
+        p = prompting
+        return label_log_probs(p.model, p.renderer, shown, p.labels, p.layout, p.token_budget, progress)
+
+    on_validation = score(validation, progress)
+    rule = fit_rule(on_validation, [prompting.labels.index(e.answer) for e in validation])
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        scores = on_validation if examples is validation else score(examples, progress)
+        return choices(scores, rule, prompting.labels)
+
+    return System(predict, note, rule)
+
+
+def choices(scores: LabelScores, rule: Rule, labels: Sequence[str]) -> list[Prediction]:
+    """The label that the rule chooses for each example."""
+    found = []
+    for raw, after in zip(scores.log_probs_EL, probabilities(scores, rule), strict=True):
+        log_probs = dict(zip(labels, raw.tolist(), strict=True))
+        found.append(Prediction(labels[int(after.argmax())], log_probs, dict(zip(labels, after.tolist(), strict=True))))
+    return found
+
+
+def classifying(classifier: Classifier, note: str | None) -> System:
+    """A classifier that gives label probabilities."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        rows = classifier(examples, progress)
+        return [Prediction(max(row, key=lambda label: row[label]), None, row) for row in rows]
+
+    return System(predict, note, None)
+
+
+def shots_that_fit(
+    shots: Sequence[Example], examples: Sequence[Example], renderer: Renderer, limit: int
+) -> tuple[Example, ...]:
+    """As many of the shots as leave every example within ``limit`` tokens, the same number for all."""
+    longest = sorted(examples, key=lambda e: sum(len(m.content) for m in e.messages), reverse=True)[:20]
+    for count in range(len(shots), 0, -1):
+        shown = shots[:count]
+        if all(example_length(with_shots(e, shown), renderer) + SPARE_TOKENS <= limit for e in longest):
+            return tuple(shown)
+    return ()
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def save_record(run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example]) -> None:
+    """predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
+    for folder, examples, predictions in (
+        ("predictions/validation", validation, record.validation),
+        ("predictions", test, record.test),
+    ):
+        rows = [_row(i, e, p) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
+        write_json_lines(run / folder / f"{record.name}.jsonl", rows)
+    meta = {key: getattr(record, key) for key in ("name", "note", "seconds", "seconds_per_example")}
+    meta["rule"] = record.rule.name if record.rule else None
+    meta["prior"] = list(record.rule.prior) if record.rule else None
+    write_json(run / "systems" / f"{record.name}.json", meta)
+
+
+def _row(index: int, example: Example, prediction: Prediction) -> dict:
+    correct = prediction.answer in example.answers
+    return {"index": index, "expected": example.answer, **dataclasses.asdict(prediction), "correct": correct}
+
+
+def is_measured(run: Path, name: str) -> bool:
+    """Whether a system's answers are complete on disk."""
+    return (run / "systems" / f"{name}.json").exists()
+
+
+def saved_rule(run: Path, name: str) -> Rule | None:
+    """The rule of a measured system."""
+    meta = json.loads((run / "systems" / f"{name}.json").read_text())
+    return Rule(meta["rule"], tuple(meta["prior"])) if meta["rule"] else None

@@ -1,0 +1,167 @@
+"""What a classifier's answers are worth, and the one parser that turns a free answer into a label."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+SURROUNDING = "\"'`*()[]{}<>“”„‟‘’‚‛«»‹›「」『』"
+FINAL = ".!;:,"
+CALIBRATION_BINS = 10
+SMALLEST_PROBABILITY = 1e-12
+UNDEFINED: Any = 0  # of 0 / 0 in scikit-learn, whose type stubs know only "warn"
+
+
+def normalise_answer(text: str) -> str:
+    """The form in which answers and labels are compared.
+
+    Unicode NFKC, casefolded, every run of whitespace one space; then without surrounding quotes, backticks,
+    asterisks and brackets, and without final ``. ! ; : ,``. Applying it twice changes nothing more.
+    """
+    # Folding the case can undo the normal form, so that is taken once more; rare letters need a second round of both.
+    previous = None
+    while text != previous:
+        previous = text
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        text = " ".join(text.split()).lstrip(SURROUNDING + " ").rstrip(SURROUNDING + FINAL + " ")
+    return text
+
+
+def parse_label(text: str, labels: Sequence[str]) -> str | None:
+    """The label that a free answer gives, or None.
+
+    1. An answer that is a label letter by letter, but for whitespace around it, is that label.
+    2. Otherwise the first line that ``normalise_answer`` leaves something of is compared with the labels, both
+       normalised. A label of several lines is compared with the whole answer instead, and before the others.
+    3. If several labels are equal once normalised, only a line equal to one of them letter by letter decides.
+
+    Nothing is searched for inside a longer answer: "not spam" must never count as "spam".
+    """
+    if text.strip() in labels:
+        return text.strip()
+    lines = text.splitlines()
+    line = next((line.strip() for line in lines if normalise_answer(line)), "")
+    whole = [label for label in labels if len(label.splitlines()) > 1]
+    single = [label for label in labels if len(label.splitlines()) <= 1]
+    return _match(text.strip(), whole) or _match(line, single)
+
+
+def _match(answer: str, labels: Sequence[str]) -> str | None:
+    """The one label equal to the answer, normalised; an empty answer has no label."""
+    normalised = normalise_answer(answer)
+    found = [label for label in labels if normalised and normalise_answer(label) == normalised]
+    if len(found) == 1:
+        return found[0]
+    return answer if answer in found else None
+
+
+def classification_metrics(
+    expected: Sequence[str],
+    answers: Sequence[str | None],
+    labels: Sequence[str],
+    probabilities: Sequence[Mapping[str, float | int] | None] | None,
+) -> dict[str, float]:
+    """Metrics of one system on N >= 1 examples; shares in [0, 1].
+
+    ``accuracy``; ``macro_f1``: the mean F1 of the labels that occur in ``expected`` or ``answers``, with
+    ``macro_f1_low`` and ``macro_f1_high``: its 95 % percentile bootstrap over examples; ``unparsed``: the share of
+    answers that are no label (None, or a text outside ``labels``), each an error of its expected label.
+
+    Only if every example has probabilities: ``mean_log_prob``: mean natural log of the expected label's probability,
+    which counts as at least 1e-12; ``ece``: see ``expected_calibration_error``.
+    """
+    expected_N, answered_N = label_numbers(expected, labels), label_numbers(answers, labels)
+    assert (expected_N < len(labels)).all(), "an expected answer is no label"
+    occurring = np.union1d(expected_N, answered_N[answered_N < len(labels)])
+    low, high = _macro_f1_interval(expected_N, answered_N, len(labels))
+    metrics = {
+        "accuracy": float(np.mean(expected_N == answered_N)),
+        "macro_f1": float(f1_score(expected_N, answered_N, labels=occurring, average="macro", zero_division=UNDEFINED)),
+        "macro_f1_low": low,
+        "macro_f1_high": high,
+        "unparsed": float(np.mean(answered_N == len(labels))),
+    }
+    known = [p for p in probabilities or () if p is not None]
+    if len(known) == len(expected):
+        of_expected = [p.get(label, 0.0) for p, label in zip(known, expected, strict=True)]
+        metrics["mean_log_prob"] = float(np.mean(np.log(np.maximum(of_expected, SMALLEST_PROBABILITY))))
+        metrics["ece"] = expected_calibration_error(expected, known)
+    return metrics
+
+
+def label_numbers(answers: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
+    """The position of each answer in ``labels``, shape (N,); ``len(labels)`` for what is no label."""
+    number = {label: position for position, label in enumerate(labels)}
+    return np.array(
+        [len(labels) if answer is None else number.get(answer, len(labels)) for answer in answers], dtype=np.int64
+    )
+
+
+def _macro_f1_interval(
+    expected_N: np.ndarray, answered_N: np.ndarray, num_labels: int, draws: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap over examples.
+
+    Macro-F1 needs three counts a label (right, expected, answered), so that whole blocks of draws are a few bincounts:
+    some hundred times faster than a call of scikit-learn a draw.
+    """
+    generator = np.random.default_rng(0)
+    num_examples = len(expected_N)
+    block = max(1, min(draws, 500_000 // num_examples))
+    scores = []
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        rows_DN = generator.integers(num_examples, size=(size, num_examples))
+        expected_DN, answered_DN = expected_N[rows_DN], answered_N[rows_DN]
+        right_DL = _count_labels(expected_DN, num_labels, expected_DN == answered_DN)
+        occurrences_DL = _count_labels(expected_DN, num_labels) + _count_labels(answered_DN, num_labels)
+        f1_DL = 2 * right_DL / np.maximum(occurrences_DL, 1)
+        scores.append(f1_DL.sum(axis=1) / (occurrences_DL > 0).sum(axis=1))
+    low, high = np.quantile(np.concatenate(scores), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _count_labels(numbers_DN: np.ndarray, num_labels: int, chosen_DN: np.ndarray | None = None) -> np.ndarray:
+    """How often each label occurs in each draw, shape (D, L). The number after the last label is not counted."""
+    num_draws, columns = len(numbers_DN), num_labels + 1
+    cells_DN = numbers_DN + columns * np.arange(num_draws)[:, None]
+    cells = cells_DN.ravel() if chosen_DN is None else cells_DN[chosen_DN]
+    return np.bincount(cells, minlength=num_draws * columns).reshape(num_draws, columns)[:, :num_labels]
+
+
+def expected_calibration_error(expected: Sequence[str], probabilities: Sequence[Mapping[str, float | int]]) -> float:
+    """Mean distance in [0, 1] between how sure and how right the most probable label is, over 10 equal-width bins.
+
+    Naeini et al. 2015, in the top-label form of Guo et al. 2017; the bins are weighted by how many examples they hold.
+    """
+    tops = [max(p, key=lambda label: p[label]) for p in probabilities]
+    confidence_N = np.array([p[top] for p, top in zip(probabilities, tops, strict=True)])
+    right_N = np.array([top == label for top, label in zip(tops, expected, strict=True)])
+    bin_N = np.clip((confidence_N * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+    gap_B = np.bincount(bin_N, weights=confidence_N - right_N, minlength=CALIBRATION_BINS)
+    return float(np.abs(gap_B).sum() / len(expected))
+
+
+def per_label(
+    expected: Sequence[str], answers: Sequence[str | None], labels: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """``precision``, ``recall``, ``f1`` (0 where undefined) and ``support`` (expected examples) of every label."""
+    columns = precision_recall_fscore_support(
+        label_numbers(expected, labels),
+        label_numbers(answers, labels),
+        labels=np.arange(len(labels)),
+        zero_division=UNDEFINED,
+    )
+    precision_L, recall_L, f1_L, support_L = (np.asarray(column).tolist() for column in columns)
+    rows = zip(precision_L, recall_L, f1_L, support_L, strict=True)
+    names = ("precision", "recall", "f1", "support")
+    return {label: dict(zip(names, row, strict=True)) for label, row in zip(labels, rows, strict=True)}
+
+
+def confusion(expected: Sequence[str], answers: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
+    """Counts, L rows of L + 1: a row an expected label, a column an answered label; the last column is "no label"."""
+    numbers = np.arange(len(labels) + 1)
+    counts = confusion_matrix(label_numbers(expected, labels), label_numbers(answers, labels), labels=numbers)
+    return counts[:-1].tolist()

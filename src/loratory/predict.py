@@ -1,0 +1,123 @@
+"""A tuned model in use: ``loratory.load("runs/arxiv").answer({"title": ..., "abstract": ...})``."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from loratory import adapters, models
+from loratory.attention import Layout, choose_layout
+from loratory.config import ModelConfig, PromptConfig
+from loratory.errors import UserError
+from loratory.evaluate import Prediction, Prompting, answering, choices
+from loratory.examples import Message, Row, fill, records_to_examples
+from loratory.generate import Progress, stream
+from loratory.models import LoadedModel
+from loratory.render import Renderer, fit_to_context, make_renderer, render_prompt, tokenize
+from loratory.score import Rule, label_log_probs
+from loratory.world import resolve_world
+
+TOKEN_BUDGET = 4096
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A base model with a trained adapter, and the prompt, labels and rule that belong to it."""
+
+    model: nn.Module
+    base: LoadedModel
+    renderer: Renderer
+    prompt: PromptConfig
+    answer_column: str
+    labels: tuple[str, ...]
+    rule: Rule
+    chooses: bool
+    """Whether choosing among the labels was better on validation than answering freely."""
+
+    def answer(self, record: Mapping[str, Any]) -> str:
+        """The answer to one record (column -> value). Raises UserError for a missing column."""
+        return self.answers([record])[0]
+
+    def answers(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The answers to several records, in their order."""
+        rows = [Row(record, f"record {i}") for i, record in enumerate(records, 1)]
+        return [prediction.answer for prediction in self.predictions(rows)]
+
+    def probabilities(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """The probability of each label for one record."""
+        return self.choices([Row(record, "record")])[0].probabilities or {}
+
+    def predictions(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
+        """The way that was better on validation: choosing among the labels, or answering freely."""
+        if self.chooses:
+            return self.choices(rows, progress)
+        examples = self._examples(rows)
+        return answering(self._prompting(Layout("padded", "generation only")), None).predict(examples, progress)
+
+    def choices(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
+        """The label that the rule chooses for each row, with the probabilities of all."""
+        examples = self._examples(rows)
+        if not examples:
+            return []
+        deepest = max(examples, key=lambda e: sum(len(m.content) for m in e.messages))
+        probes = [
+            s for label in self.labels for s in tokenize(dataclasses.replace(deepest, answers=(label,)), self.renderer)
+        ]
+        layout = choose_layout(self.base.model, probes, "auto")
+        scores = label_log_probs(self.model, self.renderer, examples, self.labels, layout, TOKEN_BUDGET, progress)
+        return choices(scores, self.rule, self.labels)
+
+    def ask(self, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
+        """Streams the answer to a user message as it stands, under the trained system message or another."""
+        trained = fill(self.prompt.system, {"labels": ", ".join(self.labels)}) if self.prompt.system else None
+        return ask(self.model, self.renderer, text, trained if system is None else system, max_new_tokens)
+
+    def _prompting(self, layout: Layout) -> Prompting:
+        return Prompting(self.model, self.renderer, layout, self.labels, (), TOKEN_BUDGET)
+
+    def _examples(self, rows: Sequence[Row]):
+        examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels)
+        return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: bool = False) -> Tuned:
+    """A tuned model from a run directory or its adapter folder.
+
+    Raises UserError where it is none, or where its base model is missing or has other weights (unless ``force``).
+    """
+    folder = _trained_folder(Path(path))
+    card = adapters.read_card(folder)
+    known = {f.name for f in dataclasses.fields(PromptConfig)}
+    prompt = PromptConfig(**{key: value for key, value in card["prompt"].items() if key in known})
+    name, revision = str(card["base"].get("name")), card["base"].get("revision")
+    if card["adapter"] == "full":
+        name, revision = str(folder), None
+    world = resolve_world(device, dtype, 0)
+    base = models.load_model(ModelConfig(name, revision, device), world)
+    model = base.model if card["adapter"] == "full" else adapters.load_trained(base, folder, force)
+    renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, prompt, str(folder / adapters.CARD))
+    labels = tuple(map(str, card["labels"]))
+    choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": True}
+    if choose.get("rule") not in ("sum", "mean", "prior") or len(choose.get("prior", [])) != len(labels):
+        raise UserError(
+            "The adapter's card is damaged", str(folder / adapters.CARD), expected="'choose': rule and prior"
+        )
+    rule = Rule(choose["rule"], tuple(map(float, choose["prior"])))
+    return Tuned(model, base, renderer, prompt, card["answer"], labels, rule, bool(choose["best"]))
+
+
+def _trained_folder(path: Path) -> Path:
+    for folder in (path, path / "adapter", path / "model"):
+        if (folder / adapters.CARD).exists():
+            return folder
+    raise UserError("No tuned model here", str(path), expected="a run directory or its adapter folder")
+
+
+def ask(model: nn.Module, renderer: Renderer, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
+    """Streams a model's answer to a user message."""
+    messages = [Message("system", system)] if system else []
+    prompt = render_prompt([*messages, Message("user", text)], renderer)
+    return stream(model, prompt.token_ids, renderer, max_new_tokens)

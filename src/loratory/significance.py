@@ -1,0 +1,70 @@
+"""How sure a number is: intervals for one system, intervals and tests for two systems on the same examples."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927): ``(low, high)`` in [0, 1]; (0, 1) if there are no trials."""
+    if total == 0:
+        return 0.0, 1.0
+    interval = binomtest(successes, total).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value of McNemar's test (1947).
+
+    ``only_a`` and ``only_b`` count the examples that exactly one of the two systems has right. Were the systems
+    equally good, ``only_b`` would be a fair coin's heads in ``only_a + only_b`` tosses. 1.0 if both are 0.
+    """
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979): p-values that hold for the list as a whole, in the order given."""
+    adjusted = [0.0] * len(p_values)
+    largest_yet = 0.0
+    for rank, position in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest_yet = max(largest_yet, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = largest_yet
+    return adjusted
+
+
+def paired_difference_interval(only_a: int, only_b: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of "accuracy of b - accuracy of a" on the same ``total`` examples: ``(low, high)`` in [-1, 1].
+
+    Wald's interval after adding half an example to each cell of the 2 x 2 table of right and wrong (Agresti & Min
+    2005, "Simple improved confidence intervals for comparing matched proportions"): the plain one has no width when
+    the systems never differ, and is too narrow on few examples.
+    """
+    a, b, n = only_a + 0.5, only_b + 0.5, total + 2
+    centre = (b - a) / n
+    half_width = norm.ppf((1 + confidence) / 2) * np.sqrt((a + b) - (b - a) ** 2 / n) / n
+    return float(max(-1.0, centre - half_width)), float(min(1.0, centre + half_width))
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    arrays: Sequence[np.ndarray],
+    seed: int = 0,
+    draws: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap (Efron 1979) of ``statistic(*arrays)``: ``(low, high)`` in the statistic's unit.
+
+    The arrays have one row an example and equal lengths; a draw takes the same rows, with replacement, of each.
+    """
+    generator = np.random.default_rng(seed)
+    num_examples = len(arrays[0])
+    assert num_examples > 0 and all(len(array) == num_examples for array in arrays)
+    values = np.empty(draws)
+    for draw in range(draws):
+        rows = generator.integers(num_examples, size=num_examples)
+        values[draw] = statistic(*(array[rows] for array in arrays))
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,367 @@
+"""The report: what it says of a run, how it says it, and that it keeps the contract."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from rich.console import Console
+
+from loratory.errors import UserError
+from loratory.report import SYSTEMS, build_report, render_table, write_report
+from loratory.significance import mcnemar_exact
+
+SCHEMA = Path(__file__).parents[2] / "shared" / "contract" / "report.schema.json"
+LABELS = ["Computation and Language", "Cryptography", "Databases", "Machine Learning", "Robotics"]
+RATES = {"prompt": 0.2, "prompt-choose": 0.3, "few-shot": 0.3, "few-shot-choose": 0.4, "linear": 0.6, "embed": 0.5,
+         "tuned": 0.7, "tuned-choose": 0.75}  # fmt: skip
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def predictions(expected, num_right, labels, seed, probabilities):
+    """Contract lines, the first ``num_right`` of a seeded shuffle right."""
+    generator = np.random.default_rng(seed)
+    right = set(generator.permutation(len(expected))[:num_right].tolist())
+    rows = []
+    for i, label in enumerate(expected):
+        wrong = [other for other in labels if other != label]
+        answer = label if i in right else wrong[generator.integers(len(wrong))]
+        sure = {name: 0.8 if name == answer else 0.2 / (len(labels) - 1) for name in labels} if probabilities else None
+        row = {"index": i, "expected": label, "answer": answer, "correct": i in right}
+        rows.append(row | {"log_probs": None, "probabilities": sure})
+    return rows
+
+
+def write_run(run, rates=RATES, labels=LABELS, num_test=200, validation=True, **system_facts):
+    """A synthetic run directory: every system right on its share of the test examples."""
+    expected = [labels[i % len(labels)] for i in range(num_test)]
+    for seed, (name, rate) in enumerate(rates.items()):
+        facts = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
+        write_json(run / "systems" / f"{name}.json", facts | system_facts.get(name.replace("-", "_"), {}))
+        rows = predictions(expected, round(rate * num_test), labels, seed, name.endswith("choose"))
+        write_lines(run / "predictions" / f"{name}.jsonl", rows)
+        if validation:
+            rows = predictions(expected[:100], round(rate * 100), labels, 100 + seed, False)
+            write_lines(run / "predictions" / "validation" / f"{name}.jsonl", rows)
+    (run / "config.toml").write_text('task = "classification"\n[prompt]\nsystem = "Classify the paper."\n')
+    write_json(run / "environment.json", {
+        "model": {"name": "example/small-model", "revision": "abc123", "weights_sha256": "0" * 64},
+        "device": "cpu", "dtype": "bfloat16", "threads": 2, "cpu": "Some CPU", "python": "3.11.7",
+        "versions": {"torch": "2.11.0"}, "why": "No GPU was found, and bfloat16 is faster here.", "git": None,
+    })  # fmt: skip
+    write_json(run / "data.json", {
+        "task": "classification", "labels": labels, "train_examples": 800, "validation_examples": 100,
+        "test_examples": num_test, "files": [{"path": "papers.csv", "sha256": "1" * 64, "rows": 1100}],
+        "checks": [{"name": "duplicates", "count": 3, "message": "3 examples occur twice in the training data."}],
+        "test_prompts": [f"Abstract number {i}: we study a problem." for i in range(num_test)],
+    })  # fmt: skip
+    write_lines(run / "metrics.jsonl", events())
+    return run
+
+
+def events():
+    yield {"event": "stage", "name": "load", "seconds": 1.5}
+    yield {"event": "stage", "name": "train", "seconds": 20.0}
+    for step in range(1, 51):
+        yield {"event": "step", "trial": "2e-4", "step": step, "steps": 50, "epoch": step / 25, "loss": 3 / step,
+               "learning_rate": 2e-4, "grad_norm": 1.0, "tokens": 100, "unique_tokens": 60, "seconds": 0.4}  # fmt: skip
+        yield {"event": "step", "trial": "2e-3", "step": step, "loss": 77.0}
+    yield {"event": "validation", "trial": "2e-4", "step": 25, "loss": 0.5}
+    yield {"event": "validation", "trial": "2e-4", "step": 50, "loss": 0.4}
+    yield {"event": "trial", "trial": "2e-4", "learning_rate": 2e-4, "validation_loss": 0.4, "chosen": True}
+    yield {"event": "trial", "trial": "2e-3", "learning_rate": 2e-3, "validation_loss": 0.9, "chosen": False}
+    yield {"event": "trained", "trainable_parameters": 1000, "total_parameters": 100000, "tokens_per_second": 512.0}
+    yield {"event": "stage", "name": "train", "seconds": 5.0}
+    yield {"event": "memory", "peak_memory_bytes": 2_000_000_000}
+    yield {"event": "memory", "peak_memory_bytes": 1_000_000_000}
+    yield {"event": "of a later version", "x": 1}
+
+
+def exactly(run, name, right):
+    """Rewrites a system's predictions so that just the test examples ``right`` are right."""
+    path = run / "predictions" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["correct"] = row["index"] in right
+        row["answer"] = row["expected"] if row["correct"] else next(x for x in LABELS if x != row["expected"])
+    write_lines(path, rows)
+
+
+class Page(HTMLParser):
+    """Collects a page's text, tags and references; fails on tags that are not closed in order."""
+
+    VOID = frozenset({"meta", "col", "br", "path"})
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.tags, self.references, self.open = "", [], [], []
+        self.feed(html.replace("\u00a0", " "))
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.references += [value for name, value in attrs if name in ("src", "href")]
+        self.open += [] if tag in self.VOID else [tag]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page_of(run):
+    return Page((run / "report.html").read_text())
+
+
+def table_of(report):
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render_table(report))
+    return capture.get()
+
+
+@pytest.mark.skipif(not SCHEMA.exists(), reason="the contract is not beside this checkout")
+@pytest.mark.parametrize(
+    "names", [SYSTEMS, ("prompt",), ("tuned",), ("linear",), ("tuned", "linear"), ("few-shot", "tuned")]
+)
+def test_report_conforms_to_the_schema(tmp_path, names):
+    report = write_report(write_run(tmp_path, {name: RATES[name] for name in names}))
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(report)
+    assert {report["verdict"]["before"], report["verdict"]["after"]} <= {s["name"] for s in report["systems"]}
+
+
+def test_written_report_is_the_built_one(tmp_path):
+    report = write_report(write_run(tmp_path))
+    assert json.loads((tmp_path / "report.json").read_text()) == report == build_report(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_numbers_come_from_the_files(tmp_path):
+    report = build_report(write_run(tmp_path))
+    assert [s["name"] for s in report["systems"]] == list(SYSTEMS)
+    assert {s["name"]: s["value"] for s in report["systems"]} == pytest.approx(RATES)
+    assert {s["name"]: s["validation_value"] for s in report["systems"]} == pytest.approx(RATES)
+    assert all(s["low"] < s["value"] < s["high"] for s in report["systems"])
+    assert {"macro_f1", "macro_f1_low", "macro_f1_high", "unparsed"} <= report["systems"][0]["metrics"].keys()
+    assert "ece" not in report["systems"][0]["metrics"] and "ece" in report["systems"][1]["metrics"]
+    assert report["seconds"] == {"load": 1.5, "check": 0, "baselines": 0, "train": 25, "evaluate": 0, "total": 26.5}
+    assert report["peak_memory_bytes"] == 2_000_000_000
+    assert report["train_tokens_per_second"] == 512
+    assert (report["trainable_parameters"], report["total_parameters"]) == (1000, 100000)
+
+
+def test_before_and_after_are_chosen_on_validation_not_on_test(tmp_path):
+    write_run(tmp_path, {"prompt": 0.9, "few-shot": 0.1, "tuned": 0.95, "tuned-choose": 0.2})
+    for worse, better in (("prompt", "few-shot"), ("tuned", "tuned-choose")):
+        a, b = (tmp_path / "predictions" / "validation" / f"{name}.jsonl" for name in (worse, better))
+        swap = a.read_text()
+        a.write_text(b.read_text())
+        b.write_text(swap)
+    verdict = build_report(tmp_path)["verdict"]
+    assert (verdict["before"], verdict["after"]) == ("few-shot", "tuned-choose")
+
+
+def test_without_validation_the_first_of_each_kind_is_chosen(tmp_path):
+    report = build_report(write_run(tmp_path, validation=False))
+    assert (report["verdict"]["before"], report["verdict"]["after"]) == ("prompt", "tuned")
+    assert all(s["validation_value"] is None for s in report["systems"])
+
+
+def test_comparisons_count_the_pairs(tmp_path):
+    write_run(tmp_path, {"prompt": 0.5, "linear": 0.5, "tuned": 0.5})
+    exactly(tmp_path, "prompt", set(range(30)))
+    exactly(tmp_path, "linear", set(range(100)))
+    exactly(tmp_path, "tuned", set(range(20, 100)))
+    first, second = build_report(tmp_path)["comparisons"]
+    assert (first["a"], first["b"], first["only_a"], first["only_b"], first["difference"]) == (
+        "prompt",
+        "tuned",
+        20,
+        70,
+        0.25,
+    )
+    assert (second["a"], second["only_a"], second["only_b"], second["difference"]) == ("linear", 20, 0, -0.1)
+    assert first["low"] < 0.25 < first["high"]
+    # Holm doubles the smaller p-value of two; 20 tosses that all fall the same way have 2 / 2^20.
+    assert second["p_value"] == pytest.approx(2 / 2**20)
+    assert first["p_value"] == pytest.approx(2 * mcnemar_exact(20, 70))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "linear", "tuned", "helped", "beats", "says"),
+    [
+        (60, 80, 150, True, True,
+         r"Tuning helped: 75\.0 % against 30\.0 % for the best prompting \(prompt\) on 200 test examples"
+         r" \(p < 0\.001\), and the tuned model is above a linear model's 40\.0 % \(p < 0\.001\)\."),
+        (60, 190, 150, True, False,
+         r"Tuning helped: .*, but a linear model reaches 95\.0 % \(p < 0\.001\) and trains in seconds\."),
+        (60, 152, 150, True, False,
+         r"Tuning helped: .*, but a linear model reaches 76\.0 % and trains in seconds: no measurable .*"),
+        (60, 148, 150, True, False,
+         r"Tuning helped: .*, but a linear model reaches 74\.0 % and trains in seconds: no measurable .*"),
+        (150, 80, 152, False, True,
+         r"Tuning did not help: 76\.0 % against 75\.0 % .* no measurable difference \(p = 0\.50\), but the tuned .*"),
+        (150, 150, 150, False, False,
+         r"Tuning did not help: .* \(p = 1\.00\), and a linear model reaches 75\.0 % .*"),
+        (150, 190, 60, False, False,
+         r"Tuning did not help, it made the answers worse: .* \(p < 0\.001\), and a linear model .*"),
+        (60, None, 150, True, None, r"Tuning helped: .* \(p < 0\.001\)\."),
+    ],
+)  # fmt: skip
+def test_verdict_is_honest(tmp_path, prompt, linear, tuned, helped, beats, says):
+    counts = {"prompt": prompt, "linear": linear, "tuned": tuned}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    write_run(tmp_path, dict.fromkeys(counts, 0.5))
+    for name, count in counts.items():
+        exactly(tmp_path, name, set(range(count)))
+    verdict = write_report(tmp_path)["verdict"]
+    assert (verdict["helped"], verdict["beats_linear"]) == (helped, beats)
+    assert re.fullmatch(says, verdict["sentence"]), verdict["sentence"]
+    assert verdict["sentence"] in page_of(tmp_path).text
+
+
+def test_a_slow_linear_model_is_not_said_to_take_seconds(tmp_path):
+    write_run(tmp_path, {"prompt": 0.1, "linear": 0.9, "tuned": 0.5}, linear={"seconds": 150.0})
+    assert build_report(tmp_path)["verdict"]["sentence"].endswith("takes 2 min 30 s.")
+
+
+def test_only_baselines_measured(tmp_path):
+    report = write_report(write_run(tmp_path, {"prompt": 0.3, "few-shot": 0.4, "linear": 0.6}))
+    verdict = report["verdict"]
+    assert (verdict["before"], verdict["after"], verdict["helped"]) == ("few-shot", "few-shot", False)
+    assert report["comparisons"] == [] and verdict["beats_linear"] is None
+    assert (
+        verdict["sentence"] == "Nothing was tuned yet: linear has the most right so far, 60.0 % of 200 test examples."
+    )
+    assert "loratory predict" not in page_of(tmp_path).text
+
+
+def test_only_tuned_systems_measured(tmp_path):
+    report = write_report(write_run(tmp_path, {"tuned": 0.9, "linear": 0.4}))
+    verdict = report["verdict"]
+    assert (verdict["before"], verdict["after"], verdict["helped"]) == ("tuned", "tuned", False)
+    assert verdict["sentence"].startswith("No baseline was measured") and "90.0 % of 200" in verdict["sentence"]
+    assert verdict["beats_linear"] is True and [c["a"] for c in report["comparisons"]] == ["linear"]
+
+
+def test_nothing_measured_is_the_persons_error(tmp_path):
+    with pytest.raises(UserError, match="No system was measured"):
+        build_report(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    (write_run(tmp_path) / "predictions" / "embed.jsonl").unlink()
+    with pytest.raises(UserError, match=r"embed\.jsonl"):
+        build_report(tmp_path)
+
+
+def test_systems_of_different_test_examples_are_not_compared(tmp_path):
+    path = write_run(tmp_path) / "predictions" / "tuned.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match="same test examples"):
+        build_report(tmp_path)
+
+
+@pytest.mark.parametrize("torn", ['{"event": "sta', '{"event": "stage", "na\xe9'.encode("latin-1"), "7", "null"])
+def test_a_torn_last_line_of_the_log_is_skipped(tmp_path, torn):
+    log = write_run(tmp_path) / "metrics.jsonl"
+    whole = build_report(tmp_path)
+    with log.open("ab") as file:
+        file.write(torn if isinstance(torn, bytes) else torn.encode())
+    assert build_report(tmp_path) == whole
+
+
+def test_answers_are_parsed_for_the_metrics(tmp_path):
+    path = write_run(tmp_path, {"prompt": 1.0}) / "predictions" / "prompt.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row | {"answer": f"**{row['answer'].upper()}**.\nBecause."} for row in rows]
+    write_lines(path, [*rows[:-1], rows[-1] | {"answer": None, "correct": False}])
+    system = build_report(tmp_path)["systems"][0]
+    assert system["value"] == 0.995 and system["metrics"]["unparsed"] == 0.005
+    assert system["per_label"]["Cryptography"] == {"precision": 1, "recall": 1, "f1": 1, "support": 40}
+
+
+def test_hostile_text_is_escaped_everywhere(tmp_path):
+    evil = "<script>alert('x')</script>\" onload=\"x [bold] {{ 7 * 7 }}"
+    run = write_run(tmp_path / "run", labels=[*LABELS, evil], prompt={"note": evil, "rule": evil})
+    (run / "config.toml").write_text(f"# {evil}")
+    for name in ("environment", "data"):
+        value = json.loads((run / f"{name}.json").read_text())
+        value = value | ({"why": evil, "cpu": evil} if name == "environment" else {"test_prompts": [evil] * 200})
+        value |= {"checks": [{"name": evil, "count": 1, "message": evil}]} if name == "data" else {}
+        write_json(run / f"{name}.json", value)
+    report = write_report(run)
+    page = page_of(run)
+    assert not [tag for tag, attrs in page.tags if tag == "script" or "onload" in attrs]
+    assert page.text.count(evil) >= 5 and "{{ 7 * 7 }}" in page.text
+    assert "[bold]" in table_of(report)
+
+
+def test_page_is_self_contained_and_says_what_its_pictures_show(tmp_path):
+    write_report(write_run(tmp_path))
+    html = (tmp_path / "report.html").read_text()
+    page = Page(html)
+    assert page.references == [] and "url(" not in html and "@import" not in html and "<script" not in html
+    pictures = [attrs for _, attrs in page.tags if attrs.get("role") == "img"]
+    assert len(pictures) == len(SYSTEMS) + 1 and all(attrs["aria-label"] for attrs in pictures)
+    assert "from 3 to 0.06 in 50 steps" in page.text, "the loss of the trial that was chosen"
+    assert "validation loss from 0.5 to 0.4" in page.text
+
+
+def test_a_resumed_step_counts_once(tmp_path):
+    log = write_run(tmp_path) / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write(json.dumps({"event": "step", "trial": "2e-4", "step": 50, "loss": 0.5}) + "\n")
+    write_report(tmp_path)
+    assert "from 3 to 0.5 in 50 steps" in page_of(tmp_path).text
+
+
+def test_page_shows_what_changed(tmp_path):
+    write_run(tmp_path, {"prompt": 0.5, "tuned": 0.5})
+    exactly(tmp_path, "prompt", {0, 1, 2})
+    exactly(tmp_path, "tuned", set(range(2, 190)))
+    write_report(tmp_path)
+    text = page_of(tmp_path).text
+    assert "Fixed: 187" in text and "Broken: 2" in text and "Still wrong: 10" in text
+    assert "Abstract number 3:" in text and "Abstract number 1:" in text and "Abstract number 190:" in text
+    assert "Abstract number 2:" not in text, "right before and after"
+
+
+def test_many_labels_are_cut_and_the_page_says_so(tmp_path):
+    labels = [f"label {i}" for i in range(250)]
+    write_report(write_run(tmp_path, {"prompt": 0.3, "tuned-choose": 0.7}, labels=labels, num_test=500))
+    assert "the 20 of 250 labels" in page_of(tmp_path).text and "The first 200 of 250 labels" in page_of(tmp_path).text
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+def test_prompts_validation_and_log_may_be_missing(tmp_path):
+    write_run(tmp_path, validation=False)
+    (tmp_path / "metrics.jsonl").unlink()
+    data = json.loads((tmp_path / "data.json").read_text())
+    del data["test_prompts"]
+    write_json(tmp_path / "data.json", data)
+    report = write_report(tmp_path)
+    assert report["train_tokens_per_second"] is None and "Training loss" not in page_of(tmp_path).text
+
+
+def test_table_says_the_verdict_first_and_lists_systems_in_order(tmp_path):
+    report = build_report(write_run(tmp_path, prompt={"note": "2 of 4 examples fit"}))
+    text = table_of(report)
+    assert " ".join(text.split()).startswith(report["verdict"]["sentence"])
+    positions = [re.search(rf"^ *{name} ", text, re.MULTILINE).start() for name in SYSTEMS]
+    assert positions == sorted(positions)
+    assert "2 of 4 examples fit" in text and "75.0 %" in text and "+35.0" in text
