@@ -1,6 +1,6 @@
 """What trains and how it is kept: LoRA through PEFT, or the whole model. The only importer of peft."""
 
-import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
 from loratory.models import LoadedModel, read_json
-from loratory.runs import whole_folder, write_json
+from loratory.runs import whole_folder, write_json, write_text
 
 CARD = "loratory.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -101,6 +101,29 @@ def save_trained(
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
         GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad).save_pretrained(temporary)
         write_json(temporary / CARD, card)
+        write_text(temporary / "README.md", _read_me(card, stop_ids, tokenizer))
+
+
+def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The page that whoever finds the folder reads first."""
+    what = "A LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "A fine-tuned model"
+    base = card["base"]
+    stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
+    return f"""---
+base_model: {json.dumps(base["name"])}
+library_name: {"peft" if card["adapter"] == "lora" else "transformers"}
+tags: [loratory]
+---
+# {what}, trained with Loratory
+
+- Base model: `{base["name"]}`, revision {base["revision"]}, weights SHA-256 `{base["weights_sha256"]}`
+- Answers with one of: {", ".join(card["labels"])}
+- An answer ends with {stops}
+- Prompt, template arguments and date as trained: `{CARD}`
+
+Use: `loratory predict FOLDER data.csv`, or `pipeline("text-generation", model="FOLDER")` of Transformers with the same
+messages.
+"""
 
 
 def _check_size(folder: Path, model: PeftModel) -> None:
@@ -143,8 +166,3 @@ def load_trained(base: LoadedModel, folder: Path, force: bool = False) -> nn.Mod
     except Exception as error:  # damaged files fail in many ways
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
     return model.eval()
-
-
-def with_model(base: LoadedModel, model: PreTrainedModel) -> LoadedModel:
-    """The same identity around another model object."""
-    return dataclasses.replace(base, model=model)

@@ -5,6 +5,7 @@ import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -216,7 +217,7 @@ def check_config(config: Config, where: str) -> None:
             raise UserError("Unknown system", f"{where}, run.systems", ", ".join(known), name)
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str]) -> str | None:
     """A sentence that proposes the most similar name, or None."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {match[0]!r}?" if match else None

@@ -417,6 +417,8 @@ def with_shots(example: Example, shots: Sequence[Example]) -> Example:
 
 def records_to_examples(rows: Sequence[Row], prompt: PromptConfig, answer: str, labels: Sequence[str]) -> list[Example]:
     """Rows to predict: the same prompts as in training; the answer column may be absent. Raises UserError."""
+    if not rows:
+        return []
     columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
-    write = prompt_writer(prompt, answer, columns, labels, rows[0].source if rows else "input")
+    write = prompt_writer(prompt, answer, columns, labels, rows[0].source)
     return [Example(write(row), (), tuple(labels), row.source) for row in rows]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from loratory import adapters, baselines, evaluate, models, render, report, runs
@@ -23,7 +24,7 @@ from loratory.examples import Example, Split, draw_few_shot, load_split
 from loratory.generate import Progress
 from loratory.optim import automatic_learning_rate, make_optimizer
 from loratory.render import Renderer, TokenizedExample
-from loratory.train import mean_loss, train
+from loratory.train import StepResult, mean_loss, train
 from loratory.world import World, describe, interrupt_requested, peak_memory_bytes, resolve_world
 
 PROMPTED = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
@@ -110,6 +111,7 @@ def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
         tell(Event("say", f"Going on with the unfinished run in {run}", {}))
         job = load_job(runs.read_config(run), run, tell)
         runs.check_same_data(run, data_record(job))
+        runs.mend_metrics(run)
         return job
     job = load_job(config, run, tell)
     runs.create_run(run, overwrite)
@@ -337,24 +339,31 @@ def train_one(job: Job, model: nn.Module, rate: float, tell: Tell) -> None:
     found, skipped = latest_checkpoint(folder)
     for sentence in skipped:
         tell(Event("say", sentence, {}))
-    if found:
-        load_checkpoint(found, model, optimizer)
-        tell(Event("say", f"Resumed after step {found.step}", {}))
     first = found.step if found else 0
-    with interrupt_requested() as interrupted:
+    with torch.random.fork_rng(), interrupt_requested() as interrupted:
+        torch.manual_seed(settings.seed)  # dropout draws from here
+        if found:
+            load_checkpoint(found, model, optimizer)
+            tell(Event("say", f"Resumed after step {first}", {}))
         for result in train(model, job.trained, optimizer, settings, rate, job.layout, first):
-            values = dataclasses.asdict(result)
-            runs.append_metric(job.run, "step", trial=f"{rate:g}", **values)
-            tell(Event("step", f"{rate:g}", values))
+            log_step(job, model, result, rate, tell)
             last = result.step == result.steps
             due = settings.checkpoint_every and result.step % settings.checkpoint_every == 0
             if last or due or interrupted():
                 save_checkpoint(folder, model, optimizer, result.step)
             if interrupted() and not last:
                 raise Interrupted(f"Interrupted after step {result.step} of {result.steps}; it is saved")
-            if result.step % -(-result.steps // settings.epochs) == 0 and job.split.validation:
-                loss = validation_loss(job, model)
-                runs.append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
+
+
+def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, tell: Tell) -> None:
+    """Logs and tells a step, and at the end of an epoch the loss on validation."""
+    values = dataclasses.asdict(result)
+    runs.append_metric(job.run, "step", trial=f"{rate:g}", **values)
+    tell(Event("step", f"{rate:g}", values))
+    ends_epoch = result.step % (result.steps // job.config.train.epochs) == 0
+    if ends_epoch and job.split.validation:
+        loss = validation_loss(job, model)
+        runs.append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
 
 
 def validation_loss(job: Job, model: nn.Module) -> float:

@@ -38,7 +38,7 @@ def pad_id_of(renderer: Renderer) -> int:
 @torch.no_grad()
 def generate(
     model: nn.Module,
-    prompts: Sequence[Int64[ndarray, "T"]],
+    prompts: Sequence[Int64[ndarray, "_"]],
     renderer: Renderer,
     max_new_tokens: int,
     token_budget: int,

@@ -1,8 +1,6 @@
 """A run directory becomes report.json, report.html and a table for the terminal. Nothing is computed but statistics."""
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,6 +17,7 @@ from rich.text import Text
 from loratory import charts, metrics, significance
 from loratory.charts import duration, p_number, p_text, percent, points, short, size
 from loratory.errors import UserError
+from loratory.runs import read_metrics, write_text
 
 PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
 REFERENCES = ("linear", "embed")
@@ -75,8 +74,8 @@ def write_report(run: Path) -> Report:
     found = _read_run(run)
     report = _build(found)
     # report.json comes last: where it is, the run is finished.
-    _write_whole(run / "report.html", _page(found, report))
-    _write_whole(run / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(run / "report.html", _page(found, report))
+    write_text(run / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return report
 
 
@@ -125,7 +124,7 @@ def _read_run(folder: Path) -> Run:
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         environment=json.loads(_read_text(folder / "environment.json")),
         data=json.loads(_read_text(folder / "data.json")),
-        events=_read_events(folder / "metrics.jsonl"),
+        events=read_metrics(folder),
         systems=systems,
     )
 
@@ -149,18 +148,6 @@ def _read_text(path: Path) -> str:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): JSON may hold U+2028 and its like unescaped inside a string.
     return [json.loads(line) for line in _read_text(path).split("\n") if line]
-
-
-def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The log's events. A line that a crash tore is skipped, wherever a resumed run went on writing."""
-    events = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        events += [event] if isinstance(event, dict) and "event" in event else []
-    return events
 
 
 def _named(run: Run, event: str) -> list[dict[str, Any]]:
@@ -383,16 +370,3 @@ def _changed(run: Run, before: Measured, after: Measured) -> list[tuple[str, str
         ]
         groups.append((heading, meaning, len(positions), examples))
     return groups
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A temporary file beside it, then renamed: a reader never meets half a report."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -90,14 +90,24 @@ def append_metric(run: Path, event: str, **values: Any) -> None:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one torn by a crash is passed over."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (run / "metrics.jsonl").exists() else []
+    path = run / "metrics.jsonl"
     found = []
-    for line in lines:
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        found += [event] if isinstance(event, dict) and "event" in event else []
     return found
+
+
+def mend_metrics(run: Path) -> None:
+    """Removes a last line that a crash tore, so that the next one is not glued to it."""
+    path = run / "metrics.jsonl"
+    if path.exists():
+        whole, newline, torn = path.read_bytes().rpartition(b"\n")
+        if torn:
+            write_text(path, (whole + newline).decode("utf-8"))
 
 
 def check_run(run: Path, config: Config, overwrite: bool) -> bool:

@@ -17,9 +17,10 @@ TRAINED, SHADES = "bold black on green", ("default", "dim")
 
 def coloured(sequence: TokenizedExample) -> Text:
     """The text with its trained tokens on green; neighbouring tokens differ in shade."""
-    text = Text()
+    text, shown = Text(), 0
     for number, ((start, end), weight) in enumerate(zip(sequence.char_spans, sequence.loss_weights, strict=True)):
-        piece = sequence.text[start:end].replace("\n", "↵\n")
+        piece = sequence.text[max(start, shown) : end].replace("\n", "↵\n")  # some tokenizers' spans overlap
+        shown = max(shown, end)
         text.append(piece, style=TRAINED if weight > 0 else SHADES[number % 2])
     return text
 

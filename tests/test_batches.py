@@ -1,0 +1,186 @@
+"""The token tree against brute force: every sequence is in it, every distinct prefix once, every target in place."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import sequence
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from loratory.batches import Batch, build_batch, common_prefix, epoch_order, micro_batches, step_examples
+from loratory.render import TokenizedExample
+
+CASES = {
+    "one": [[3, 1, 4]],
+    "duplicates": [[1, 2, 3], [1, 2, 3], [1, 2, 3]],
+    "a prefix of another": [[5, 6, 7, 8], [5, 6], [5, 6, 7]],
+    "three levels": [[1, 1, 2, 3], [1, 1, 2, 4], [1, 1, 5, 6, 7], [1, 1, 5, 6, 8], [1, 9]],
+    "nothing shared": [[1, 2, 3], [2, 2, 3], [3, 2, 3]],
+}
+
+
+@st.composite
+def token_lists(draw: st.DrawFn, most: int = 6, vocabulary: int = 64) -> list[list[int]]:
+    """Sequences of two tokens or more from few segments, so that they branch, repeat and continue each other."""
+    token = st.integers(0, vocabulary - 1)
+    segments = draw(st.lists(st.lists(token, min_size=1, max_size=5), min_size=1, max_size=4))
+    paths = st.lists(st.sampled_from(segments), min_size=1, max_size=4)
+    found = draw(st.lists(paths, min_size=1, max_size=most))
+    joined = [list(itertools.chain(*path)) for path in found]
+    return [ids if len(ids) > 1 else [*ids, 0] for ids in joined]
+
+
+@st.composite
+def trees(draw: st.DrawFn, most: int = 6) -> list[TokenizedExample]:
+    """Sequences with weights anywhere, the first token and the shared ones included; each has a target."""
+    weight = st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0])
+    found = []
+    for ids in draw(token_lists(most)):
+        weights = draw(st.lists(weight, min_size=len(ids) - 1, max_size=len(ids) - 1))
+        found.append(sequence(ids, [draw(weight), *(weights if any(weights) else [*weights[1:], 1.0])]))
+    return found
+
+
+def with_cases(function):
+    """The named trees besides the drawn ones."""
+    for ids in CASES.values():
+        function = example(sequences=[sequence(one) for one in ids])(function)
+    return function
+
+
+def distinct_prefixes(sequences: list[TokenizedExample]) -> set[tuple[int, ...]]:
+    return {tuple(s.token_ids[:n].tolist()) for s in sequences for n in range(1, len(s.token_ids) + 1)}
+
+
+def path_of(batch: Batch, row: int) -> list[int]:
+    """The row's ancestors and itself, by the rule that attention uses."""
+    end = batch.subtree_end_T.tolist()
+    return [k for k in range(row + 1) if row < end[k]]
+
+
+@with_cases
+@given(sequences=trees())
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_every_distinct_prefix_stands_once_and_every_path_is_a_prefix(sequences):
+    batch = build_batch(sequences)
+    found = []
+    for row in range(len(batch.token_ids_T)):
+        path = path_of(batch, row)
+        assert batch.position_ids_T[path].tolist() == list(range(len(path)))
+        found.append(tuple(batch.token_ids_T[path].tolist()))
+    assert len(set(found)) == len(found)
+    assert set(found) == distinct_prefixes(sequences)
+
+
+@with_cases
+@given(sequences=trees())
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_targets_are_never_merged_and_hang_on_the_previous_token_of_their_own_path(sequences):
+    batch = build_batch(sequences)
+    found = Counter()
+    columns = (batch.target_rows_N, batch.target_ids_N, batch.target_weights_N, batch.target_sequence_N)
+    for row, token_id, weight, owner in zip(*(c.tolist() for c in columns), strict=True):
+        before = tuple(batch.token_ids_T[path_of(batch, row)].tolist())
+        found[owner, before, token_id, weight] += 1
+    expected = Counter()
+    for owner, s in enumerate(sequences):
+        ids, weights = s.token_ids.tolist(), s.loss_weights.tolist()
+        for i in range(1, len(ids)):
+            if weights[i]:
+                expected[owner, tuple(ids[:i]), ids[i], weights[i]] += 1
+    assert found == expected
+
+
+@with_cases
+@given(sequences=trees())
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_without_sharing_every_sequence_stands_by_itself_in_the_order_given(sequences):
+    batch = build_batch(sequences, share=False)
+    assert batch.token_ids_T.tolist() == [i for s in sequences for i in s.token_ids.tolist()]
+    assert batch.position_ids_T.tolist() == [i for s in sequences for i in range(len(s.token_ids))]
+    ends = np.cumsum([len(s.token_ids) for s in sequences])
+    assert batch.subtree_end_T.tolist() == [e for e, s in zip(ends, sequences, strict=True) for _ in s.token_ids]
+
+
+@given(trees(most=10), st.integers(1, 60), st.booleans())
+@settings(derandomize=True, deadline=None, max_examples=80)
+def test_micro_batches_hold_every_sequence_once_within_the_budget(sequences, budget, share):
+    batches = micro_batches(sequences, budget, share)
+    members = [sorted(set(b.target_sequence_N.tolist())) for b in batches]
+    assert sorted(i for group in members for i in group) == list(range(len(sequences)))
+    for batch, group in zip(batches, members, strict=True):
+        own = [sequences[i] for i in group]
+        size = len(distinct_prefixes(own)) if share else sum(len(s.token_ids) for s in own)
+        assert len(batch.token_ids_T) == size
+        computed = size if share else len(own) * max(len(s.token_ids) for s in own)
+        assert computed <= budget or len(group) == 1
+    assert sum(len(b.target_ids_N) for b in batches) == sum(np.count_nonzero(s.loss_weights[1:]) for s in sequences)
+
+
+@given(trees(most=10))
+@settings(derandomize=True, deadline=None, max_examples=30)
+def test_a_budget_that_suffices_makes_one_micro_batch(sequences):
+    assert len(micro_batches(sequences, len(distinct_prefixes(sequences)), share=True)) == 1
+    assume(len(sequences) > 1)
+    padded = len(sequences) * max(len(s.token_ids) for s in sequences)
+    assert len(micro_batches(sequences, padded, share=False)) == 1
+    assert len(micro_batches(sequences, padded - 1, share=False)) > 1
+
+
+def test_ids_above_a_byte_are_ordered_as_numbers():
+    ids = [[256, 1], [1, 256], [70_000, 3], [255, 2], [256, 0], [128_000, 9], [1, 257]]
+    assert build_batch([sequence(one) for one in ids]).token_ids_T.tolist() == [
+        1, 256, 257, 255, 2, 256, 0, 1, 70_000, 3, 128_000, 9
+    ]  # fmt: skip
+
+
+def test_neighbours_in_the_tree_share_a_micro_batch():
+    left, right = [1] * 10, [2] * 10
+    mixed = [sequence([*trunk, i]) for i in range(5) for trunk in (left, right)]
+    assert [len(b.token_ids_T) for b in micro_batches(mixed, 15, share=True)] == [15, 15]
+
+
+def test_given_numbers_name_the_owners_of_the_targets():
+    batch = build_batch([sequence([1, 2, 3], 1), sequence([1, 2, 4], 1)], [7, 5])
+    assert dict(zip(batch.target_ids_N.tolist(), batch.target_sequence_N.tolist(), strict=True)) == {3: 7, 4: 5}
+
+
+@given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_common_prefix_by_hand(a, b):
+    expected = 0
+    while expected < min(len(a), len(b)) and a[expected] == b[expected]:
+        expected += 1
+    assert common_prefix(np.array(a, dtype=np.int64), np.array(b, dtype=np.int64)) == expected
+
+
+# ---- order -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(0, 100))
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch(count, seed, epoch):
+    order = epoch_order(count, seed, epoch).tolist()
+    assert sorted(order) == list(range(count))
+    assert epoch_order(count, seed, epoch).tolist() == order
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (2**32 - 1, 0)])
+def test_epochs_and_seeds_have_orders_of_their_own(seed, epoch):
+    assert epoch_order(50, 0, 0).tolist() != epoch_order(50, seed, epoch).tolist()
+
+
+@given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 9), st.integers(1, 3), st.data())
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_resuming_at_any_step_continues_the_same_order(count, batch_size, seed, epochs, data):
+    per_epoch = -(-count // batch_size)
+    steps = list(step_examples(count, batch_size, seed, 0, epochs * per_epoch))
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
+        own = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert [i for step in own for i in step] == epoch_order(count, seed, epoch).tolist()
+        assert all(len(step) == batch_size for step in own[:-1])
+    first = data.draw(st.integers(0, len(steps)))
+    assert list(step_examples(count, batch_size, seed, first, len(steps))) == steps[first:]

@@ -1,0 +1,420 @@
+"""Settings: the task file and the flags are views of one set of dataclasses; a mistake names its key."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SHARED, needs_shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loratory.cli import main
+from loratory.config import (
+    AdapterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RunConfig,
+    TrainConfig,
+    check_config,
+    config_from_dict,
+    config_to_dict,
+)
+from loratory.errors import UserError
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+names = st.lists(text, max_size=3).map(tuple)
+limit = st.none() | st.integers(1, 10**6)
+share = st.floats(0, 1, exclude_max=True)
+rate = st.floats(0, 10, exclude_min=True, exclude_max=True)
+scalar = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | text
+FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
+    ModelConfig: {
+        "name": text,
+        "revision": st.none() | text,
+        "device": text,
+        "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16", "float64"]),
+    },
+    DataConfig: {
+        "train": names,
+        "validation": names,
+        "test": names,
+        "answer": text,
+        "limit_train": limit,
+        "limit_validation": st.none() | st.integers(0, 9),
+        "limit_test": limit,
+        "validation_share": share,
+        "test_share": st.floats(0, 1, exclude_min=True, exclude_max=True),
+        "overlong": st.sampled_from(["error", "drop", "cut_prompt"]),
+    },
+    PromptConfig: {
+        "system": st.none() | text,
+        "user": st.none() | text,
+        "template_kwargs": st.dictionaries(text, scalar, max_size=3),
+        "few_shot": st.integers(0, 99),
+        "date": text,
+    },
+    AdapterConfig: {
+        "kind": st.sampled_from(["lora", "full"]),
+        "rank": st.integers(1, 999),
+        "alpha": st.integers(1, 999),
+        "dropout": share,
+        "targets": st.just("all-linear") | st.lists(text, min_size=1, max_size=3).map(tuple),
+    },
+    TrainConfig: {
+        "epochs": st.integers(1, 99),
+        "batch_size": st.integers(1, 99),
+        "learning_rate": st.just("auto") | rate | st.lists(rate, min_size=1, max_size=3).map(tuple),
+        "schedule": st.sampled_from(["cosine", "linear", "constant"]),
+        "warmup": share,
+        "weight_decay": st.floats(0, 100),
+        "max_grad_norm": st.floats(0, 100),
+        "token_budget": st.integers(1, 2**31),
+        "batching": st.sampled_from(["auto", "tree", "padded"]),
+        "seed": st.integers(0, 2**32 - 1),
+        "checkpoint_every": st.integers(0, 999),
+    },
+    RunConfig: {
+        "out": text,
+        "threads": st.integers(0, 999),
+        "systems": st.lists(st.sampled_from(RunConfig().systems), unique=True).map(tuple),
+    },
+}
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "adapter": AdapterConfig,
+            "train": TrainConfig, "run": RunConfig}  # fmt: skip
+configs = st.builds(Config, **{key: st.builds(kind, **FIELDS[kind]) for key, kind in SECTIONS.items()})
+
+
+def from_toml(folder: Path, content: str) -> Config:
+    path = folder / "task.toml"
+    path.write_text(content, encoding="utf-8")
+    return Config.load(path)
+
+
+def test_the_drawn_fields_are_all_fields():
+    for section, kind in SECTIONS.items():
+        assert set(FIELDS[kind]) == {f.name for f in dataclasses.fields(kind)}, section
+    assert {f.name for f in dataclasses.fields(Config)} == {"task", *SECTIONS}
+
+
+@given(configs)
+@settings(derandomize=True, deadline=None, max_examples=150)
+def test_settings_survive_being_written_and_read(config: Config):
+    values = config_to_dict(config)
+    assert config_from_dict(values, "test") == config
+    assert config_to_dict(config_from_dict(values, "test")) == values
+
+
+def test_an_empty_task_file_is_all_defaults(tmp_path):
+    assert from_toml(tmp_path, "") == Config()
+
+
+# ---- the contract ----------------------------------------------------------------------------------------------------
+
+
+@needs_shared
+def test_every_key_of_the_contract_keeps_its_name_and_meaning():
+    folder = SHARED / "contract"
+    config = Config.load(folder / "task.toml")
+    assert config.task == "classification"
+    assert (config.model.name, config.model.revision) == ("meta-llama/Llama-3.2-1B-Instruct", "main")
+    data = config.data
+    files = [(str((folder / f"{name}.jsonl").resolve()),) for name in ("train", "validation", "test")]
+    assert [data.train, data.validation, data.test] == files
+    assert (data.limit_train, data.limit_test, data.answer) == (500, 1000, "category")
+    prompt = config.prompt
+    assert prompt.system == "Sort the paper into one of: {labels}."
+    assert prompt.user == "Title: {title}\nAbstract: {abstract}"
+    assert (prompt.template_kwargs, prompt.few_shot) == ({"enable_thinking": False}, 4)
+    assert config.adapter == AdapterConfig(kind="lora", rank=8, alpha=16, dropout=0.0, targets="all-linear")
+    train = config.train
+    assert (train.epochs, train.batch_size, train.learning_rate, train.seed) == (3, 16, 2e-4, 0)
+    assert config.run.out == "runs/arxiv"
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
+
+
+def test_data_paths_are_relative_to_the_task_file(tmp_path, monkeypatch):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = from_toml(
+        folder,
+        f"""
+        model.name = "model"
+        [data]
+        train = ["a.csv", "../b.csv", "hub:owner/name"]
+        validation = "{tmp_path / "v.csv"}"
+        """,
+    )
+    assert config.data.train == (str(folder / "a.csv"), str(tmp_path / "b.csv"), "hub:owner/name")
+    assert config.data.validation == (str(tmp_path / "v.csv"),)
+    assert config.data.test == ()
+    assert config.model.name == str(folder / "model")
+
+
+def test_a_hub_id_is_left_as_it_is(tmp_path):
+    assert from_toml(tmp_path, 'model.name = "owner/name"').model.name == "owner/name"
+    (tmp_path / "builtin").mkdir()
+    assert from_toml(tmp_path, 'model.name = "builtin"').model.name == "builtin"
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "hint"),
+    [
+        ("trian = {}", "'trian'", "'train'"),
+        ("[train]\nepoch = 3", "'train.epoch'", "'epochs'"),
+        ("[train]\nlearning-rate = 1e-4", "'train.learning-rate'", "'learning_rate'"),
+        ("[data]\nanswer_column = 'a'", "'data.answer_column'", "'answer'"),
+        ("[adapter]\nzzzz = 1", "'adapter.zzzz'", "known keys: kind, rank, alpha, dropout, targets"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tmp_path, content: str, key: str, hint: str):
+    with pytest.raises(UserError) as caught:
+        from_toml(tmp_path, content)
+    assert key in caught.value.what
+    assert hint in str(caught.value.fix)
+    assert str(tmp_path / "task.toml") in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("[train]\nepochs = true", "train.epochs"),
+        ("[train]\nepochs = 3.0", "train.epochs"),
+        ("[train]\nepochs = '3'", "train.epochs"),
+        ("[train]\nepochs = [3]", "train.epochs"),
+        ("[train]\nlearning_rate = true", "train.learning_rate"),
+        ("[train]\nlearning_rate = 'fast'", "train.learning_rate"),
+        ("[train]\nlearning_rate = ['auto']", "train.learning_rate"),
+        ("[train]\nlearning_rate = [true]", "train.learning_rate"),
+        ("[train]\nschedule = 'cosinus'", "train.schedule"),
+        ("[train]\nbatching = 1", "train.batching"),
+        ("[adapter]\ntargets = 'q_proj'", "adapter.targets"),
+        ("[adapter]\ntargets = ['q_proj', 1]", "adapter.targets"),
+        ("[adapter]\ndropout = '0.1'", "adapter.dropout"),
+        ("[data]\ntrain = 3", "data.train"),
+        ("[data]\ntrain = ['a.csv', 3]", "data.train"),
+        ("[data]\nanswer = ['a']", "data.answer"),
+        ("[data]\nlimit_train = 1.5", "data.limit_train"),
+        ("[data]\nlimit_train = true", "data.limit_train"),
+        ("[prompt]\ntemplate_kwargs = 'x'", "prompt.template_kwargs"),
+        ("[prompt]\ntemplate_kwargs = { a = [1] }", "prompt.template_kwargs"),
+        ("[prompt]\ndate = 2025-01-01", "prompt.date"),
+        ("[model]\nname = 1", "model.name"),
+        ("model = 'name'", "model"),
+        ("train = 3", "train"),
+        ("task = 'clasification'", "task"),
+        ("task = true", "task"),
+    ],
+)
+def test_a_wrong_type_names_its_key(tmp_path, content: str, key: str):
+    with pytest.raises(UserError) as caught:
+        from_toml(tmp_path, content)
+    assert re.match(rf"{re.escape(key)} (has the wrong type|must be a section)", caught.value.what)
+    assert caught.value.expected and caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epochs", 0),
+        ("train.batch_size", 0),
+        ("train.token_budget", 0),
+        ("train.warmup", 1.0),
+        ("train.warmup", float("nan")),
+        ("train.seed", -1),
+        ("train.seed", 2**32),
+        ("train.max_grad_norm", -1.0),
+        ("train.weight_decay", -0.1),
+        ("train.checkpoint_every", -1),
+        ("train.learning_rate", 0.0),
+        ("train.learning_rate", -1e-4),
+        ("train.learning_rate", float("nan")),
+        ("train.learning_rate", float("inf")),
+        ("train.learning_rate", []),
+        ("train.learning_rate", [1e-4, 0.0]),
+        ("adapter.rank", 0),
+        ("adapter.alpha", 0),
+        ("adapter.dropout", 1.0),
+        ("adapter.targets", []),
+        ("prompt.few_shot", -1),
+        ("data.validation_share", 1.0),
+        ("data.validation_share", -0.1),
+        ("data.test_share", 0.0),
+        ("data.limit_train", 0),
+        ("data.limit_validation", -1),
+        ("data.limit_test", 0),
+        ("run.threads", -1),
+        ("run.systems", ["prmpt"]),
+    ],
+)
+def test_a_value_that_no_run_could_use_names_its_key(key: str, value: Any):
+    section, name = key.split(".")
+    with pytest.raises(UserError) as caught:
+        config_from_dict({section: {name: value}}, "here")
+    assert key in f"{caught.value.what} {caught.value.where}"
+    assert "here" in str(caught.value.where)
+
+
+def test_a_text_may_stand_for_a_list_of_one_file_and_a_whole_number_for_a_number():
+    config = config_from_dict({"data": {"train": "a.csv"}, "adapter": {"dropout": 0}}, "here")
+    assert config.data.train == ("a.csv",)
+    assert config.adapter.dropout == 0 and isinstance(config.adapter.dropout, float)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"[train\nepochs = 3", "not valid TOML"), (b"[train]\nepochs = 3\nepochs = 4", "not valid TOML"),
+     (b"task = '\xff'", "not valid TOML")],
+)  # fmt: skip
+def test_a_broken_task_file_is_named(tmp_path, content: bytes, what: str):
+    path = tmp_path / "task.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=what) as caught:
+        Config.load(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_task_file_that_is_missing_or_a_folder_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "none.toml", tmp_path / "no" / "none.toml"):
+        with pytest.raises(UserError) as caught:
+            Config.load(path)
+        assert caught.value.where == str(path)
+
+
+def test_the_message_of_an_error_holds_all_its_parts():
+    error = UserError("what", "where", "expected", "found", "fix")
+    assert str(error).splitlines() == [
+        "what", "  where: where", "  expected: expected", "  found: found", "  fix: fix"
+    ]  # fmt: skip
+    assert str(UserError("what", fix="fix")).splitlines() == ["what", "  fix: fix"]
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+FLAGS: dict[str, tuple[list[str], Any]] = {
+    "task": (["classification"], "classification"),
+    "model.name": (["owner/name"], "owner/name"),
+    "model.revision": (["main"], "main"),
+    "model.device": (["cpu"], "cpu"),
+    "model.dtype": (["float64"], "float64"),
+    "data.train": (["a.csv", "b.csv"], ("a.csv", "b.csv")),
+    "data.validation": (["v.csv"], ("v.csv",)),
+    "data.test": (["t.csv"], ("t.csv",)),
+    "data.answer": (["label"], "label"),
+    "data.limit_train": (["7"], 7),
+    "data.limit_validation": (["8"], 8),
+    "data.limit_test": (["9"], 9),
+    "data.validation_share": (["0.25"], 0.25),
+    "data.test_share": (["0.35"], 0.35),
+    "data.overlong": (["drop"], "drop"),
+    "prompt.system": (["Be brief."], "Be brief."),
+    "prompt.user": (["{title}"], "{title}"),
+    "prompt.template_kwargs": (["enable_thinking", "False", "n", "3"], {"enable_thinking": False, "n": 3}),
+    "prompt.few_shot": (["2"], 2),
+    "prompt.date": (["2025-01-01"], "2025-01-01"),
+    "adapter.kind": (["full"], "full"),
+    "adapter.rank": (["3"], 3),
+    "adapter.alpha": (["5"], 5),
+    "adapter.dropout": (["0.5"], 0.5),
+    "adapter.targets": (["q_proj", "v_proj"], ("q_proj", "v_proj")),
+    "train.epochs": (["2"], 2),
+    "train.batch_size": (["3"], 3),
+    "train.learning_rate": (["1e-4", "2e-4"], (1e-4, 2e-4)),
+    "train.schedule": (["linear"], "linear"),
+    "train.warmup": (["0.5"], 0.5),
+    "train.weight_decay": (["0.01"], 0.01),
+    "train.max_grad_norm": (["0.5"], 0.5),
+    "train.token_budget": (["99"], 99),
+    "train.batching": (["padded"], "padded"),
+    "train.seed": (["6"], 6),
+    "train.checkpoint_every": (["7"], 7),
+    "run.out": (["elsewhere"], "elsewhere"),
+    "run.threads": (["1"], 1),
+    "run.systems": (["prompt", "tuned"], ("prompt", "tuned")),
+}
+
+
+def keys() -> set[str]:
+    sections = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
+    return {"task", *sections}
+
+
+def flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+@pytest.fixture
+def settings_of(monkeypatch, tmp_path, capsys):
+    """The settings that a command line comes to, without training."""
+    module = importlib.import_module("loratory.finetune")
+    seen: list[Config] = []
+
+    def instead(config: Config, *_: Any) -> Path:
+        seen.append(config)
+        return tmp_path
+
+    monkeypatch.setattr(module, "train_only", instead)
+
+    def of(*arguments: str) -> Config:
+        assert main(["train", *arguments]) == 0
+        capsys.readouterr()
+        return seen.pop()
+
+    return of
+
+
+def test_every_key_has_a_flag_in_the_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for verb in ("run", "train", "show"):
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        assert ended.value.code == 0
+        shown = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*", capsys.readouterr().out))
+        assert {flag(key) for key in keys()} <= shown
+
+
+def test_every_flag_sets_its_key_and_no_other(settings_of):
+    assert set(FLAGS) == keys()
+    words = [word for key, (values, _) in FLAGS.items() for word in (flag(key), *values)]
+    values = config_to_dict(settings_of(*words))
+    for key, (_, expected) in FLAGS.items():
+        section, _, name = key.rpartition(".")
+        found = (values[section] if section else values)[name]
+        assert (tuple(found) if isinstance(expected, tuple) else found) == expected, key
+
+
+def test_a_flag_changes_its_key_alone_and_the_task_file_the_rest(tmp_path, settings_of):
+    config = from_toml(tmp_path, "[data]\ntrain = 'a.csv'\nanswer = 'label'\n[train]\nepochs = 7\nseed = 5")
+    found = settings_of(str(tmp_path / "task.toml"), "--train.seed", "6")
+    assert found == dataclasses.replace(config, train=dataclasses.replace(config.train, seed=6))
+
+
+@pytest.mark.parametrize(("words", "rate"), [(["auto"], "auto"), (["3e-4"], 3e-4), (["1"], 1.0)])
+def test_the_learning_rate_flag_understands_a_word_and_a_number(settings_of, words: list[str], rate: Any):
+    assert settings_of("--train.learning-rate", *words).train.learning_rate == rate
+
+
+@pytest.mark.parametrize("word", ["false", "False"])
+def test_a_truth_value_of_a_template_argument_is_no_text_on_the_command_line(settings_of, word: str):
+    # A template asks `enable_thinking is false`, for which the text "false" is something else.
+    assert settings_of("--prompt.template-kwargs", "enable_thinking", word).prompt.template_kwargs == {
+        "enable_thinking": False
+    }
+
+
+def test_flags_are_checked_as_the_task_file_is(capsys):
+    assert main(["train", "--train.epochs", "0"]) == 2
+    assert "train.epochs" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        check_config(Config(train=TrainConfig(epochs=0)), "command line")

@@ -1,0 +1,75 @@
+"""Greedy decoding: the answer depends on the prompt alone."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+
+from loratory.config import PromptConfig
+from loratory.generate import generate, stream
+from loratory.render import make_renderer
+
+
+@pytest.fixture(params=["llama", "mistral", "gpt2"])
+def model(request):
+    model = tiny_model(request.param, seed=3)
+    model.resize_token_embeddings(272, mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(0, 0.5)
+        model.get_output_embeddings().weight.normal_(0, 0.5)
+    return model
+
+
+@pytest.fixture
+def renderer():
+    return make_renderer(byte_tokenizer(), (2,), PromptConfig())
+
+
+PROMPTS = [np.array(ids, dtype=np.int64) for ids in ([5, 9, 20, 31], [7], [30] * 11, [5, 9, 20], [40, 3, 3, 8, 60, 70])]
+
+
+def by_hand(model, prompt, count: int) -> list[int]:
+    """Greedy decoding without cache or batch."""
+    ids = prompt.tolist()
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == 2:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("token_budget", [1, 30, 1000])
+def test_answers_do_not_depend_on_the_batch(model, renderer, token_budget):
+    found = generate(model, PROMPTS, renderer, 8, token_budget, lambda done, total: None)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        ids = [i for i in by_hand(model, prompt, 8) if i != 2]
+        assert answer == renderer.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_the_models_own_sampling_settings_do_not_matter(model, renderer):
+    plain = generate(model, PROMPTS, renderer, 8, 1000, lambda done, total: None)
+    settings = model.generation_config
+    settings.do_sample, settings.temperature, settings.repetition_penalty, settings.top_k = True, 5.0, 3.0, 3
+    assert generate(model, PROMPTS, renderer, 8, 1000, lambda done, total: None) == plain
+
+
+def test_generation_stops_at_every_stop_id(model, renderer):
+    first = by_hand(model, PROMPTS[0], 3)
+    import dataclasses
+
+    stopping = dataclasses.replace(renderer, stop_ids=(first[1],))
+    found = generate(model, PROMPTS[:1], stopping, 8, 1000, lambda done, total: None)
+    end = first.index(first[1])
+    assert found == [renderer.tokenizer.decode(first[:end], skip_special_tokens=True)]
+
+
+def test_streaming_gives_the_same_text(model, renderer):
+    whole = generate(model, PROMPTS[:1], renderer, 8, 1000, lambda done, total: None)
+    assert "".join(stream(model, PROMPTS[0], renderer, 8)) == whole[0]
+
+
+def test_a_failure_while_streaming_reaches_the_reader(model, renderer, monkeypatch):
+    monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(stream(model, PROMPTS[0], renderer, 8))

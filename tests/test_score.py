@@ -1,0 +1,187 @@
+"""Label probabilities: what the stock model says of each label alone, and the rules that turn them into a choice."""
+
+import functools
+import string
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import CONFIGS, VOCABULARY, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from loratory.attention import Layout
+from loratory.config import PromptConfig
+from loratory.examples import Example, Message
+from loratory.render import Renderer, completion_ids, make_renderer, render_prompt
+from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+SPECIAL = ("<unk>", "<bos>", "<eos>", "<end>", "<system>", "<user>", "<assistant>")
+LABELS = ["a", "ab", "abc", "b", "long label", "a b"]  # some begin others
+TREE = Layout("tree", "test")
+
+
+@functools.cache
+def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One token a character, and a template with a token a role: as few ids as the tiny models have."""
+    words = [*SPECIAL, *string.ascii_lowercase, *string.digits, " ", "\n", "-", ".", ",", ":", "?", "!"]
+    assert len(words) <= VOCABULARY
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    found = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )
+    found.chat_template = TEMPLATE
+    return found
+
+
+@functools.cache
+def tiny_renderer() -> Renderer:
+    tokenizer = tiny_tokenizer()
+    return make_renderer(tokenizer, [tokenizer.convert_tokens_to_ids("<end>")], PromptConfig(date="2026-01-01"))
+
+
+def example(*texts: str, answer: str = "a") -> Example:
+    """A conversation in which user and assistant take turns."""
+    roles = ("user", "assistant")
+    messages = (Message("system", "say it."), *(Message(roles[i % 2], t) for i, t in enumerate(texts)))
+    return Example(messages, (answer,), tuple(LABELS), f"test:{texts[-1]}")
+
+
+EXAMPLES = [example("hello"), example("hello there"), example("x"), example("hello"), example("q", "b", "z")]
+model_of = functools.cache(tiny_model)
+
+
+def score(model, examples, labels, layout=TREE, token_budget=1000) -> LabelScores:
+    return label_log_probs(model, tiny_renderer(), examples, labels, layout, token_budget, lambda done, total: None)
+
+
+@torch.no_grad()
+def one_by_one(model, examples, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities and token counts of each label, each in a forward of its own through the stock attention."""
+    found = np.zeros((2, len(examples), len(labels)))
+    for e, asked in enumerate(examples):
+        prompt = render_prompt(asked.messages, tiny_renderer())
+        for n, label in enumerate(labels):
+            completion, _ = completion_ids(prompt, label, tiny_renderer())
+            ids = torch.tensor([*prompt.token_ids.tolist(), *completion])
+            log_probs = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(dim=-1)
+            rows = torch.arange(len(prompt.token_ids), len(ids)) - 1
+            found[:, e, n] = log_probs[rows, ids[rows + 1]].sum().item(), len(completion)
+    return found[0], found[1]
+
+
+def test_the_tiny_renderer_writes_what_the_template_says():
+    prompt = render_prompt(EXAMPLES[0].messages, tiny_renderer())
+    assert prompt.text == "<bos><system>say it.<end><user>hello<end><assistant>"
+    assert len(prompt.token_ids) == 1 + 1 + 7 + 1 + 1 + 5 + 1 + 1
+    assert completion_ids(prompt, "ab", tiny_renderer()) == (tiny_tokenizer().convert_tokens_to_ids(["a", "b", "<end>"]), True)
+
+
+@pytest.mark.parametrize("kind", ["tree", "padded", "one-by-one"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_scores_are_those_of_each_label_alone(family, kind):
+    expected, tokens = one_by_one(model_of(family), EXAMPLES, LABELS)
+    found = score(model_of(family), EXAMPLES, LABELS, Layout(kind, "test"))
+    # The norms of all but GPT-2 round to float32.
+    np.testing.assert_allclose(found.log_probs_EL, expected, rtol=1e-9 if family == "gpt2" else 1e-5)
+    np.testing.assert_array_equal(found.tokens_EL, tokens)
+
+
+@given(st.integers(1, 300), st.sampled_from(["tree", "padded", "one-by-one"]))
+@settings(derandomize=True, deadline=None, max_examples=15)
+def test_scores_do_not_depend_on_the_token_budget(token_budget, kind):
+    expected = score(model_of("gpt2"), EXAMPLES[1:4], LABELS)
+    found = score(model_of("gpt2"), EXAMPLES[1:4], LABELS, Layout(kind, "test"), token_budget)
+    np.testing.assert_allclose(found.log_probs_EL, expected.log_probs_EL, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(found.tokens_EL, expected.tokens_EL)
+
+
+def test_scores_of_many_examples_go_to_their_owners(monkeypatch):
+    expected = score(model_of("gpt2"), EXAMPLES, LABELS).log_probs_EL
+    monkeypatch.setattr("loratory.score.EXAMPLES_AT_ONCE", 2)
+    seen = []
+    found = label_log_probs(
+        model_of("gpt2"), tiny_renderer(), EXAMPLES, LABELS, TREE, 1000, lambda *counts: seen.append(counts)
+    )
+    np.testing.assert_allclose(found.log_probs_EL, expected, rtol=0, atol=1e-9)
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_scoring_leaves_no_graph_and_the_stock_attention():
+    model = tiny_model("llama")
+    model.train()
+    score(model, EXAMPLES[:1], LABELS)
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+log_probs = hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(2, 4)), elements=st.floats(-50, -0.01))
+RIGHT_BY = {
+    # Of two labels, the second is right everywhere; its log-probabilities lead to it by one rule alone.
+    "sum": ([[-9.0, -8.0], [-8.5, -8.0]], [[9, 2], [9, 2]]),
+    "mean": ([[-4.0, -8.0], [-4.0, -8.0]], [[1, 4], [1, 4]]),
+}
+
+
+@given(log_probs, st.data())
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_rules_are_what_they_are_called(log_probs_EL, data):
+    tokens = data.draw(hnp.arrays(np.int64, log_probs_EL.shape, elements=st.integers(1, 6)))
+    prior = data.draw(st.lists(st.floats(-50, 0), min_size=tokens.shape[1], max_size=tokens.shape[1]))
+    zeros = (0.0,) * tokens.shape[1]
+    scores = LabelScores(log_probs_EL, tokens)
+    for rule, values in (
+        (Rule("sum", zeros), log_probs_EL),
+        (Rule("mean", zeros), log_probs_EL / tokens),
+        (Rule("prior", tuple(prior)), log_probs_EL - np.array(prior)),
+    ):
+        expected = np.exp(values - values.max(axis=1, keepdims=True))
+        expected /= expected.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(probabilities(scores, rule), expected, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("name", RIGHT_BY)
+def test_the_fitted_rule_is_the_one_that_is_right_most_often(name):
+    values, tokens = RIGHT_BY[name]
+    scores = LabelScores(np.array(values), np.array(tokens))
+    assert fit_rule(scores, [1, 1]) == Rule(name, (0.0, 0.0))
+
+
+def test_the_prior_is_the_mean_over_validation_and_takes_a_favourite_away():
+    values = np.array([[-1.0, -9.0], [-1.0, -5.0], [-3.0, -5.0], [-1.0, -9.0]])
+    rule = fit_rule(LabelScores(values, np.ones((4, 2), dtype=np.int64)), [0, 1, 1, 0])
+    assert rule == Rule("prior", (-1.5, -7.0))
+
+
+def test_the_simpler_rule_wins_a_tie():
+    equal_lengths = np.ones((4, 2), dtype=np.int64)
+    always_right = np.array([[-1.0, -9.0], [-9.0, -1.0], [-1.0, -9.0], [-9.0, -1.0]])
+    assert fit_rule(LabelScores(always_right, equal_lengths), [0, 1, 0, 1]).name == "sum"
+    # mean and prior are both right everywhere, sum is not
+    values = np.array([[-6.0, -7.0], [-4.0, -3.0], [-4.0, -4.5]])
+    scores = LabelScores(values, np.array([[2, 3]] * 3))
+    right = [[int(p.argmax()) for p in probabilities(scores, r)] for r in (
+        Rule("mean", (0.0, 0.0)), Rule("prior", tuple(values.mean(axis=0).tolist()))
+    )]  # fmt: skip
+    common = [i for i in range(3) if right[0][i] == right[1][i]]
+    assert common
+    part = LabelScores(values[common], scores.tokens_EL[common])
+    assert fit_rule(part, [right[0][i] for i in common]).name in ("sum", "mean")
+
+
+def test_without_examples_the_rule_is_sum():
+    empty = LabelScores(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
+    assert fit_rule(empty, []) == Rule("sum", (0.0, 0.0, 0.0))
