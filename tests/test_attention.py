@@ -28,7 +28,7 @@ def random_model(config: transformers.PretrainedConfig, dtype=torch.float32) -> 
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.normal_(0, 0.15)
     return model.eval()

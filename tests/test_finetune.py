@@ -83,7 +83,7 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted_bit_for_bit(co
                 return None
 
         with monkeypatch.context() as patch:
-            patch.setattr("loratory.finetune.interrupt_requested", Flag)
+            patch.setattr("loratory.tune.interrupt_requested", Flag)
             with pytest.raises(Interrupted, match=f"after step {stop_after}"):
                 train_only(torn, lambda event, seen=seen: seen.append(event) if event.kind == "step" else None)
         torch.rand(7)  # whatever happens to the random state in between must not matter

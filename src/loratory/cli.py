@@ -21,7 +21,7 @@ from loratory.config import Config, ModelConfig, check_config
 from loratory.errors import UserError
 
 if TYPE_CHECKING:
-    from loratory.finetune import Event
+    from loratory.job import Event
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = """usage: loratory VERB [ARGUMENTS]
@@ -150,7 +150,7 @@ def predict(arguments: list[str]) -> None:
 
     rows = read_rows(str(flags.data))
     with terminal() as tell:
-        from loratory.finetune import Event
+        from loratory.job import Event
 
         tuned = load(flags.run, force=flags.force)
         found = tuned.predictions(rows, lambda n, of: tell(Event("progress", "predict", {"done": n, "total": of})))
@@ -357,3 +357,7 @@ def main(arguments: list[str]) -> int:
 def entry_point() -> None:
     """The console command."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,171 @@
+"""A run's model and data, loaded and checked, and the events that tell what happens to them."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratory import models, render, runs
+from loratory.attention import Layout, choose_layout
+from loratory.config import Config, config_to_dict
+from loratory.errors import UserError
+from loratory.examples import Split, load_split
+from loratory.render import Renderer, TokenizedExample
+from loratory.world import World, describe, resolve_world
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show: ``kind`` is stage, say, progress, step, system or report."""
+
+    kind: str
+    text: str
+    values: dict[str, Any]
+
+
+Tell = Callable[[Event], None]
+
+
+def quiet(_event: Event) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run needs once model and data are loaded and checked."""
+
+    config: Config
+    run: Path
+    world: World
+    base: models.LoadedModel
+    renderer: Renderer
+    split: Split
+    layout: Layout
+    trained: tuple[tuple[TokenizedExample, ...], ...]
+    """The sequences of each training example."""
+    checks: tuple[dict[str, Any], ...]
+
+
+def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
+    """Loads and checks everything, and only then writes: a mistake leaves nothing behind."""
+    run = Path(config.run.out)
+    resumed = runs.check_run(run, config, overwrite)
+    if resumed:
+        tell(Event("say", f"Going on with the unfinished run in {run}", {}))
+        job = load_job(runs.read_config(run), run, tell)
+        runs.check_same_data(run, data_record(job))
+        runs.mend_metrics(run)
+        return job
+    job = load_job(config, run, tell)
+    runs.create_run(run, overwrite)
+    runs.write_json(run / runs.ASKED, config_to_dict(config))
+    runs.write_json(run / "environment.json", environment(job))
+    runs.write_json(run / "data.json", data_record(job))
+    runs.write_config(run, job.config)
+    return job
+
+
+def load_job(config: Config, run: Path, tell: Tell) -> Job:
+    """Loads data and model and checks that one fits the other. Raises UserError."""
+    tell(Event("stage", "load", {}))
+    split = load_split(config.data, config.prompt, config.train.seed)
+    dtype = "float32" if config.adapter.kind == "full" and config.model.dtype == "auto" else config.model.dtype
+    world = resolve_world(config.model.device, dtype, config.run.threads)
+    tell(
+        Event(
+            "say",
+            f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test examples",
+            {},
+        )
+    )
+    tell(Event("say", f"Device: {world.why}", {}))
+    base = models.load_model(config.model, world)
+    if base.text.plain_template:
+        tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
+    renderer = render.make_renderer(base.text.tokenizer, base.text.stop_ids, split.prompt)
+    if config.prompt.system is not None:
+        render.check_system_is_shown(renderer)
+    tell(Event("say", f"Answers end with {renderer.ending_text!r}: {renderer.note}", {}))
+
+    tell(Event("stage", "check", {}))
+    split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong)
+    trained = tuple(tuple(render.tokenize(example, renderer)) for example in split.train)
+    layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching)
+    tell(Event("say", f"Batches: {layout.kind} ({layout.why})", {}))
+    for check in checks:
+        tell(Event("say", check["message"], check))
+    resolved = dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model,
+            device=str(world.device),
+            dtype=world.dtype_name,
+            revision=base.revision or config.model.revision,
+        ),
+        prompt=dataclasses.replace(split.prompt, date=renderer.date),
+        run=dataclasses.replace(config.run, threads=world.threads),
+    )
+    return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks))
+
+
+def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tuple[Split, list[dict[str, Any]]]:
+    """The split with over-long examples treated as the settings say, and what the checks found."""
+    parts, checks = {}, []
+    for name in ("train", "validation", "test"):
+        fitted = render.fit_to_context(getattr(split, name), renderer, limit, overlong)
+        parts[name] = fitted.examples
+        for what, count in (("dropped", fitted.dropped), ("cut", fitted.cut)):
+            if count:
+                message = f"{count} {name} examples were {what}, being longer than {limit} tokens"
+                checks.append({"name": f"overlong_{what}", "count": count, "message": message})
+    if not parts["train"] or not parts["test"]:
+        raise UserError("No examples are left", "[data] overlong", fix="use a model with a longer context")
+    seen = {example.messages for example in parts["train"]}
+    repeated = sum(example.messages in seen for example in parts["test"])
+    if repeated:
+        message = f"{repeated} test examples have the same text as a training example"
+        checks.append({"name": "test_in_train", "count": repeated, "message": message})
+    text = " ".join(m.content for m in parts["train"][0].messages)
+    unnamed = sum(label not in text for label in split.labels)
+    if unnamed:
+        message = f"The prompt does not name {unnamed} of {len(split.labels)} labels, so prompting cannot know them"
+        checks.append({"name": "labels_not_in_prompt", "count": unnamed, "message": f"{message}: use {{labels}}"})
+    return dataclasses.replace(split, **parts), checks
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """environment.json: model, machine, versions."""
+    model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
+    batches = {"kind": job.layout.kind, "why": job.layout.why}
+    ending = {"text": job.renderer.ending_text, "stop_ids": list(job.renderer.stop_ids), "why": job.renderer.note}
+    git = runs.git_state(Path.cwd())
+    machine = describe(job.world)
+    return {"model": model, **machine, "batches": batches, "ending": ending, "versions": runs.versions(), "git": git}
+
+
+def data_record(job: Job) -> dict[str, Any]:
+    """data.json: what was read, and what was found in it."""
+    data, split = job.config.data, job.split
+    counts = {f"{name}_examples": len(getattr(split, name)) for name in ("train", "validation", "test")}
+    return {
+        "task": job.config.task,
+        "labels": list(split.labels),
+        **counts,
+        "files": runs.file_records([*data.train, *data.validation, *data.test]),
+        "checks": list(job.checks),
+        "test_prompts": [e.messages[-1].content for e in split.test],
+    }
+
+
+@contextmanager
+def timed(run: Path, stage: str, tell: Tell) -> Iterator[None]:
+    """Tells the stage and logs its seconds, also when it is interrupted."""
+    tell(Event("stage", stage, {}))
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        runs.append_metric(run, "stage", name=stage, seconds=time.perf_counter() - started)

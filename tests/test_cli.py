@@ -1,0 +1,115 @@
+"""The command line as a program sees it: exit codes, JSON on standard output, everything else on standard error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from loratory.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+TASK = """
+[model]
+name = "{model}"
+dtype = "float32"
+[data]
+train = "{data}"
+answer = "sound"
+[prompt]
+system = "One of: {{labels}}."
+few_shot = 1
+[train]
+epochs = {epochs}
+batch_size = 8
+learning_rate = 0.01
+checkpoint_every = 0
+[run]
+out = "{out}"
+systems = ["linear", "prompt-choose", "tuned-choose"]
+"""
+
+
+def write_task(tmp_path, model, data, epochs=1):
+    path = tmp_path / "task.toml"
+    path.write_text(TASK.format(model=model, data=data, out=tmp_path / "run", epochs=epochs))
+    return path
+
+
+@pytest.fixture
+def task(tmp_path, tiny_folder, animals):
+    return write_task(tmp_path, tiny_folder, animals)
+
+
+def test_run_predict_and_ask(task, tmp_path, capsys):
+    assert main(["run", str(task), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["test_examples"] == 10
+    run = tmp_path / "run"
+    (tmp_path / "in.jsonl").write_text('{"text": "The cow sleeps"}\n{"text": "The cat sleeps", "sound": "Meow"}\n')
+    assert main(["predict", str(run), str(tmp_path / "in.jsonl")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2
+    assert all(line["answer"] in report["labels"] for line in lines)
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(run / "adapter"), str(tmp_path / "in.jsonl"), "--out", str(out)]) == 0
+    assert [json.loads(line) for line in out.read_text().splitlines()] == lines
+    capsys.readouterr()
+    assert main(["ask", "text: The cow", "--run", str(run), "--max-new-tokens", "3", "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["answer"], str)
+    assert main(["evaluate", str(run), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [s["value"] for s in again["systems"]] == [s["value"] for s in report["systems"]]
+
+
+def test_flags_override_the_task_file(task, tmp_path, capsys):
+    out = tmp_path / "elsewhere"
+    arguments = ["train", str(task), "--train.epochs", "2", "--adapter.rank", "3", "--run.out", str(out), "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": str(out)}
+    assert json.loads((out / "adapter/adapter_config.json").read_text())["r"] == 3
+    assert not (out / "report.json").exists()
+    assert not (out / "systems").exists()
+
+
+def test_the_verdict_is_the_first_line(task, capsys):
+    assert main(["run", str(task)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(("Tuning helped", "Tuning did not help"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["predict", "--help"], ["--version"]])
+def test_help_and_version_exit_with_0(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 0
+    assert capsys.readouterr().out
+
+
+def test_an_unknown_flag_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--train.epoch", "3"])
+    assert stop.value.code == 2
+
+
+def test_ctrl_c_in_training_saves_exits_130_and_the_same_command_goes_on(tmp_path, tiny_folder, animals):
+    task = write_task(tmp_path, tiny_folder, animals, epochs=2000)
+    command = [sys.executable, "-m", "loratory.cli", "run", str(task)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True)
+    log = tmp_path / "run/metrics.jsonl"
+    until = time.monotonic() + 90
+    while time.monotonic() < until and not (log.exists() and log.read_text().count('"step"') > 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "it is saved" in errors
+    assert "Traceback" not in errors
+    saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir()]
+    assert len(saved) == 1
+    assert int(saved[0].removeprefix("step-")) == log.read_text().count('"event": "step"')
