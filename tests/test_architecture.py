@@ -17,7 +17,7 @@ PACKAGE = Path(loratory.__file__).parent
 ORDER = (
     "errors", "config", "world", "runs", "models", "adapters", "examples", "render", "batches", "attention", "loss",
     "optim", "train", "checkpoint", "generate", "score", "metrics", "significance", "charts", "baselines", "evaluate",
-    "report", "finetune", "predict", "show", "cli",
+    "report", "job", "tune", "finetune", "predict", "show", "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")
 # A pattern of names, and the one module that may say them.

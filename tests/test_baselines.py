@@ -47,6 +47,12 @@ def test_the_linear_model_copes_with_one_example_a_label():
     assert len(classify([example("a dog", "Woof")], nothing)) == 1
 
 
+def test_the_linear_model_copes_with_one_label():
+    classify, note = linear_classifier([example("a cat", "Meow"), example("the cat", "Meow")], 0)
+    assert "same label" in note
+    assert classify([example("a dog", "Woof")], nothing) == [{"Meow": 1.0}]
+
+
 @pytest.mark.parametrize("kind", ["tree", "padded", "one-by-one"])
 @pytest.mark.parametrize("token_budget", [40, 1000])
 def test_mean_states_equal_plain_forwards(base, kind, token_budget):

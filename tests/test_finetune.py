@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 import loratory.world
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
-from loratory.errors import UserError
-from loratory.finetune import Event, Interrupted, evaluate_run, finetune, train_only
+from loratory.errors import Interrupted, UserError
+from loratory.finetune import evaluate_run, finetune, train_only
+from loratory.job import Event
 from loratory.predict import load
 from loratory.runs import read_metrics
 

@@ -131,6 +131,8 @@ class Windows(Sequence):
         return self.last - self.first
 
     def __getitem__(self, index: int) -> list[TokenizedExample]:
+        if index >= len(self):
+            raise IndexError(index)
         start, length = self.place(self.first + index)
         ids = np.array(self.tokens[start : start + length], dtype=np.int64)
         spans = np.zeros((length, 2), dtype=np.int64)

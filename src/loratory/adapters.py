@@ -39,7 +39,7 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
         target_modules=targets,
         exclude_modules=_left_alone(base.model) if targets == "all-linear" else None,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base.name,
+        fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )
     _check_targets(base.model, targets)

@@ -184,9 +184,26 @@ def target_logits(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float
     rows_U, inverse_N = torch.unique(batch.target_rows_N, return_inverse=True)
     if layout.kind == "tree":
         return tree_forward(model, batch, logits_to_keep=rows_U).logits[0], inverse_N
-    pieces = _rectangles(batch, rows_U, layout.kind == "one-by-one")
-    logits = [model(**arguments).logits[row, column] for arguments, row, column in pieces]
+    logits = []
+    for arguments, row, column in _rectangles(batch, rows_U, layout.kind == "one-by-one"):
+        if layout.kind == "one-by-one":
+            _forget_lengths(model)
+        logits.append(model(**arguments).logits[row, column])
     return torch.cat(logits), inverse_N
+
+
+def _forget_lengths(model: nn.Module) -> None:
+    """Puts length-dependent rotary frequencies back to their start.
+
+    The library keeps those of the longest sequence seen so far and resets them only on a shorter one than the model was
+    made for: one position is such a sequence.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.endswith("original_inv_freq"):
+                kind = name.removesuffix("original_inv_freq").removesuffix("_")
+                position = torch.zeros(1, 1, dtype=torch.int64, device=buffer.device)
+                module(buffer.new_zeros(1, 1, 1), position, **({"layer_type": kind} if kind else {}))
 
 
 def tree_forward(model: nn.Module, batch: Batch, called: list[int] | None = None, **arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from loratory.optim import trainable_parameters
 from loratory.runs import sha256_of, whole_folder, write_json
 
 MANIFEST = "manifest.json"
+PARAMETERS, MOMENTS, RANDOM = FILES = ("parameters.safetensors", "optimizer.safetensors", "random.safetensors")
 KEEP = 2
 
 
@@ -40,14 +41,24 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         save_file(
             {n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "parameters.safetensors"
         )
-        save_file({n: v.detach().cpu().contiguous() for n, v in moments.items()}, temporary / "optimizer.safetensors")
-        save_file(_random_state(), temporary / "random.safetensors")
-        files = sorted(p.name for p in temporary.iterdir())
-        hashes = {name: sha256_of([temporary / name]) for name in files}
+        save_file({n: v.detach().cpu().contiguous() for n, v in moments.items()}, temporary / MOMENTS)
+        save_file(_random_state(), temporary / RANDOM)
+        hashes = {name: sha256_of([temporary / name]) for name in FILES}
         write_json(temporary / MANIFEST, {"step": step, "sha256": hashes})
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
+    # Later steps belong to a past that was given up, because none of its checkpoints could be read.
+    kept = [p for p in _folders(folder) if _step(p) <= step][-KEEP:]
+    for other in set(_folders(folder)) - set(kept):
+        shutil.rmtree(other)
     return Checkpoint(path, step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The checkpoint folders, oldest first."""
+    return sorted((p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()), key=_step)
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -60,10 +71,12 @@ def _random_state() -> dict[str, Tensor]:
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and a sentence for each that was skipped."""
     skipped = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_folders(folder)):
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             step, hashes = int(manifest["step"]), dict(manifest["sha256"])
+            if step != _step(path) or set(hashes) != set(FILES):
+                raise ValueError("it names another step or other files")
             bad = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
         except (OSError, ValueError, KeyError, TypeError) as error:
             skipped.append(f"{path.name} is skipped: its manifest or a file cannot be read ({error})")
@@ -76,7 +89,7 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Puts parameters (and, with an optimizer, moments and random state) back, bit for bit."""
-    values = load_file(checkpoint.path / "parameters.safetensors")
+    values = load_file(checkpoint.path / PARAMETERS)
     parameters = trainable_parameters(model)
     assert values.keys() == parameters.keys(), "the checkpoint is of another model or adapter"
     with torch.no_grad():
@@ -84,11 +97,11 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
             parameter.copy_(values[name])
     if optimizer is None:
         return
-    moments = load_file(checkpoint.path / "optimizer.safetensors")
+    moments = load_file(checkpoint.path / MOMENTS)
     for name, parameter in parameters.items():
         own = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
         optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in own.items()}
-    random = load_file(checkpoint.path / "random.safetensors")
+    random = load_file(checkpoint.path / RANDOM)
     torch.set_rng_state(random["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([random[f"cuda{i}"] for i in range(torch.cuda.device_count())])

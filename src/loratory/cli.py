@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from loratory.config import Config, ModelConfig, check_config
-from loratory.errors import UserError
+from loratory.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from loratory.job import Event
@@ -340,13 +340,13 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
+    except Interrupted as error:
+        print(f"{error}. The same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if type(error).__name__ == "Interrupted":
-            print(f"{error}. The same command goes on from there.", file=sys.stderr)
-            return INTERRUPTED
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             print(f"error: Out of memory\n  fix: a smaller --train.token-budget ({error})", file=sys.stderr)
             return FAILED

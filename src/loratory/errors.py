@@ -1,4 +1,4 @@
-"""The one error that a person can cause."""
+"""The two ways in which a person ends a run before its end: a mistake, and an interruption."""
 
 
 class UserError(Exception):
@@ -23,3 +23,7 @@ class UserError(Exception):
             if text
         ]
         super().__init__("\n".join(lines))
+
+
+class Interrupted(Exception):
+    """Training was interrupted and saved; the same call goes on from there."""

@@ -15,14 +15,12 @@ from loratory.evaluate import Prompting, System
 from loratory.examples import Example, draw_few_shot
 from loratory.generate import Progress
 from loratory.job import Event, Job, Tell, load_job, open_job, quiet, timed
-from loratory.tune import Interrupted, fit, reload_trained, trained_folder
+from loratory.tune import fit, reload_trained, trained_folder
 from loratory.world import peak_memory_bytes
 
 PROMPTED = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
 BEFORE = (*PROMPTED, "linear", "embed")
 AFTER = ("tuned", "tuned-choose")
-
-__all__ = ["Event", "Interrupted", "evaluate_run", "finetune", "train_only"]
 
 
 def finetune(config: Config, tell: Tell = quiet, overwrite: bool = False) -> Path:

@@ -9,15 +9,11 @@ from torch import nn
 from loratory import adapters, models, render, runs
 from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.config import BUILTIN
-from loratory.errors import UserError
+from loratory.errors import Interrupted, UserError
 from loratory.job import Event, Job, Tell, timed
 from loratory.optim import automatic_learning_rate, make_optimizer
 from loratory.train import StepResult, mean_loss, train
 from loratory.world import interrupt_requested
-
-
-class Interrupted(Exception):
-    """Training was interrupted and saved; the same call goes on from there."""
 
 
 def fit(job: Job, tell: Tell) -> nn.Module:

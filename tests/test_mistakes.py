@@ -1,0 +1,244 @@
+"""A person's mistake ends with code 2 and one message that names the culprit; no traceback, and nothing is written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from conftest import SHARED, needs_shared
+
+from loratory import runs
+from loratory.cli import main
+from loratory.config import Config, config_to_dict
+
+STORIES = SHARED / "data" / "models" / "stories260K"
+ROWS = [(f"{animal} number {i}", sound) for i in range(6) for animal, sound in (("cow", "moo"), ("cat", "meow"))]
+
+
+def csv(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["text,sound", *(",".join(row) for row in rows)]) + "\n"
+
+
+def with_row(text: str, sound: str) -> str:
+    """The good rows and one more, in line 14."""
+    return csv([*ROWS, (text, sound)])
+
+
+def write_task(folder: Path, files: dict[str, str | bytes], changes: dict[str, Any]) -> Path:
+    """A task that would run, with some of its files and keys replaced; a key "section.key" of None is left out."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"name": str(STORIES), "device": "cpu", "dtype": "float32"},
+        "data": {"train": "sounds.csv", "answer": "sound"},
+        "train": {"epochs": 1},
+        "run": {"out": str(folder / "out")},
+    }
+    for key, value in changes.items():
+        section, name = key.split(".")
+        values.setdefault(section, {})[name] = value
+        if value is None:
+            del values[section][name]
+    for name, content in {"sounds.csv": csv(ROWS), "task.toml": tomli_w.dumps(values), **files}.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder / "task.toml"
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def mistake(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
+    """Runs a command line that must end with code 2, one message and no change to the folder; returns the message."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(*arguments: str) -> str:
+        before = everything(tmp_path)
+        try:
+            code = main(list(arguments))
+        except SystemExit as ended:  # the parser of the flags ends the process by itself
+            code = ended.code
+        out, err = capsys.readouterr()
+        assert code == 2, err
+        assert out == "" and "Traceback" not in err
+        assert sum(line.startswith("error: ") for line in err.splitlines()) <= 1
+        assert everything(tmp_path) == before
+        return err.partition("error: ")[2] or err
+
+    return of
+
+
+# What is wrong, files, keys, and what the message must name.
+TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
+    "a missing data file": ({}, {"data.train": "sound.csv"}, ["not found", "sound.csv"]),
+    "a data file of an unknown kind": ({}, {"data.train": "task.toml"}, ["Unknown kind", ".toml"]),
+    "a missing answer column": ({}, {"data.answer": "sounds"}, ["'sounds'", "sounds.csv:2", "did you mean 'sound'?"]),
+    "no answer column named": ({}, {"data.answer": None}, ["data.answer"]),
+    "no data named": ({}, {"data.train": None}, ["data.train"]),
+    "an empty answer": ({"sounds.csv": with_row("dog", " ")}, {}, ["empty", "sounds.csv:14"]),
+    "a row too wide": ({"sounds.csv": with_row("dog, the", "woof")}, {}, ["sounds.csv:14", "expected: 2", "found: 3"]),
+    "a label unknown to training": (
+        {"test.csv": csv([("a cow", "moo"), ("a dog", "woof")])},
+        {"data.test": "test.csv"},
+        ["test.csv:3", "'woof'"],
+    ),
+    "one label only": ({"sounds.csv": csv([("cow", "moo")] * 9)}, {}, ["same answer", "'moo'"]),
+    "too few rows": ({"sounds.csv": csv([("cow", "moo"), ("cat", "meow")])}, {}, ["Too few rows", "sounds.csv:2"]),
+    "no rows": ({"sounds.csv": "text,sound\n"}, {}, ["no rows", "sounds.csv"]),
+    "an empty file": ({"sounds.csv": ""}, {}, ["no rows", "sounds.csv"]),
+    "a file that is not UTF-8": ({"sounds.csv": csv(ROWS).replace("cat", "ch\xe4t").encode("latin-1")}, {},
+                                 ["not UTF-8", "sounds.csv:3"]),
+    "malformed json": (
+        {"a.jsonl": json.dumps({"text": "a", "sound": "b"}) + '\n{"text": "a"\n'},
+        {"data.train": "a.jsonl"},
+        ["Malformed JSON", "a.jsonl:2"],
+    ),
+    "an unknown key": ({}, {"train.epoch": 3}, ["'train.epoch'", "task.toml", "did you mean 'epochs'?"]),
+    "an unknown section": ({}, {"modle.name": "x"}, ["'modle'", "did you mean 'model'?"]),
+    "a wrong type": ({}, {"train.epochs": "3"}, ["train.epochs", "a whole number", "'3' (str)"]),
+    "a value out of range": ({}, {"adapter.rank": 0}, ["adapter.rank", "at least 1", "found: 0"]),
+    "a placeholder without a column": ({}, {"prompt.user": "{txt}"}, ["{txt}", "prompt.user", "did you mean 'text'?"]),
+    "a prompt that shows the answer": ({}, {"prompt.user": "{text} {sound}"}, ["shows the answer", "{sound}"]),
+    "an open brace": ({}, {"prompt.system": "{labels"}, ["prompt.system"]),
+    "an unknown template argument": ({}, {"prompt.template_kwargs": {"enable_thinking": False}}, ["'enable_thinking'"]),
+    "a date that is none": ({}, {"prompt.date": "1.2.2025"}, ["prompt.date", "'1.2.2025'"]),
+    "an example longer than the context": (
+        {"sounds.csv": with_row("dog " * 600, "moo")}, {}, ["1 of ", "sounds.csv:14", "at most 512 tokens", "overlong"],
+    ),
+    "broken TOML": ({"task.toml": "[train\nepochs = 3"}, {}, ["not valid TOML", "task.toml", "line 1"]),
+    "a missing model folder": ({}, {"model.name": "./none"}, ["Model folder not found", "./none"]),
+    "a hub model without a network": ({}, {"model.name": "nobody/none"}, ["cannot be reached", "nobody/none"]),
+    "a folder without a model": ({"empty/a.txt": ""}, {"model.name": "empty"}, ["No model in this folder", "empty"]),
+    "a model in a pickle": (
+        {"old/config.json": "{}", "old/pytorch_model.bin": b"\x80\x04"},
+        {"model.name": "old"},
+        ["pickle", "pytorch_model.bin", "old"],
+    ),
+    "an unknown device": ({}, {"model.device": "gpu"}, ["device", "gpu"]),
+    "targets that the model lacks": ({}, {"adapter.targets": ["query"]}, ["adapter", "targets", "query", "q_proj"]),
+    "a list of rates without validation": (
+        {}, {"train.learning_rate": [1e-4, 1e-3], "data.validation_share": 0.0}, ["learning_rate", "validation"],
+    ),
+}  # fmt: skip
+
+
+@needs_shared
+@pytest.mark.parametrize("what", TASKS)
+def test_a_mistake_in_task_or_data_is_named_and_nothing_is_written(what: str, tmp_path, mistake):
+    files, changes, words = TASKS[what]
+    message = mistake("run", str(write_task(tmp_path, files, changes)))
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "out").exists()
+
+
+@needs_shared
+@pytest.mark.parametrize("verb", ["train", "show"])
+@pytest.mark.parametrize("what", ["a missing data file", "an unknown key", "a placeholder without a column"])
+def test_the_other_verbs_name_the_same_mistakes(verb: str, what: str, tmp_path, mistake):
+    files, changes, words = TASKS[what]
+    message = mistake(verb, str(write_task(tmp_path, files, changes)))
+    assert all(word in message for word in words)
+
+
+@needs_shared
+def test_a_text_that_no_encoding_knows_is_no_crash(tmp_path, capsys):
+    # Half of an emoji, as cut-off tweets have it: valid JSON, but no character.
+    rows = [{"text": f"{text} \ud83d", "sound": sound} for text, sound in ROWS]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    task = write_task(tmp_path, {"a.jsonl": lines}, {"data.train": "a.jsonl"})
+    code = main(["show", str(task), "--json"])
+    out, err = capsys.readouterr()
+    assert (code == 0 and "cow number" in out) or (code == 2 and "a.jsonl:" in err)
+
+
+# ---- the run directory -----------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path, task: Path, finished: bool, **changes: Any) -> None:
+    """A run as it stands after its beginning."""
+    config = Config.load(task)
+    runs.create_run(folder, False)
+    runs.write_json(folder / runs.ASKED, {**config_to_dict(config), **changes})
+    runs.write_config(folder, config)
+    if finished:
+        (folder / "report.json").write_text("{}")
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("finished", "changes", "words"),
+    [
+        (True, {}, ["finished already", "--overwrite"]),
+        (False, {"train": {"epochs": 5}}, ["other settings", "--overwrite"]),
+    ],
+)
+def test_a_run_of_somebody_is_not_written_over(tmp_path, mistake, finished: bool, changes: dict, words: list[str]):
+    task = write_task(tmp_path, {}, {})
+    begin(tmp_path / "out", task, finished, **changes)
+    message = mistake("run", str(task))
+    assert all(word in message for word in [*words, str(tmp_path / "out")])
+
+
+@needs_shared
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_other_files_in_the_run_directory_are_never_removed(tmp_path, mistake, flags: list[str]):
+    task = write_task(tmp_path, {"out/thesis.tex": "years of work"}, {})
+    assert "other files" in mistake("run", str(task), *flags)
+
+
+@needs_shared
+def test_a_mistake_keeps_the_run_that_it_was_to_overwrite(tmp_path, mistake):
+    task = write_task(tmp_path, {}, {"prompt.user": "{txt}"})
+    begin(tmp_path / "out", task, True)
+    assert "{txt}" in mistake("run", str(task), "--overwrite")
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rnu"], ["'rnu'", "run"]),
+        (["run", "none.toml"], ["not found", "none.toml"]),
+        (["run", "."], ["folder"]),
+        (["run", "--train.epoch", "3"], ["--train.epoch"]),
+        (["run", "--train.epochs", "three"], ["--train.epochs", "three"]),
+        (["run", "--train.epochs", "0"], ["train.epochs", "at least 1"]),
+        (["run", "--run.systems", "prmpt"], ["run.systems", "prmpt"]),
+        (["evaluate"], ["run"]),
+        (["evaluate", "none"], ["Not a run directory", "none"]),
+        (["predict", "none", "none.csv"], ["not found", "none.csv"]),
+        (["ask", "Is it so?", "--run", "none"], ["No tuned model", "none"]),
+        (["ask", "Is it so?", "--model", "./none"], ["Model folder not found", "./none"]),
+        (["ask"], ["text"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(arguments: list[str], words: list[str], mistake):
+    message = mistake(*arguments)
+    for word in words:
+        assert word.lower() in message.lower()
+
+
+def test_rows_for_a_folder_that_is_no_run_are_not_answered(tmp_path, mistake):
+    (tmp_path / "a.csv").write_text("text\ncow\n")
+    assert "No tuned model" in mistake("predict", str(tmp_path), "a.csv", "--out", "answers.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["rnu"], 2), (["run", "none.toml"], 2), (["--version"], 0), ([], 0), (["run", "--help"], 0)],
+)
+def test_the_process_ends_with_the_code_that_says_what_happened(arguments: list[str], code: int, tmp_path):
+    program = "from loratory.cli import entry_point; entry_point()"
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert bool(done.stderr) == (code != 0) and bool(done.stdout) == (code == 0)

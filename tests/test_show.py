@@ -1,0 +1,143 @@
+"""What `loratory show` says is what is trained on: the same ids, and labels that stand one place before their token."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared, sequence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loratory.cli import main
+from loratory.config import ModelConfig, PromptConfig
+from loratory.examples import Example, Message
+from loratory.models import load_tokenizer
+from loratory.render import Renderer, TokenizedExample, make_renderer, tokenize
+from loratory.show import IGNORED, TRAINED, as_rows, coloured, padded
+
+STORIES = SHARED / "data" / "models" / "stories260K"
+token_lists = st.lists(
+    st.lists(st.tuples(st.integers(0, 63), st.sampled_from([0.0, 1.0, 0.5])), min_size=2, max_size=9),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(token_lists, st.integers(0, 63))
+@settings(derandomize=True, deadline=None, max_examples=80)
+def test_padded_arrays_predict_each_trained_token_from_the_place_before_it(drawn, pad_id: int):
+    ids = [[token for token, _ in one] for one in drawn]
+    weights = [[weight for _, weight in one] for one in drawn]
+    arrays = padded([sequence(i, w) for i, w in zip(ids, weights, strict=True)], pad_id)
+    shape = (len(ids), max(map(len, ids)))
+    assert {name: np.array(rows).shape for name, rows in arrays.items()} == {
+        "input_ids": shape, "attention_mask": shape, "labels": shape,
+    }  # fmt: skip
+    for i, w, shown, mask, labels in zip(ids, weights, *arrays.values(), strict=True):
+        length = len(i)
+        assert shown == i + [pad_id] * (shape[1] - length)
+        assert mask == [1] * length + [0] * (shape[1] - length)
+        for t in range(shape[1]):
+            is_trained = t + 1 < length and w[t + 1] > 0
+            assert labels[t] == (i[t + 1] if is_trained else IGNORED)
+
+
+def test_an_ignored_label_is_the_one_that_cross_entropy_leaves_out():
+    assert IGNORED == -100
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    text = load_tokenizer(ModelConfig(str(STORIES)))
+    return make_renderer(text.tokenizer, text.stop_ids, PromptConfig(date="2025-01-01"))
+
+
+def one(renderer: Renderer, question: str, answer: str) -> TokenizedExample:
+    return tokenize(Example((Message("user", question),), (answer,), (), "a.csv:2"), renderer)[0]
+
+
+texts = st.text("ab é日🤖\n", min_size=1, max_size=9)
+
+
+@needs_shared
+@given(texts, texts.filter(lambda t: bool(t.strip())))
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_rows_are_the_tokens_and_their_texts_the_text(renderer: Renderer, question: str, answer: str):
+    found = one(renderer, question, answer)
+    rows = as_rows(found, renderer)
+    assert [row["id"] for row in rows] == found.token_ids.tolist()
+    assert [row["trained"] for row in rows] == (found.loss_weights > 0).tolist()
+    assert renderer.tokenizer.convert_tokens_to_ids([row["token"] for row in rows]) == found.token_ids.tolist()
+    assert "".join(row["text"] for row in rows if row["trained"]) == answer.strip() + renderer.ending_text
+
+
+@needs_shared
+@given(texts, texts.filter(lambda t: bool(t.strip())))
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_the_coloured_text_is_the_whole_text_once_with_the_trained_part_marked(
+    renderer: Renderer, question: str, answer: str
+):
+    found = one(renderer, question, answer)
+    shown = coloured(found)
+    assert shown.plain.replace("↵\n", "\n") == found.text
+    marked = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == TRAINED)
+    assert marked.replace("↵\n", "\n") == answer.strip() + renderer.ending_text
+
+
+def test_overlapping_spans_show_each_character_once():
+    found = sequence([1, 2, 3], 1)
+    spans = np.array([[0, 2], [1, 2], [1, 4]], dtype=np.int64)
+    assert coloured(dataclasses.replace(found, text="abcd", char_spans=spans)).plain == "abcd"
+
+
+# ---- the verb --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(tmp_path) -> str:
+    lines = [f"{animal} number {i},{sound}" for i in range(8) for animal, sound in (("cow", "moo"), ("cat", "meow"))]
+    (tmp_path / "sounds.csv").write_text("\n".join(["text,sound", *lines]) + "\n")
+    path = tmp_path / "task.toml"
+    system = "prompt.system = 'One of: {labels}'"
+    path.write_text(f"model.name = '{STORIES}'\n{system}\n[data]\ntrain = 'sounds.csv'\nanswer = 'sound'")
+    return str(path)
+
+
+def printed(capsys, *arguments: str) -> str:
+    assert main(["show", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@needs_shared
+def test_show_prints_the_tokens_of_training_examples_as_json(task, capsys):
+    found = json.loads(printed(capsys, task, "--count", "3", "--json"))
+    assert len(found) == 3
+    for shown in found:
+        file, _, line = shown["source"].rpartition(":")
+        animal, sound = Path(file).read_text().splitlines()[int(line) - 1].split(",")
+        text = "".join(token["text"] for token in shown["tokens"])
+        assert "One of: meow, moo" in text and f"text: {animal}" in text
+        assert "".join(t["text"] for t in shown["tokens"] if t["trained"]) == f"{sound}</s>"
+
+
+@needs_shared
+def test_show_prints_the_arrays_that_other_programs_train_on(task, capsys):
+    tokens = json.loads(printed(capsys, task, "--count", "2", "--json"))
+    arrays = json.loads(printed(capsys, task, "--count", "2", "--padded", "--json"))
+    assert set(arrays) == {"input_ids", "attention_mask", "labels"}
+    for shown, ids, mask, labels in zip(tokens, *arrays.values(), strict=True):
+        length = sum(mask)
+        assert ids[:length] == [token["id"] for token in shown["tokens"]]
+        trained = [token["id"] for token in shown["tokens"] if token["trained"]]
+        assert [label for label in labels if label != IGNORED] == trained
+        assert labels[length - 2] == trained[-1] and labels[length - 1] == IGNORED
+    table = printed(capsys, task, "--count", "2", "--padded").splitlines()
+    assert table[0] == "input_ids" and [int(x) for x in table[1].split()] == arrays["input_ids"][0]
+
+
+@needs_shared
+def test_show_prints_the_text_for_people(task, capsys):
+    shown = printed(capsys, task, "--count", "1")
+    assert "tokens" in shown and "trained" in shown and "One of: meow, moo" in shown and "</s>" in shown
