@@ -35,60 +35,68 @@ pytestmark = needs_shared
 quick = settings(derandomize=True, deadline=None, max_examples=20)
 DAY = PromptConfig(date="2025-01-01")
 DATA = SHARED / "data"
-GEMMA = ("<start_of_turn>", "<end_of_turn>")
-PHI = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-# name -> tokenizer, template (None: its own), special tokens that the template needs, template arguments,
+# Tokens that templates of other models put to use; the tokenizer "qwen2.5+" knows them.
+TOKENS = [
+    "<think>",
+    "</think>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+]
+# name -> tokenizer, template (None: its own), template arguments,
 # and whether the template is plain: what it puts after prompt and answer is what is trained.
-SETTINGS: dict[str, tuple[str, str | None, tuple[str, ...], dict[str, Any], bool]] = {
-    "qwen2.5": ("qwen2.5-instruct", None, (), {}, True),
-    "llama-3.2": ("llama-3.2-instruct", None, (), {}, True),
-    "phi-3.5": ("phi-3.5-mini", None, (), {}, True),
-    "trl/qwen2_5": ("qwen2.5-instruct", "trl/qwen2_5", (), {}, True),
-    "trl/qwen3": ("qwen2.5-instruct", "trl/qwen3", ("<think>", "</think>"), {}, False),
-    "trl/qwen3, no thinking": (
-        "qwen2.5-instruct", "trl/qwen3", ("<think>", "</think>"), {"enable_thinking": False}, True,
-    ),
-    "trl/llama3": ("llama-3.2-instruct", "trl/llama3", (), {}, True),
-    "trl/gemma": ("qwen2.5-instruct", "trl/gemma", GEMMA, {}, True),
-    "trl/gemma without its tokens": ("qwen2.5-instruct", "trl/gemma", (), {}, False),
-    "trl/gptoss": ("qwen2.5-instruct", "trl/gptoss", (), {}, False),
-    "trl/phi3": ("qwen2.5-instruct", "trl/phi3", PHI, {}, True),
-    "chatml": ("qwen2.5-instruct", "chat_templates/chatml", (), {}, False),
-    "plain, gpt2": ("gpt2", "plain", (), {}, True),
-    "plain, stories260K": ("../models/stories260K", "plain", (), {}, True),
-}  # fmt: skip
+SETTINGS: dict[str, tuple[str, str | None, dict[str, Any], bool]] = {
+    "qwen2.5": ("qwen2.5-instruct", None, {}, True),
+    "llama-3.2": ("llama-3.2-instruct", None, {}, True),
+    "phi-3.5": ("phi-3.5-mini", None, {}, True),
+    "trl/qwen2_5": ("qwen2.5-instruct", "trl/qwen2_5", {}, True),
+    "trl/qwen3": ("qwen2.5+", "trl/qwen3", {}, False),
+    "trl/qwen3, no thinking": ("qwen2.5+", "trl/qwen3", {"enable_thinking": False}, True),
+    "trl/llama3": ("llama-3.2-instruct", "trl/llama3", {}, True),
+    "trl/gemma": ("qwen2.5+", "trl/gemma", {}, True),
+    "trl/gemma without its tokens": ("qwen2.5-instruct", "trl/gemma", {}, False),
+    "trl/gptoss": ("qwen2.5-instruct", "trl/gptoss", {}, False),
+    "trl/phi3": ("qwen2.5+", "trl/phi3", {}, True),
+    "chatml": ("qwen2.5-instruct", "chat_templates/chatml", {}, False),
+    "plain, gpt2": ("gpt2", "plain", {}, True),
+    "plain, stories260K": ("../models/stories260K", "plain", {}, True),
+}
 NAMES = list(SETTINGS)
-PLAIN = [name for name in NAMES if SETTINGS[name][4]]
+PLAIN = [name for name in NAMES if SETTINGS[name][3]]
 made: dict[str, Renderer] = {}
 
 
 @functools.cache
 def read(name: str) -> Any:
-    return AutoTokenizer.from_pretrained((DATA / "tokenizers" / name).resolve(), clean_up_tokenization_spaces=False)
+    """A tokenizer as it is on disk; read once, and not to be changed."""
+    folder = (DATA / "tokenizers" / name.replace("+", "-instruct")).resolve()
+    tokenizer = AutoTokenizer.from_pretrained(folder, clean_up_tokenization_spaces=False)
+    if name.endswith("+"):
+        tokenizer.add_special_tokens({"additional_special_tokens": TOKENS})
+    return tokenizer
 
 
-def load(name: str) -> Any:
-    """A tokenizer of one's own."""
-    return copy.deepcopy(read(name))
-
-
-def with_template(tokenizer: Any, template: str) -> Any:
-    own = copy.deepcopy(tokenizer)
+def with_template(tokenizer: Any, template: str | None) -> Any:
+    """The same tokenizer under another template."""
+    own = copy.copy(tokenizer)
     own.chat_template = template
     return own
+
+
+def template_of(name: str) -> str:
+    return PLAIN_TEMPLATE if name == "plain" else (DATA / "templates" / f"{name}.jinja").read_text()
 
 
 def renderer_of(name: str) -> Renderer:
     """The renderer of a setting; made once."""
     if name not in made:
-        tokenizer_name, template, tokens, arguments, _ = SETTINGS[name]
-        tokenizer = load(tokenizer_name)
+        tokenizer_name, template, arguments, _ = SETTINGS[name]
+        tokenizer = read(tokenizer_name)
         if template:
-            tokenizer.chat_template = (
-                PLAIN_TEMPLATE if template == "plain" else (DATA / "templates" / f"{template}.jinja").read_text()
-            )
-        if tokens:
-            tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+            tokenizer = with_template(tokenizer, template_of(template))
         prompt = PromptConfig(template_kwargs=arguments, date=DAY.date)
         made[name] = make_renderer(tokenizer, (tokenizer.eos_token_id,), prompt)
     return made[name]
@@ -102,8 +110,8 @@ over_tokenizers = pytest.mark.parametrize(
 )
 
 
-def on_qwen(template: str) -> Any:
-    return with_template(renderer_of("qwen2.5").tokenizer, template)
+def on_qwen(template: str | None) -> Any:
+    return with_template(read("qwen2.5-instruct"), template)
 
 
 def asked(*contents: str, answer: str = "yes") -> Example:
@@ -163,7 +171,7 @@ def test_a_prompt_has_at_most_one_beginning(name: str):
 
 
 def test_a_template_with_two_beginnings_is_refused():
-    tokenizer = load("llama-3.2-instruct")
+    tokenizer = read("llama-3.2-instruct")
     twice = with_template(tokenizer, "{{ bos_token }}" + PLAIN_TEMPLATE)
     with pytest.raises(UserError, match="two beginning-of-sequence"):
         render_prompt(asked("Q").messages, make_renderer(twice, (tokenizer.eos_token_id,), DAY))
@@ -263,15 +271,13 @@ def test_an_answer_without_tokens_is_refused_with_its_place(answer: str):
 # ---- the ending ------------------------------------------------------------------------------------------------------
 
 
-@over_all
+@over_tokenizers
 def test_a_padding_token_that_is_the_stop_token_cannot_remove_it(name: str):
     renderer = renderer_of(name)
-    tokenizer = copy.deepcopy(renderer.tokenizer)
     before = tokenize(asked("Is it so?"), renderer)[0]
+    tokenizer = copy.deepcopy(renderer.tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(renderer.ending[-1])
-    arguments = {k: v for k, v in renderer.template_kwargs.items() if isinstance(v, bool)}
-    same = make_renderer(tokenizer, renderer.stop_ids, PromptConfig(template_kwargs=arguments, date=DAY.date))
-    found = tokenize(asked("Is it so?"), same)[0]
+    found = tokenize(asked("Is it so?"), make_renderer(tokenizer, renderer.stop_ids, DAY))[0]
     assert trained(found) == trained(before) and trained(found)[-1] == tokenizer.pad_token_id
 
 
@@ -294,14 +300,15 @@ def test_an_answer_ends_as_the_template_ends_it(name: str, ending: str, note: st
 
 
 def test_a_stop_id_that_the_model_adds_to_the_tokenizers_ends_the_answer():
-    tokenizer = load("phi-3.5-mini")
+    tokenizer = read("phi-3.5-mini")
     end, eos = tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id
     renderer = make_renderer(tokenizer, (eos, end), DAY)
     assert renderer.ending == (end,) and set(renderer.stop_ids) == {eos, end}
 
 
 def test_a_tokenizer_without_any_end_is_refused():
-    tokenizer = on_qwen("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    tokenizer = copy.deepcopy(read("../models/stories260K"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="how an answer ends"):
         make_renderer(tokenizer, (), DAY)
@@ -408,7 +415,7 @@ def test_a_template_that_drops_system_messages_is_refused():
 
 
 def test_a_template_that_drops_the_users_text_is_refused():
-    source = (DATA / "templates" / "trl" / "idefics3.jinja").read_text()
+    source = template_of("trl/idefics3")
     with pytest.raises(UserError, match="does not show the user's text"):
         make_renderer(on_qwen(source), (0,), DAY)
 
@@ -422,10 +429,8 @@ def test_a_broken_template_is_a_mistake_and_no_crash(source: str):
 
 
 def test_a_tokenizer_without_a_template_is_refused():
-    tokenizer = on_qwen("")
-    tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        make_renderer(tokenizer, (0,), DAY)
+        make_renderer(on_qwen(None), (0,), DAY)
 
 
 # ---- length ----------------------------------------------------------------------------------------------------------
