@@ -120,16 +120,22 @@ def asked(*contents: str, answer: str = "yes") -> Example:
     return Example(tuple(Message(roles[i % 2], c) for i, c in enumerate(contents)), (answer,), (), "a.csv:2")
 
 
-def own_ids(renderer: Renderer, messages: tuple[Message, ...], prompt: bool) -> list[int]:
-    """What the tokenizer itself makes of the messages."""
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    source = renderer.tokenizer.chat_template
+def own_ids(name: str, messages: tuple[Message, ...], prompt: bool) -> list[int]:
+    """What the tokenizer itself makes of the messages on the first day of 2025."""
+    tokenizer_name, template, arguments, _ = SETTINGS[name]
+    tokenizer = read(tokenizer_name)
+    source = template_of(template) if template else tokenizer.chat_template
     day = {"date_string": "01 Jan 2025"} if "date_string" in source else {}
-    source = source.replace('strftime_now("%Y-%m-%d")', '"2025-01-01"')
-    return renderer.tokenizer.apply_chat_template(
-        turns, chat_template=source, add_generation_prompt=prompt, tokenize=True, return_dict=False,
-        **{**renderer.template_kwargs, **day},
-    )  # fmt: skip
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return tokenizer.apply_chat_template(
+        turns,
+        chat_template=source.replace('strftime_now("%Y-%m-%d")', '"2025-01-01"'),
+        add_generation_prompt=prompt,
+        tokenize=True,
+        return_dict=False,
+        **arguments,
+        **day,
+    )
 
 
 def trained(sequence: TokenizedExample) -> list[int]:
@@ -144,22 +150,22 @@ answers = words.map(str.strip).filter(bool)
 
 
 @over_all
-@given(st.lists(words, min_size=3, max_size=3), st.sampled_from([1, 3]))
-@case(["<|im_end|> x", "<|assistant|>", " <s>Answer:\n"], 3)
+@given(words, answers, words)
+@case("<|im_end|> x", "<|assistant|>", " <s>Answer:\n")
 @quick
-def test_the_prompt_is_byte_for_byte_the_tokenizers_own(name: str, texts: list[str], count: int):
+def test_the_prompt_is_byte_for_byte_the_tokenizers_own(name: str, first: str, answer: str, second: str):
     renderer = renderer_of(name)
-    messages = asked(*texts[:count]).messages
-    expected = own_ids(renderer, messages, prompt=True)
-    assert render_prompt(messages, renderer).token_ids.tolist() == expected
-    assert tokenize(asked(*texts[:count]), renderer)[-1].token_ids[: len(expected)].tolist() == expected
+    for one in (asked(first), asked(first, answer, second)):
+        expected = own_ids(name, one.messages, prompt=True)
+        assert render_prompt(one.messages, renderer).token_ids.tolist() == expected
+        assert tokenize(one, renderer)[-1].token_ids[: len(expected)].tolist() == expected
 
 
 @over_three
 def test_the_prompt_with_a_system_message_is_the_tokenizers_own(name: str):
     renderer = renderer_of(name)
     messages = (Message("system", " One of: a, b.\n"), Message("user", "Is it so?"))
-    assert render_prompt(messages, renderer).token_ids.tolist() == own_ids(renderer, messages, prompt=True)
+    assert render_prompt(messages, renderer).token_ids.tolist() == own_ids(name, messages, prompt=True)
 
 
 @over_all
@@ -185,7 +191,7 @@ def test_a_template_with_two_beginnings_is_refused():
 def test_prompt_answer_and_ending_begin_the_templates_own_rendering(name: str, answer: str):
     renderer = renderer_of(name)
     found = tokenize(asked("Is it so?", answer=answer), renderer)[0]
-    whole = own_ids(renderer, (*asked("Is it so?").messages, Message("assistant", answer)), prompt=False)
+    whole = own_ids(name, (*asked("Is it so?").messages, Message("assistant", answer)), prompt=False)
     assert found.token_ids.tolist() == whole[: len(found.token_ids)]
     left_over = renderer.tokenizer.decode(whole[len(found.token_ids) :])
     assert "yes" not in left_over and len(left_over.strip()) <= len("<|endoftext|>")
@@ -200,7 +206,7 @@ def test_prompt_answer_and_ending_begin_the_templates_own_rendering(name: str, a
 def test_answer_and_ending_are_trained_and_the_prompt_is_not(name: str, texts: list[str], answer: str):
     renderer = renderer_of(name)
     found = tokenize(asked(*texts, answer=answer), renderer)[0]
-    start = len(own_ids(renderer, asked(*texts).messages, prompt=True))
+    start = len(own_ids(name, asked(*texts).messages, prompt=True))
     assert not found.loss_weights[:start].any() and (found.loss_weights[start:] == 1).all()
     assert tuple(trained(found)[-len(renderer.ending) :]) == renderer.ending
     assert trained(found)[-1] in renderer.stop_ids
@@ -271,7 +277,7 @@ def test_an_answer_without_tokens_is_refused_with_its_place(answer: str):
 # ---- the ending ------------------------------------------------------------------------------------------------------
 
 
-@over_tokenizers
+@pytest.mark.parametrize("name", ["qwen2.5", "phi-3.5", "plain, gpt2", "plain, stories260K"])
 def test_a_padding_token_that_is_the_stop_token_cannot_remove_it(name: str):
     renderer = renderer_of(name)
     before = tokenize(asked("Is it so?"), renderer)[0]
@@ -336,7 +342,7 @@ def test_a_few_shot_prompt_is_a_conversation_of_the_same_template(name: str):
     renderer = renderer_of(name)
     shots = [asked("Q1", answer="no"), asked("Q2", answer="yes")]
     found = with_shots(asked("Q3"), shots)
-    expected = own_ids(renderer, asked("Q1", "no", "Q2", "yes", "Q3").messages, prompt=True)
+    expected = own_ids(name, asked("Q1", "no", "Q2", "yes", "Q3").messages, prompt=True)
     assert render_prompt(found.messages, renderer).token_ids.tolist() == expected
 
 
@@ -492,7 +498,7 @@ def test_a_cut_prompt_loses_the_end_of_the_users_text_and_nothing_else(name: str
     assert (cut.answers, cut.source, cut.messages[:-1]) == (one.answers, one.source, one.messages[:-1])
     left = cut.messages[-1].content
     assert left and content.startswith(left)
-    assert limit - 4 <= example_length(cut, renderer) <= limit
+    assert limit - 12 <= example_length(cut, renderer) <= limit
     before, after = (render_prompt(e.messages, renderer).text for e in (one, cut))
     tail = before[before.rindex(" end") + len(" end") :]
     assert after.endswith(left + tail)
