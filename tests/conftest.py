@@ -26,7 +26,9 @@ VOCABULARY = 64
 # float64 models whose norms or softmax round to float32 inside agree to this; the others to 1e-10.
 RELATIVE = 1e-5
 
-SMALL = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SMALL, num_hidden_layers=2),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL, num_hidden_layers=2),

@@ -147,7 +147,7 @@ USES = """
 import inspect, json, sys
 
 def kinds(loratory):
-    found = {name: getattr(loratory, name) for name in ["finetune", *loratory.__all__]}
+    found = {name: getattr(loratory, name) for name in dict.fromkeys(["finetune", *loratory.__all__])}
     return {name: "class" if inspect.isclass(value) else type(value).__name__ for name, value in found.items()}
 
 import loratory

@@ -192,7 +192,7 @@ def test_an_adapter_is_refused_on_other_weights_unless_forced(config, tmp_path, 
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="other weights"):
         load(run)
-    assert load(run, force=True).answer({"text": "x"}) in tuple(("Meow", "Moo", "Woof woof"))
+    assert load(run, force=True).answer({"text": "x"}) in ("Meow", "Moo", "Woof woof")
 
 
 def test_the_adapter_does_something_and_detaching_leaves_the_base_as_it_was(config, tiny_folder):
