@@ -27,8 +27,12 @@ VOCABULARY = 64
 RELATIVE = 1e-5
 
 SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SMALL, num_hidden_layers=2),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL, num_hidden_layers=2),

@@ -1,5 +1,7 @@
 """Loratory teaches a language model your task on your own machine and proves that it learned it."""
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +28,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'loratory' has no attribute {name!r}")
     from importlib import import_module
 
-    home = import_module(f"loratory.{_HOMES[name]}")
-    # Importing the module finetune puts the module under that name; the public name is the function.
-    globals().update({public: getattr(home, public) for public, place in _HOMES.items() if place == _HOMES[name]})
-    return globals()[name]
+    return getattr(import_module(f"loratory.{_HOMES[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Importing the module finetune puts the module under that name; the public name stays the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name) if name in _HOMES and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

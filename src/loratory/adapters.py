@@ -26,8 +26,7 @@ NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
 def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
     """The model with what trains switched on: a fresh LoRA branch on its targets, or every parameter.
 
-    LoRA parameters are float32 whatever the base model's number format. Raises UserError for targets that the model
-    does not have.
+    LoRA parameters are float32 whatever the base model's number format.
     """
     if config.kind == "full":
         return base.model.requires_grad_(True)
@@ -42,7 +41,6 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )
-    _check_targets(base.model, targets)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(base.model, settings)
@@ -56,7 +54,8 @@ def _left_alone(model: nn.Module) -> str | None:
     return NOT_ADAPTED if found else None
 
 
-def _check_targets(model: nn.Module, targets: str | list[str]) -> None:
+def check_targets(model: nn.Module, targets: str | Sequence[str]) -> None:
+    """Raises UserError for a target that the model does not have."""
     if isinstance(targets, str):
         return
     linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}

@@ -247,8 +247,16 @@ def _with_task(kind: Any, arguments: list[str], verb: str) -> Any:
         prog=f"loratory {verb}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    flags = dataclasses.replace(flags, config=_with_truth_values(flags.config))
     check_config(flags.config, "command line")
     return flags
+
+
+def _with_truth_values(config: Config) -> Config:
+    """``enable_thinking false`` means what it says: flags of template arguments arrive as text."""
+    words = {"true": True, "false": False}
+    arguments = {k: words.get(v, v) if isinstance(v, str) else v for k, v in config.prompt.template_kwargs.items()}
+    return dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, template_kwargs=arguments))
 
 
 def _print_report(folder: Path, as_json: bool) -> None:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import random
-import string
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from loratory.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 LABELS = "labels"
+# A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
+PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
 HUB = "hub:"
 MAX_FIELD_CHARACTERS = 10_000_000
 
@@ -91,11 +93,19 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
     try:
         rows = readers[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError("The file is not UTF-8", f"{path}:{line}", fix="save it as UTF-8") from error
+        raise UserError("The file is not UTF-8", f"{path}:{_bad_line(path)}", fix="save it as UTF-8") from error
     if not rows:
         raise UserError("The data file has no rows", name, expected="at least one example")
     return rows
+
+
+def _bad_line(path: Path) -> int:
+    """The line of the first byte that is no UTF-8; a reader's own error counts from the block that it read."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.object[: error.start].count(b"\n") + 1
+    raise AssertionError("the file is UTF-8")
 
 
 def _read_delimited(path: Path, delimiter: str) -> list[Row]:
@@ -146,7 +156,7 @@ def _read_json(path: Path) -> list[Row]:
 def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits
         raise UserError("Malformed JSON", place, found=str(error)) from error
 
 
@@ -193,23 +203,22 @@ def _rows_of(table: Any, name: str) -> list[Row]:
 
 def placeholders(template: str, where: str) -> list[str]:
     """The column names in a prompt template: plain {name} only; {{ and }} are braces. Raises UserError."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(
-            "The prompt template is malformed", where, found=str(error), fix="write {{ for a brace"
-        ) from error
-    for _, name, spec, conversion in parts:
-        if name is not None and (spec or conversion or not name or set(name) & set(".[]")):
-            raise UserError("Only plain {column} placeholders are understood", where, found=f"{{{name}}}")
-    return [name for _, name, _, _ in parts if name is not None]
+    rest = PIECES.sub("", template)
+    if rest:
+        raise UserError("The prompt template is malformed", where, found=rest, fix="write {{ for a brace")
+    return [piece[1:-1] for piece in PIECES.findall(template) if piece[0] == "{" and piece != "{{"]
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with each {name} replaced by its value, whatever braces the value contains."""
-    return "".join(
-        text + (values[name] if name is not None else "") for text, name, _, _ in string.Formatter().parse(template)
-    )
+
+    def value(found: re.Match) -> str:
+        piece = found[0]
+        if piece in ("{{", "}}"):
+            return piece[0]
+        return values[piece[1:-1]] if piece[0] == "{" else piece
+
+    return PIECES.sub(value, template)
 
 
 def default_user_prompt(columns: Sequence[str], answer: str) -> str:
@@ -222,6 +231,8 @@ def prompt_writer(
 ) -> Callable[[Row], tuple[Message, ...]]:
     """Returns the function Row -> messages. Raises UserError for a placeholder that is no column of the data."""
     templates = [("system", prompt.system), ("user", prompt.user or default_user_prompt(columns, answer))]
+    if not prompt.user and any(set(c) & set("{}") for c in columns if c != answer):
+        raise UserError("A column with braces in its name needs a prompt of its own", f"{where}, prompt.user")
     parts = [(role, template) for role, template in templates if template is not None]
     names = {name for role, template in parts for name in _checked(template, role, answer, columns, where)}
 
@@ -258,7 +269,8 @@ def _text(value: Any) -> str:
     """A cell as the text that the prompt shows; nothing becomes the empty text, lists and tables JSON."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode("utf-8")  # half a character (a lone surrogate) has no encoding
 
 
 def conversation(turns: Any, source: str) -> Example:

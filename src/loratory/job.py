@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory import models, render, runs
+from loratory import adapters, models, render, runs
 from loratory.attention import Layout, choose_layout
 from loratory.config import Config, config_to_dict
 from loratory.errors import UserError
@@ -72,6 +72,8 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     """Loads data and model and checks that one fits the other. Raises UserError."""
     tell(Event("stage", "load", {}))
     split = load_split(config.data, config.prompt, config.train.seed)
+    if isinstance(config.train.learning_rate, tuple) and not split.validation:
+        raise UserError("A list of learning rates needs validation examples", "[train] learning_rate")
     dtype = "float32" if config.adapter.kind == "full" and config.model.dtype == "auto" else config.model.dtype
     world = resolve_world(config.model.device, dtype, config.run.threads)
     tell(
@@ -83,6 +85,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     )
     tell(Event("say", f"Device: {world.why}", {}))
     base = models.load_model(config.model, world)
+    adapters.check_targets(base.model, config.adapter.targets)
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
     renderer = render.make_renderer(base.text.tokenizer, base.text.stop_ids, split.prompt)

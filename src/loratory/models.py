@@ -73,6 +73,8 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        text = settings.get_text_config()
+        stop_ids = _stop_ids(folder, text, tokenizer)
     except Exception as error:  # the library raises OSError, ValueError, KeyError, RuntimeError for broken files
         raise _explain(error, name) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -82,8 +84,7 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    text = settings.get_text_config()
-    return LoadedTokenizer(tokenizer, _stop_ids(folder, text, tokenizer), plain, context_length(text))
+    return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text))
 
 
 def load_model(config: ModelConfig, world: World) -> LoadedModel:
@@ -130,7 +131,7 @@ def find_files(config: ModelConfig) -> tuple[Path, str | None]:
     if config.name == BUILTIN:
         return builtin_folder(), None
     folder = Path(config.name)
-    if folder.is_dir():
+    if config.name.strip() and folder.is_dir():
         return folder, None
     if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1 or not config.name.strip():
         raise UserError("Model folder not found", "[model] name", "a folder or a hub id", config.name)

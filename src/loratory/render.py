@@ -78,7 +78,8 @@ class Renderer:
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
         """Characters that the first 0, 1, 2, ... of the tokens stand for."""
-        return [len(decode(self.tokenizer, token_ids[:n])) for n in range(len(token_ids) + 1)]
+        lengths = [len(decode(self.tokenizer, token_ids[:n])) for n in range(len(token_ids) + 1)]
+        return np.minimum.accumulate(lengths[::-1])[::-1].tolist()
 
     def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
         """Ids and character spans of a rendered text; the template has put the special tokens in already."""
@@ -108,7 +109,8 @@ def make_renderer(
     source = template_source(tokenizer)
     _check_template_kwargs(source, prompt.template_kwargs, where)
     # Templates ask strftime_now for today; a run must show the same day whenever it is used again.
-    frozen: dict[str, Any] = {"strftime_now": day.strftime} if "strftime_now" in source else {}
+    shown = re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda m: repr(day.strftime(m[2])), source)
+    frozen: dict[str, Any] = {"chat_template": shown} if shown != source else {}
     renderer = Renderer(tokenizer, {**prompt.template_kwargs, **frozen}, date, (), tuple(stop_ids), "")
     _check_user_is_shown(renderer)
     return _with_ending(renderer)

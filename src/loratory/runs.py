@@ -163,7 +163,11 @@ def read_config(run: Path) -> Config:
     path = run / "config.toml"
     if not path.exists():
         raise UserError("Not a run directory", str(run), expected="a folder with a config.toml")
-    return config_from_dict(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError("The settings of the run are damaged", str(path), found=str(error)) from error
+    return config_from_dict(values, str(path))
 
 
 def versions() -> dict[str, str]:

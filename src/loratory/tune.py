@@ -9,7 +9,7 @@ from torch import nn
 from loratory import adapters, models, render, runs
 from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.config import BUILTIN
-from loratory.errors import Interrupted, UserError
+from loratory.errors import Interrupted
 from loratory.job import Event, Job, Tell, timed
 from loratory.optim import automatic_learning_rate, make_optimizer
 from loratory.train import StepResult, mean_loss, train
@@ -46,14 +46,12 @@ def fit(job: Job, tell: Tell) -> nn.Module:
 
 
 def learning_rates(job: Job) -> list[float]:
-    """The peak learning rates to try. Raises UserError for a list without validation examples."""
+    """The peak learning rates to try, ascending."""
     asked = job.config.train.learning_rate
     if asked == "auto":
         width = job.base.model.config.get_text_config().hidden_size
         return [automatic_learning_rate(job.config.adapter, width)]
     if isinstance(asked, tuple):
-        if len(set(asked)) > 1 and not job.split.validation:
-            raise UserError("A list of learning rates needs validation examples", "[train] learning_rate")
         return sorted(set(asked))
     return [float(asked)]
 
