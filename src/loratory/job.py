@@ -47,6 +47,8 @@ class Job:
     trained: tuple[tuple[TokenizedExample, ...], ...]
     """The sequences of each training example."""
     checks: tuple[dict[str, Any], ...]
+    seconds: dict[str, float]
+    """What loading and checking took."""
 
 
 def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
@@ -65,11 +67,14 @@ def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
     runs.write_json(run / "environment.json", environment(job))
     runs.write_json(run / "data.json", data_record(job))
     runs.write_config(run, job.config)
+    for stage, seconds in job.seconds.items():
+        runs.append_metric(run, "stage", name=stage, seconds=seconds)
     return job
 
 
 def load_job(config: Config, run: Path, tell: Tell) -> Job:
     """Loads data and model and checks that one fits the other. Raises UserError."""
+    started = time.perf_counter()
     tell(Event("stage", "load", {}))
     split = load_split(config.data, config.prompt, config.train.seed)
     if isinstance(config.train.learning_rate, tuple) and not split.validation:
@@ -93,6 +98,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
         render.check_system_is_shown(renderer)
     tell(Event("say", f"Answers end with {renderer.ending_text!r}: {renderer.note}", {}))
 
+    loaded = time.perf_counter()
     tell(Event("stage", "check", {}))
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong)
     trained = tuple(tuple(render.tokenize(example, renderer)) for example in split.train)
@@ -111,7 +117,8 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
         prompt=dataclasses.replace(split.prompt, date=renderer.date),
         run=dataclasses.replace(config.run, threads=world.threads),
     )
-    return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks))
+    seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
+    return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks), seconds)
 
 
 def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tuple[Split, list[dict[str, Any]]]:
