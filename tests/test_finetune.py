@@ -9,14 +9,18 @@ from conftest import SHARED
 from safetensors.torch import load_file
 
 import loratory.world
+from loratory.attention import choose_layout
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.errors import Interrupted, UserError
+from loratory.examples import conversation
 from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.job import Event
 from loratory.predict import load
+from loratory.render import tokenize
 from loratory.runs import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+TURNS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
 EIGHT = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose")
 
 
@@ -177,6 +181,8 @@ def test_what_is_loaded_answers_as_what_was_measured(config):
     for record, row in zip(records[:3], measured[:3], strict=True):
         assert tuned.probabilities(record) == pytest.approx(row["probabilities"], abs=1e-5)
     assert tuned.answers([]) == []
+    sequences = tokenize(conversation(TURNS, "here"), tuned.renderer)
+    assert choose_layout(tuned.base.model, sequences, "auto").kind == "tree"
 
 
 def test_an_adapter_is_refused_on_other_weights_unless_forced(config, tmp_path, tiny_folder):

@@ -367,6 +367,8 @@ def _first_layers(model: PreTrainedModel) -> PreTrainedModel:
     twin.to(dtype=dtype, device=body.device)  # type: ignore[call-arg]
     twin.eval()
     wanted = twin.state_dict()
-    found = {name: tensor.to(dtype) for name, tensor in body.state_dict().items() if name in wanted}
+    # Under an adapter, the base model's own weights are one level down.
+    own = {name.replace(".base_layer.", "."): tensor for name, tensor in body.state_dict().items()}
+    found = {name: tensor.to(dtype) for name, tensor in own.items() if name in wanted}
     twin.load_state_dict(found)
     return twin

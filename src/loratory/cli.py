@@ -23,6 +23,7 @@ from loratory.errors import Interrupted, UserError
 if TYPE_CHECKING:
     from loratory.job import Event
 
+WIDE = 400
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = """usage: loratory VERB [ARGUMENTS]
 
@@ -199,6 +200,8 @@ def show(arguments: list[str]) -> None:
     split = load_split(flags.config.data, flags.config.prompt, flags.config.train.seed)
     text = models.load_tokenizer(flags.config.model)
     renderer = render.make_renderer(text.tokenizer, text.stop_ids, split.prompt)
+    if split.prompt.system is not None:
+        render.check_system_is_shown(renderer)
     sequences = [s for e in split.train[: flags.count] for s in render.tokenize(e, renderer)]
     if flags.padded:
         arrays = shown.padded(sequences, pad_id_of(renderer))
@@ -268,7 +271,8 @@ def _print_report(folder: Path, as_json: bool) -> None:
 
     from loratory.report import render_table
 
-    Console().print(render_table(report))
+    width = None if sys.stdout.isatty() else WIDE  # a program that reads the verdict finds it on one line
+    Console(width=width).print(render_table(report))
     print(f"Report: {folder / 'report.html'}")
 
 

@@ -288,6 +288,9 @@ def conversation(turns: Any, source: str) -> Example:
         messages.append(Message(turn["role"], turn["content"]))
     if messages[-1].role != "assistant" or not messages[-1].content.strip():
         raise UserError("A conversation must end with an assistant's answer", source, found=messages[-1].role)
+    first = next(m.role for m in messages if m.role != "system")
+    if first != "user":
+        raise UserError("A conversation must begin with a user's turn", source, found=first)
     return Example(tuple(messages[:-1]), (messages[-1].content.strip(),), (), source)
 
 

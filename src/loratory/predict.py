@@ -16,7 +16,7 @@ from loratory.evaluate import Prediction, Prompting, answering, choices
 from loratory.examples import Message, Row, fill, records_to_examples
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
-from loratory.render import Renderer, fit_to_context, make_renderer, render_prompt, tokenize
+from loratory.render import Renderer, check_system_is_shown, fit_to_context, make_renderer, render_prompt, tokenize
 from loratory.score import Rule, label_log_probs
 from loratory.world import resolve_world
 
@@ -118,6 +118,8 @@ def _trained_folder(path: Path) -> Path:
 
 def ask(model: nn.Module, renderer: Renderer, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
     """Streams a model's answer to a user message."""
+    if system:
+        check_system_is_shown(renderer)
     messages = [Message("system", system)] if system else []
     prompt = render_prompt([*messages, Message("user", text)], renderer)
     return stream(model, prompt.token_ids, renderer, max_new_tokens)
