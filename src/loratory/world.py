@@ -134,7 +134,7 @@ def interrupt_requested() -> Iterator[Callable[[], bool]]:
 
     def first(_signal, _frame):
         seen.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background ignores it before
 
     before = signal.signal(signal.SIGINT, first)
     try:
