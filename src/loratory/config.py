@@ -192,7 +192,7 @@ def check_config(config: Config, where: str) -> None:
         ("train.warmup", 0 <= t.warmup < 1, "a share from 0 to less than 1", t.warmup),
         ("train.seed", 0 <= t.seed < 2**32, "0 to 4294967295", t.seed),
         ("train.max_grad_norm", t.max_grad_norm >= 0, "0 or more", t.max_grad_norm),
-        ("train.weight_decay", 0 <= t.weight_decay < 10, "from 0 to less than 10", t.weight_decay),
+        ("train.weight_decay", 0 <= t.weight_decay < float("inf"), "0 or more", t.weight_decay),
         ("train.checkpoint_every", t.checkpoint_every >= 0, "0 or more", t.checkpoint_every),
         ("train.learning_rate", bool(rates) and all(r == "auto" or 0 < float(r) < 10 for r in rates),
          'above 0, "auto", or a list of such numbers', t.learning_rate),
