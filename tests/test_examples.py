@@ -518,3 +518,10 @@ def test_a_column_named_label_with_json_numbers_is_a_label(tmp_path):
     lines = "".join(json.dumps({"text": f"t{i}", "label": i % 2}) + "\n" for i in range(12))
     found = split(DataConfig(train=(file(tmp_path, "a.jsonl", lines),), answer="label"))
     assert found.labels == ("0", "1")
+
+
+def test_a_run_refuses_a_column_with_braces_where_no_prompt_is_written(tmp_path):
+    path = tmp_path / "braces.csv"
+    path.write_text("{x},label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
+    with pytest.raises(UserError, match="braces in its name"):
+        load_split(DataConfig((str(path),), answer="label"), PromptConfig(), 0)

@@ -221,18 +221,21 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return PIECES.sub(value, template)
 
 
-def default_user_prompt(columns: Sequence[str], answer: str) -> str:
-    """Every column but the answer, one a line."""
-    return "\n".join(f"{_escape(c)}: {{{c}}}" for c in columns if c != answer)
+def default_user_prompt(columns: Sequence[str], answer: str, where: str = "task file") -> str:
+    """Every column but the answer, one a line. Raises UserError for a column with braces in its name."""
+    shown = [c for c in columns if c != answer]
+    if any(set(c) & set("{}") for c in shown):
+        raise UserError(
+            "A column with braces in its name needs a written prompt", f"{where}, prompt.user", found=", ".join(shown)
+        )
+    return "\n".join(f"{c}: {{{c}}}" for c in shown)
 
 
 def prompt_writer(
     prompt: PromptConfig, answer: str, columns: Sequence[str], labels: Sequence[str], where: str
 ) -> Callable[[Row], tuple[Message, ...]]:
     """Returns the function Row -> messages. Raises UserError for a placeholder that is no column of the data."""
-    templates = [("system", prompt.system), ("user", prompt.user or default_user_prompt(columns, answer))]
-    if not prompt.user and any(set(c) & set("{}") for c in columns if c != answer):
-        raise UserError("A column with braces in its name needs a prompt of its own", f"{where}, prompt.user")
+    templates = [("system", prompt.system), ("user", prompt.user or default_user_prompt(columns, answer, where))]
     parts = [(role, template) for role, template in templates if template is not None]
     names = {name for role, template in parts for name in _checked(template, role, answer, columns, where)}
 
@@ -259,10 +262,6 @@ def _cell(row: Row, name: str) -> str:
     if name not in row.values:
         raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(map(str, row.values)))
     return _text(row.values[name])
-
-
-def _escape(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _text(value: Any) -> str:
@@ -349,7 +348,7 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
                 fix=nearest(label(row), labels),
             )
     columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
-    prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer))
+    prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer, where))
     write = prompt_writer(prompt, data.answer, columns, labels, where)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
