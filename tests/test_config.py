@@ -49,6 +49,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "limit_test": limit,
         "validation_share": share,
         "test_share": st.floats(0, 1, exclude_min=True, exclude_max=True),
+        "folds": st.just(0) | st.integers(2, 20),
         "overlong": st.sampled_from(["error", "drop", "cut_prompt"]),
     },
     PromptConfig: {
@@ -63,6 +64,10 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "rank": st.integers(1, 999),
         "alpha": st.integers(1, 999),
         "dropout": share,
+        "rslora": st.booleans(),
+        "dora": st.booleans(),
+        "lora_plus": st.floats(0, 100, exclude_min=True),
+        "layers": st.just("all") | st.lists(st.integers(0, 99), min_size=1, max_size=3).map(tuple),
         "targets": st.just("all-linear") | st.lists(text, min_size=1, max_size=3).map(tuple),
     },
     TrainConfig: {
@@ -75,7 +80,10 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "max_grad_norm": st.floats(0, 100),
         "token_budget": st.integers(1, 2**31),
         "batching": st.sampled_from(["auto", "tree", "padded"]),
+        "keep": st.sampled_from(["best", "last"]),
+        "early_stopping": st.integers(0, 9),
         "seed": st.integers(0, 2**32 - 1),
+        "seeds": st.integers(1, 9),
         "checkpoint_every": st.integers(0, 999),
     },
     RunConfig: {
@@ -86,7 +94,21 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
 }
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "adapter": AdapterConfig,
             "train": TrainConfig, "run": RunConfig}  # fmt: skip
-drawn_fields = st.fixed_dictionaries({key: st.fixed_dictionaries(FIELDS[kind]) for key, kind in SECTIONS.items()})
+
+
+def consistent(fields: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Without the combinations that contradict each other."""
+    if fields["adapter"]["kind"] == "full":
+        fields["adapter"] |= {"rslora": False, "dora": False, "lora_plus": 1.0, "layers": "all"}
+    if fields["data"]["folds"]:
+        fields["data"] |= {"test": (), "limit_test": None}
+        fields["train"]["seeds"] = 1
+    return fields
+
+
+drawn_fields = st.fixed_dictionaries({key: st.fixed_dictionaries(FIELDS[kind]) for key, kind in SECTIONS.items()}).map(
+    consistent
+)
 
 
 def built(fields: dict[str, dict[str, Any]]) -> Config:
@@ -180,7 +202,7 @@ def test_a_hub_id_is_left_as_it_is(tmp_path):
         ("[train]\nepoch = 3", "'train.epoch'", "'epochs'"),
         ("[train]\nlearning-rate = 1e-4", "'train.learning-rate'", "'learning_rate'"),
         ("[data]\nanswer_column = 'a'", "'data.answer_column'", "'answer'"),
-        ("[adapter]\nzzzz = 1", "'adapter.zzzz'", "known keys: kind, rank, alpha, dropout, targets"),
+        ("[adapter]\nzzzz = 1", "'adapter.zzzz'", "known keys: kind, rank, alpha, rslora, dora"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(tmp_path, content: str, key: str, hint: str):
@@ -322,6 +344,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "data.limit_test": (["9"], 9),
     "data.validation_share": (["0.25"], 0.25),
     "data.test_share": (["0.35"], 0.35),
+    "data.folds": (["5"], 5),
     "data.overlong": (["drop"], "drop"),
     "prompt.system": (["Be brief."], "Be brief."),
     "prompt.user": (["{title}"], "{title}"),
@@ -331,6 +354,10 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "adapter.kind": (["full"], "full"),
     "adapter.rank": (["3"], 3),
     "adapter.alpha": (["5"], 5),
+    "adapter.rslora": ([], True),
+    "adapter.dora": ([], True),
+    "adapter.lora_plus": (["16"], 16.0),
+    "adapter.layers": (["0", "2"], (0, 2)),
     "adapter.dropout": (["0.5"], 0.5),
     "adapter.targets": (["q_proj", "v_proj"], ("q_proj", "v_proj")),
     "train.epochs": (["2"], 2),
@@ -342,12 +369,16 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "train.max_grad_norm": (["0.5"], 0.5),
     "train.token_budget": (["99"], 99),
     "train.batching": (["padded"], "padded"),
+    "train.keep": (["last"], "last"),
+    "train.early_stopping": (["2"], 2),
     "train.seed": (["6"], 6),
+    "train.seeds": (["3"], 3),
     "train.checkpoint_every": (["7"], 7),
     "run.out": (["elsewhere"], "elsewhere"),
     "run.threads": (["1"], 1),
     "run.systems": (["prompt", "tuned"], ("prompt", "tuned")),
 }
+ALONE = ("adapter.kind", "data.folds")  # the values above contradict other ones
 
 
 def keys() -> set[str]:
@@ -391,12 +422,13 @@ def test_every_key_has_a_flag_in_the_help(capsys, monkeypatch):
 
 def test_every_flag_sets_its_key_and_no_other(settings_of):
     assert set(FLAGS) == keys()
-    words = [word for key, (values, _) in FLAGS.items() for word in (flag(key), *values)]
-    values = config_to_dict(settings_of(*words))
-    for key, (_, expected) in FLAGS.items():
-        section, _, name = key.rpartition(".")
-        found = (values[section] if section else values)[name]
-        assert (tuple(found) if isinstance(expected, tuple) else found) == expected, key
+    for group in (FLAGS.keys() - set(ALONE), *({key} for key in ALONE)):
+        words = [word for key in group for word in (flag(key), *FLAGS[key][0])]
+        values = config_to_dict(settings_of(*words))
+        for key in group:
+            section, _, name = key.rpartition(".")
+            found, expected = (values[section] if section else values)[name], FLAGS[key][1]
+            assert (tuple(found) if isinstance(expected, tuple) else found) == expected, key
 
 
 def test_a_flag_changes_its_key_alone_and_the_task_file_the_rest(tmp_path, settings_of):
@@ -416,6 +448,21 @@ def test_a_truth_value_of_a_template_argument_is_no_text_on_the_command_line(set
     assert settings_of("--prompt.template-kwargs", "enable_thinking", word).prompt.template_kwargs == {
         "enable_thinking": False
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("[adapter]\nkind = 'full'\ndora = true", "adapter.dora"),
+        ("[adapter]\nkind = 'full'\nlayers = [0]", "adapter.layers"),
+        ("[data]\nfolds = 5\ntest = 't.csv'", "data.folds"),
+        ("[data]\nfolds = 5\n[train]\nseeds = 3", "data.folds"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, content: str, key: str):
+    with pytest.raises(UserError) as caught:
+        from_toml(tmp_path, content)
+    assert key in str(caught.value)
 
 
 def test_flags_are_checked_as_the_task_file_is(capsys):

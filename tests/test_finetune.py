@@ -1,23 +1,28 @@
 """Whole runs on a tiny model: what a person gets, and that interruption, repetition and reloading change nothing."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
 import torch
-from conftest import SHARED
+from conftest import ANIMALS, SHARED
 from safetensors.torch import load_file
 
 import loratory.world
-from loratory.attention import choose_layout
+from loratory.attention import Layout, choose_layout
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.errors import Interrupted, UserError
-from loratory.examples import conversation
+from loratory.examples import Example, Message, conversation, fold_splits, load_split
 from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.job import Event
+from loratory.models import load_model
 from loratory.predict import load
-from loratory.render import tokenize
+from loratory.render import make_renderer, tokenize
+from loratory.repeats import parts_of
 from loratory.runs import read_metrics
+from loratory.score import label_log_probs
+from loratory.world import resolve_world
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TURNS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
@@ -216,3 +221,101 @@ def test_over_long_examples_are_counted_and_answers_stay_whole(config, animals):
     run = finetune(changed(changed(config, "data", overlong="cut_prompt"), "run", systems=("linear", "tuned-choose")))
     report = json.loads((run / "report.json").read_text())
     assert [c["count"] for c in report["data_checks"] if c["name"] == "overlong_cut"] == [1]
+
+
+def adapter(run) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter/adapter_model.safetensors")
+
+
+def validation(run) -> dict[int, float]:
+    return {m["step"]: m["loss"] for m in read_metrics(run) if m["event"] == "validation"}
+
+
+@pytest.mark.parametrize(("kind", "rate", "epochs"), [("lora", 0.3, 8), ("full", 0.1, 4)])
+def test_the_weights_of_the_best_epoch_are_kept(config, tmp_path, kind, rate, epochs):
+    # So high a rate that the loss on validation rises again.
+    wild = changed(
+        config, "train", epochs=epochs, learning_rate=rate, schedule="constant", early_stopping=9, checkpoint_every=0
+    )
+    wild = changed(wild, "adapter", kind=kind, dropout=0.0)
+    run = train_only(wild)
+    losses = validation(run)
+    best = min(losses, key=losses.__getitem__)
+    assert best < max(losses), "a run whose last epoch is the best proves nothing"
+    [trial] = [m for m in read_metrics(run) if m["event"] == "trial"]
+    assert (trial["best_step"], trial["validation_loss"], trial["stopped"]) == (best, losses[best], False)
+    weights = run / ("adapter/adapter_model.safetensors" if kind == "lora" else "model/model.safetensors")
+    kept = load_file(weights)
+    checkpoint = load_file(run / f"checkpoints/step-{best:06d}/parameters.safetensors")
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, checkpoint[name.replace(".weight", ".default.weight") if kind == "lora" else name])
+    last = train_only(changed(changed(wild, "train", keep="last"), "run", out=str(tmp_path / "last")))
+    assert validation(last) == losses
+    final = load_file(last / weights.relative_to(run))
+    assert any(not torch.equal(final[name], tensor) for name, tensor in kept.items())
+
+
+def test_training_stops_early_and_going_on_changes_nothing(config, monkeypatch):
+    wild = changed(config, "train", epochs=12, learning_rate=0.3, schedule="constant", early_stopping=1)
+    wild = changed(wild, "adapter", dropout=0.0)
+    run = train_only(wild)
+    losses = list(validation(run).values())
+    assert len(losses) < 12
+    assert losses[-1] >= min(losses[:-1])
+    assert losses[:-1] == sorted(losses[:-1], reverse=True)
+    before, done = adapter(run), steps(run)
+    train_only(wild)
+    assert steps(run) == done, "a stopped training goes on"
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter(run).items())
+
+
+def test_several_seeds_are_each_what_a_run_of_that_seed_trains(config, tmp_path):
+    few = changed(config, "run", systems=("prompt-choose", "tuned", "tuned-choose"))
+    run = finetune(changed(few, "train", seeds=3))
+    found = [adapter(folder) for folder in (run, run / "seeds/1", run / "seeds/2")]
+    assert all(any(not torch.equal(a[n], b[n]) for n in a) for a, b in itertools.combinations(found, 2))
+    alone = finetune(changed(few, "run", out=str(tmp_path / "alone")))
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in adapter(alone).items())
+    assert predictions(run, "tuned-choose") == predictions(alone, "tuned-choose")
+    [seeds] = [s for s in json.loads((run / "report.json").read_text())["seeds"] if s["name"] == "tuned-choose"]
+    rights = [[row["correct"] for row in predictions(folder, "tuned-choose")] for folder in (run, *parts_of(run))]
+    assert seeds["values"] == [sum(right) / len(right) for right in rights]
+    assert seeds["mean"] == pytest.approx(sum(seeds["values"]) / 3)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind):
+    few = changed(config, "run", systems=("prompt-choose", "linear", "tuned-choose"))
+    few = changed(changed(few, "train", epochs=1), "adapter", kind=kind, dropout=0.0)
+    run = finetune(changed(few, "data", folds=3))
+    report = json.loads((run / "report.json").read_text())
+    assert report["test_examples"] == 48
+    for name in few.run.systems:
+        rows = predictions(run, name)
+        assert [row["index"] for row in rows] == list(range(48))
+        assert [row["expected"] for row in rows] == [ANIMALS[list(ANIMALS)[i % 3]] for i in range(48)]
+    # The base model answers alike in every fold, so its training elsewhere leaves no trace.
+    data = json.loads((run / "data.json").read_text())
+    base = load_model(few.model, resolve_world("cpu", "float32", 0))
+    renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, config.prompt)
+    examples = [
+        Example((Message("system", "One of: Meow, Moo, Woof woof."), Message("user", text)), (), (), "")
+        for text in data["test_prompts"]
+    ]
+    layout = Layout("tree", "")
+    scores = label_log_probs(base.model, renderer, examples, data["labels"], layout, 4096, lambda done, total: None)
+    for row, expected in zip(predictions(run, "prompt-choose"), scores.log_probs_EL, strict=True):
+        assert list(row["log_probs"].values()) == pytest.approx(expected.tolist(), rel=1e-4)
+    assert load(run).answer({"text": "The cow number 99 sleeps"}) in ANIMALS.values()
+
+
+def test_the_folds_of_a_split_partition_it_and_do_not_leak(config):
+    split = load_split(dataclasses.replace(config.data, folds=4), config.prompt, 0)
+    assert len(split.test) == 48
+    folds = fold_splits(split, dataclasses.replace(config.data, folds=4), 0)
+    assert sorted(e.source for fold in folds for e in fold.test) == sorted(e.source for e in split.test)
+    for fold in folds:
+        parts = [{e.source for e in part} for part in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 48
+        assert {e.answer for e in fold.test} == {e.answer for e in fold.train} == set(ANIMALS.values())
+        assert len(fold.test) == 12

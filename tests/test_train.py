@@ -123,7 +123,7 @@ def test_without_a_largest_norm_the_gradient_stays_as_it_is():
     stock, free = tiny_model("gpt2"), tiny_model("gpt2")
     for model, largest in ((stock, 1e6), (free, 0.0)):
         config = dataclasses.replace(ONE_STEP, max_grad_norm=largest)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "scale": 1.0}], lr=0.0)
         list(train(model, EXAMPLES, optimizer, config, 0.1, TREE))
     assert_close(free, stock, 0.0)
 

@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -35,6 +37,9 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        layers_to_transform=None if config.layers == "all" else list(config.layers),
         target_modules=targets,
         exclude_modules=_left_alone(base.model) if targets == "all-linear" else None,
         task_type="CAUSAL_LM",
@@ -54,14 +59,32 @@ def _left_alone(model: nn.Module) -> str | None:
     return NOT_ADAPTED if found else None
 
 
-def check_targets(model: nn.Module, targets: str | Sequence[str]) -> None:
-    """Raises UserError for a target that the model does not have."""
-    if isinstance(targets, str):
-        return
+def check_targets(model: nn.Module, config: AdapterConfig) -> None:
+    """Raises UserError for a target or a layer that the model does not have."""
     linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}
-    for target in targets:
+    for target in () if isinstance(config.targets, str) else config.targets:
         if target.rpartition(".")[2] not in linear:
-            raise UserError("The model has no such layer", "[adapter] targets", ", ".join(sorted(linear)), target)
+            raise UserError("The model has no such module", "[adapter] targets", ", ".join(sorted(linear)), target)
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]
+    for layer in () if config.layers == "all" else config.layers:
+        if layer >= count:
+            raise UserError("The model has no such layer", "[adapter] layers", f"0 to {count - 1}", str(layer))
+
+
+def lora_plus_groups(model: nn.Module, ratio: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of LoRA+ (Hayou et al., 2024): matrix B learns ``ratio`` times as fast as A.
+
+    ``scale`` is what the learning rate of each group is multiplied by.
+    """
+    made = create_loraplus_optimizer(
+        model=model,  # type: ignore[arg-type]
+        optimizer_cls=torch.optim.AdamW,
+        lr=1.0,
+        loraplus_lr_ratio=ratio,
+        loraplus_weight_decay=weight_decay,
+    )
+    keys = {"lr": "scale", "params": "params", "weight_decay": "weight_decay"}
+    return [{new: group[old] for old, new in keys.items()} for group in made.param_groups if group["params"]]
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -74,6 +97,19 @@ def detach(model: nn.Module) -> PreTrainedModel:
         return model.unload()  # type: ignore[operator]
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether the model carries an adapter, so that ``without_adapter`` has something to leave out."""
+    return isinstance(model, PeftModel)
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """While open, a model with an adapter computes what its base model does."""
+    assert isinstance(model, PeftModel)
+    with model.disable_adapter():
+        yield
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

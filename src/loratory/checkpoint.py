@@ -25,10 +25,13 @@ class Checkpoint:
     step: int
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Checkpoint:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, spare: int | None = None
+) -> Checkpoint:
     """Writes ``folder/step-NNNNNN``: trained parameters, optimizer moments, random state, and a manifest of hashes.
 
-    Everything goes to a temporary folder first, which is renamed when it is complete. Older checkpoints but one go.
+    Everything goes to a temporary folder first, which is renamed when it is complete. Older checkpoints go, but for the
+    one before and that of step ``spare``.
     """
     path = folder / f"step-{step:06d}"
     parameters = trainable_parameters(model)
@@ -48,7 +51,8 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     # Later steps belong to a past that was given up, because none of its checkpoints could be read.
     kept = [p for p in _folders(folder) if _step(p) <= step][-KEEP:]
     for other in set(_folders(folder)) - set(kept):
-        shutil.rmtree(other)
+        if _step(other) != spare:
+            shutil.rmtree(other)
     return Checkpoint(path, step)
 
 
@@ -73,18 +77,30 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     skipped = []
     for path in reversed(_folders(folder)):
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            step, hashes = int(manifest["step"]), dict(manifest["sha256"])
-            if step != _step(path) or set(hashes) != set(FILES):
-                raise ValueError("it names another step or other files")
-            bad = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            skipped.append(f"{path.name} is skipped: its manifest or a file cannot be read ({error})")
-            continue
-        if not bad:
-            return Checkpoint(path, step), skipped
-        skipped.append(f"{path.name} is skipped: {', '.join(bad)} changed since it was written")
+            return verified(path), skipped
+        except ValueError as error:
+            skipped.append(f"{path.name} is skipped: {error}")
     return None, skipped
+
+
+def checkpoint_at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises ValueError as ``verified`` does."""
+    return verified(folder / f"step-{step:06d}")
+
+
+def verified(path: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises ValueError, saying why, where its files do not match its manifest."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        step, hashes = int(manifest["step"]), dict(manifest["sha256"])
+        if step != _step(path) or set(hashes) != set(FILES):
+            raise ValueError("it names another step or other files")
+        bad = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"its manifest or a file cannot be read ({error})") from error
+    if bad:
+        raise ValueError(f"{', '.join(bad)} changed since it was written")
+    return Checkpoint(path, step)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:

@@ -52,6 +52,8 @@ class DataConfig:
     """Share of train that is split off when no validation file is given."""
     test_share: float = 0.2
     """Share of train that is split off when no test file is given."""
+    folds: int = 0
+    """Cross-validation: every row is tested by a model that was trained on the other folds; for small data. 0: off."""
     overlong: Literal["error", "drop", "cut_prompt"] = "error"
     """What happens to an example that does not fit the model's context. An answer is never cut."""
 
@@ -82,10 +84,18 @@ class AdapterConfig:
     """Width of the low-rank branch."""
     alpha: int = 16
     """The branch is scaled by alpha / rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps large ranks from fading."""
+    dora: bool = False
+    """Train the length of each weight column apart from its direction; slower."""
+    lora_plus: float = 1.0
+    """The learning rate of the branch's second matrix (B) is this many times that of the first (A)."""
     dropout: float = 0.0
     """Dropout before the branch; shared tokens share one draw."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which modules get a branch: all linear layers but the head, or a list such as ["q_proj", "v_proj"]."""
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    """Which of the model's layers get branches: all, or a list of their numbers, from 0."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +120,14 @@ class TrainConfig:
     """Most tokens computed at once; changes memory and speed, not the result."""
     batching: Literal["auto", "tree", "padded"] = "auto"
     """auto: token trees where this model computes them exactly, right-padded batches elsewhere."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are kept: those of the epoch with the lowest loss on validation, or the last ones."""
+    early_stopping: int = 0
+    """Stop after so many epochs without a lower loss on validation; 0: never."""
     seed: int = 0
     """Seed of the split, the order, the few-shot draw and the adapter's first weights."""
+    seeds: int = 1
+    """Train and measure with so many seeds (seed, seed + 1, ...) and report mean and spread; the first is delivered."""
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints; 0: only at the end and on interruption."""
 
@@ -194,15 +210,21 @@ def check_config(config: Config, where: str) -> None:
         ("train.max_grad_norm", t.max_grad_norm >= 0, "0 or more", t.max_grad_norm),
         ("train.weight_decay", 0 <= t.weight_decay < float("inf"), "0 or more", t.weight_decay),
         ("train.checkpoint_every", t.checkpoint_every >= 0, "0 or more", t.checkpoint_every),
+        ("train.early_stopping", t.early_stopping >= 0, "0 or more", t.early_stopping),
+        ("train.seeds", t.seeds >= 1, "at least 1", t.seeds),
         ("train.learning_rate", bool(rates) and all(r == "auto" or 0 < float(r) < 10 for r in rates),
          'above 0, "auto", or a list of such numbers', t.learning_rate),
         ("adapter.rank", a.rank >= 1, "at least 1", a.rank),
         ("adapter.alpha", a.alpha >= 1, "at least 1", a.alpha),
         ("adapter.dropout", 0 <= a.dropout < 1, "from 0 to less than 1", a.dropout),
         ("adapter.targets", len(a.targets) > 0, '"all-linear" or a list of module names', a.targets),
+        ("adapter.layers", a.layers == "all" or min(a.layers, default=-1) >= 0,
+         '"all" or a list of layer numbers from 0', a.layers),
+        ("adapter.lora_plus", 0 < a.lora_plus < float("inf"), "above 0", a.lora_plus),
         ("prompt.few_shot", p.few_shot >= 0, "0 or more", p.few_shot),
         ("data.validation_share", 0 <= d.validation_share < 1, "from 0 to less than 1", d.validation_share),
         ("data.test_share", 0 < d.test_share < 1, "between 0 and 1", d.test_share),
+        ("data.folds", d.folds == 0 or d.folds >= 2, "0, or at least 2", d.folds),
         ("data.limit_train", d.limit_train is None or d.limit_train >= 1, "at least 1", d.limit_train),
         ("data.limit_validation", (d.limit_validation or 0) >= 0, "0 or more", d.limit_validation),
         ("data.limit_test", d.limit_test is None or d.limit_test >= 1, "at least 1", d.limit_test),
@@ -211,10 +233,26 @@ def check_config(config: Config, where: str) -> None:
     for key, holds, expected, found in rules:
         if not holds:
             raise UserError(f"{key} has a value that cannot be used", where, expected, repr(found))
+    _check_combinations(config, where)
     known = RunConfig().systems
     for name in config.run.systems:
         if name not in known:
             raise UserError("Unknown system", f"{where}, run.systems", ", ".join(known), name)
+
+
+def _check_combinations(config: Config, where: str) -> None:
+    """Raises UserError for settings that contradict each other."""
+    a, d, t = config.adapter, config.data, config.train
+    if a.kind == "full":
+        for key in ("rslora", "dora", "lora_plus", "layers"):
+            if getattr(a, key) != getattr(AdapterConfig(), key):
+                what = f"adapter.{key} has no meaning in full fine-tuning"
+                raise UserError(what, where, fix='remove it, or set [adapter] kind = "lora"')
+    if d.folds and (d.test or d.limit_test is not None):
+        fix = "remove [data] test and limit_test, or folds"
+        raise UserError("Folds test every row of train, so there is no other test set", f"{where}, data.folds", fix=fix)
+    if d.folds and t.seeds > 1:
+        raise UserError("Folds and several seeds cannot be combined", f"{where}, data.folds", fix="choose one of them")
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

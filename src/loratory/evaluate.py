@@ -21,6 +21,7 @@ from loratory.render import Renderer, completion_ids, example_length, render_pro
 from loratory.runs import write_json, write_json_lines
 from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
 
+ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 SPARE_TOKENS = 8  # room for quotes, stars or a full stop around a free answer
 
 
@@ -166,8 +167,8 @@ def shots_that_fit(
 def save_record(run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example]) -> None:
     """predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
     for folder, examples, predictions in (
-        ("predictions/validation", validation, record.validation),
-        ("predictions", test, record.test),
+        (ON_VALIDATION, validation, record.validation),
+        (ON_TEST, test, record.test),
     ):
         rows = [_row(i, e, p) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
         write_json_lines(run / folder / f"{record.name}.jsonl", rows)
@@ -180,6 +181,19 @@ def save_record(run: Path, record: EvalRecord, validation: Sequence[Example], te
 def _row(index: int, example: Example, prediction: Prediction) -> dict:
     correct = prediction.answer in example.answers
     return {"index": index, "expected": example.answer, **dataclasses.asdict(prediction), "correct": correct}
+
+
+def load_record(run: Path, name: str) -> EvalRecord:
+    """What ``save_record`` wrote."""
+    meta = json.loads((run / "systems" / f"{name}.json").read_text())
+    validation, test = (_predictions(run / folder / f"{name}.jsonl") for folder in (ON_VALIDATION, ON_TEST))
+    rule = saved_rule(run, name)
+    return EvalRecord(name, meta["note"], rule, validation, test, meta["seconds"], meta["seconds_per_example"])
+
+
+def _predictions(path: Path) -> tuple[Prediction, ...]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return tuple(Prediction(row["answer"], row["log_probs"], row["probabilities"]) for row in rows)
 
 
 def is_measured(run: Path, name: str) -> bool:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 
@@ -22,6 +22,7 @@ LABELS = "labels"
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
 HUB = "hub:"
 MAX_FIELD_CHARACTERS = 10_000_000
+Item = TypeVar("Item")  # a Row or an Example
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,7 @@ def answer_of(row: Row, column: str) -> str:
 def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "task file") -> Split:
     """Reads, splits and limits the examples of a classification task.
 
+    With folds, the test examples are all examples: see ``fold_splits``.
     Labels are those of all training rows before ``limit_train``: the limit may be smaller than their number.
     Raises UserError naming file and line.
     """
@@ -330,7 +332,9 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
     def label(row: Row) -> str:
         return labelled[id(row)]
 
-    if not test:
+    if data.folds:
+        test = train
+    elif not test:
         train, test = split_off(train, label, data.test_share, seed, "test")
     if not validation and data.validation_share:
         train, validation = split_off(train, label, data.validation_share, seed, "validation")
@@ -368,25 +372,63 @@ def _read_all(names: Iterable[str], split: str) -> list[Row]:
     return [row for name in names for row in read_rows(name, split)]
 
 
+def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
+    """Cross-validation: each example of ``split.test`` is tested in one fold and trained on in the others.
+
+    Raises UserError where a label is too rare to be in more than one fold.
+    """
+    splits = []
+    for tested in stratified_folds(split.test, data.folds, seed):
+        inside = {id(e) for e in tested}
+        rest, validation = [e for e in split.test if id(e) not in inside], list(split.validation)
+        if not data.validation and data.validation_share:
+            rest, validation = split_off(rest, _answer, data.validation_share, seed, "validation")
+        if data.limit_train is not None:
+            rest = stratified(rest, _answer, data.limit_train, seed, "limit train")
+        splits.append(dataclasses.replace(split, train=tuple(rest), validation=tuple(validation), test=tuple(tested)))
+    return splits
+
+
+def stratified_folds(examples: Sequence[Example], count: int, seed: int) -> list[list[Example]]:
+    """The examples in ``count`` parts of nearly equal size, each label spread evenly, by seed; in the file's order."""
+    draw = random.Random(f"folds {seed}")
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[example.answer].append(example)
+    for label, group in groups.items():
+        if len(group) < 2:
+            fix = "add examples of it, or remove it"
+            raise UserError("A label has too few examples for folds", group[0].source, "2 or more", repr(label), fix)
+    dealt = [e for name in sorted(groups) for e in draw.sample(groups[name], len(groups[name]))]
+    if len(dealt) < count:
+        raise UserError("There are more folds than examples", "[data] folds", f"at most {len(dealt)}", str(count))
+    number = {id(e): i % count for i, e in enumerate(dealt)}
+    return [[e for e in examples if number[id(e)] == i] for i in range(count)]
+
+
+def _answer(example: Example) -> str:
+    return example.answer
+
+
 def split_off(
-    rows: list[Row], label: Callable[[Row], str], share: float, seed: int, purpose: str
-) -> tuple[list[Row], list[Row]]:
+    rows: list[Item], label: Callable[[Item], str], share: float, seed: int, purpose: str
+) -> tuple[list[Item], list[Item]]:
     """Takes ``share`` of the rows away, stratified, at least one. Both parts keep the file's order.
 
     One row of every label stays, so that no label is unknown to training. Raises UserError when none can be taken.
     """
-    first: dict[str, Row] = {}
+    first: dict[str, Item] = {}
     for row in rows:
         first.setdefault(label(row), row)
     kept = {id(row) for row in first.values()}
     free = [row for row in rows if id(row) not in kept]
     taken = {id(row) for row in stratified(free, label, max(1, round(len(rows) * share)), seed, purpose)}
     if not taken:
-        raise UserError(f"Too few rows to split off a {purpose} set", rows[0].source, found=f"{len(rows)} rows")
+        raise UserError(f"Too few rows to split off a {purpose} set", "[data] train", found=f"{len(rows)} rows")
     return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
 
 
-def stratified(rows: list[Row], label: Callable[[Row], str], count: int, seed: int, purpose: str) -> list[Row]:
+def stratified(rows: list[Item], label: Callable[[Item], str], count: int, seed: int, purpose: str) -> list[Item]:
     """``count`` of the rows, each label in proportion (largest remainder), chosen by seed, in the file's order.
 
     Labels with equal claims are drawn by seed too, so that a count below the number of labels favours none.
@@ -394,7 +436,7 @@ def stratified(rows: list[Row], label: Callable[[Row], str], count: int, seed: i
     if count >= len(rows):
         return rows
     draw = random.Random(f"{purpose} {seed}")
-    groups: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[Item]] = defaultdict(list)
     for row in rows:
         groups[label(row)].append(row)
     share = {name: count * len(group) / len(rows) for name, group in groups.items()}

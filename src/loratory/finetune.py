@@ -14,8 +14,9 @@ from loratory.config import Config
 from loratory.evaluate import Prompting, System
 from loratory.examples import Example, draw_few_shot
 from loratory.generate import Progress
-from loratory.job import Event, Job, Tell, load_job, open_job, quiet, timed
-from loratory.tune import fit, reload_trained, trained_folder
+from loratory.job import Event, Job, Tell, chooses_on_validation, load_job, open_job, quiet, timed
+from loratory.repeats import fold_jobs, other_seeds, parts_of, pool_folds
+from loratory.tune import fit, is_trained, restore, trained_folder, trained_model
 from loratory.world import peak_memory_bytes
 
 PROMPTED = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
@@ -29,16 +30,13 @@ def finetune(config: Config, tell: Tell = quiet, overwrite: bool = False) -> Pat
     An unfinished run of the same settings is continued. Raises UserError, and Interrupted after Ctrl-C in training.
     """
     job = open_job(config, tell, overwrite)
-    measure(job, {name: before(job, name) for name in wanted(job, BEFORE)}, "baselines", tell)
-    model = fit(job, tell)
-    measure(job, {name: after(job, model, name) for name in wanted(job, AFTER)}, "evaluate", tell)
-    return finish(job, tell)
+    return measure_all(job, tell)
 
 
 def train_only(config: Config, tell: Tell = quiet, overwrite: bool = False) -> Path:
-    """Trains and saves the adapter; measures nothing but what a list of learning rates needs."""
+    """Trains and saves the adapter; measures nothing but what its settings need."""
     job = open_job(config, tell, overwrite)
-    if not isinstance(config.train.learning_rate, tuple):
+    if not chooses_on_validation(config):
         job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
     fit(job, tell)
     runs.append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
@@ -46,15 +44,47 @@ def train_only(config: Config, tell: Tell = quiet, overwrite: bool = False) -> P
 
 
 def evaluate_run(run: Path, tell: Tell = quiet) -> Path:
-    """Measures all systems of an existing run again, the tuned ones with its saved adapter, and rewrites the report."""
+    """Measures all systems of an existing run again, the tuned ones as they are on disk, and rewrites the report."""
     job = load_job(runs.read_config(run), run, tell)
-    for old in (run / "systems").glob("*.json"):
-        old.unlink()
-    measure(job, {name: before(job, name) for name in wanted(job, BEFORE)}, "baselines", tell)
-    if (trained_folder(job) / adapters.CARD).exists():
-        model = reload_trained(job)
-        measure(job, {name: after(job, model, name) for name in wanted(job, AFTER)}, "evaluate", tell)
+    for folder in (run, *parts_of(run)):
+        for old in (folder / "systems").glob("*.json"):
+            old.unlink()
+    if is_trained(job):
+        return measure_all(job, tell)
+    measure_before(job, tell)
     return finish(job, tell)
+
+
+def measure_all(job: Job, tell: Tell) -> Path:
+    """Baselines, training, the tuned model, report; once, or with several seeds, or on folds."""
+    if job.config.data.folds:
+        cross_validate(job, tell)
+        return finish(job, tell)
+    measure_before(job, tell)
+    model = trained_model(job, tell)
+    measure_after(job, model, tell)
+    for other in other_seeds(job):
+        restore(job, model)
+        tell(Event("stage", f"seed {other.config.train.seed}", {}))
+        model = trained_model(other, tell)
+        measure_after(other, model, tell)
+    return finish(job, tell)
+
+
+def cross_validate(job: Job, tell: Tell) -> None:
+    """Every example is answered by a model that did not train on it; the delivered one trains on all of them."""
+    folds = fold_jobs(job)
+    for number, fold in enumerate(folds, 1):
+        tell(Event("stage", f"fold {number} of {len(folds)}", {}))
+        measure_before(fold, tell)
+        model = trained_model(fold, tell)
+        measure_after(fold, model, tell)
+        restore(fold, model)
+    tell(Event("stage", "all examples", {}))
+    model = trained_model(job, tell)
+    for name in wanted(job, (*BEFORE, *AFTER)):
+        rule = after(job, model, name)(lambda done, total: None).rule if name == "tuned-choose" else None
+        pool_folds(job, folds, name, rule)
 
 
 # ---- the systems -----------------------------------------------------------------------------------------------------
@@ -114,6 +144,16 @@ def measure(job: Job, systems: dict[str, Callable[[Progress], System]], stage: s
             evaluate.save_record(job.run, record, job.split.validation, job.split.test)
             right = sum(p.answer == e.answer for p, e in zip(record.test, job.split.test, strict=True))
             tell(Event("system", name, {"accuracy": right / len(job.split.test), "seconds": record.seconds}))
+
+
+def measure_before(job: Job, tell: Tell) -> None:
+    """Evaluates what needs no tuning."""
+    measure(job, {name: before(job, name) for name in wanted(job, BEFORE)}, "baselines", tell)
+
+
+def measure_after(job: Job, model: nn.Module, tell: Tell) -> None:
+    """Evaluates the tuned model."""
+    measure(job, {name: after(job, model, name) for name in wanted(job, AFTER)}, "evaluate", tell)
 
 
 def after(job: Job, model: nn.Module, name: str) -> Callable[[Progress], System]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     started = time.perf_counter()
     tell(Event("stage", "load", {}))
     split = load_split(config.data, config.prompt, config.train.seed)
-    if isinstance(config.train.learning_rate, tuple) and not split.validation:
-        raise UserError("A list of learning rates needs validation examples", "[train] learning_rate")
+    if chooses_on_validation(config) and not split.validation:
+        raise UserError("A list of learning rates, or early stopping, needs validation examples", "[train]")
     dtype = "float32" if config.adapter.kind == "full" and config.model.dtype == "auto" else config.model.dtype
     world = resolve_world(config.model.device, dtype, config.run.threads)
     tell(
@@ -90,7 +91,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     )
     tell(Event("say", f"Device: {world.why}", {}))
     base = models.load_model(config.model, world)
-    adapters.check_targets(base.model, config.adapter.targets)
+    adapters.check_targets(base.model, config.adapter)
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
     renderer = render.make_renderer(base.text.tokenizer, base.text.stop_ids, split.prompt)
@@ -100,7 +101,9 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
 
     loaded = time.perf_counter()
     tell(Event("stage", "check", {}))
-    split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong)
+    split, checks = fit_split(
+        split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0
+    )
     trained = tuple(tuple(render.tokenize(example, renderer)) for example in split.train)
     layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching)
     tell(Event("say", f"Batches: {layout.kind} ({layout.why})", {}))
@@ -121,8 +124,18 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks), seconds)
 
 
-def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tuple[Split, list[dict[str, Any]]]:
-    """The split with over-long examples treated as the settings say, and what the checks found."""
+def chooses_on_validation(config: Config) -> bool:
+    """Whether training cannot do without validation examples."""
+    return isinstance(config.train.learning_rate, tuple) or config.train.early_stopping > 0
+
+
+def fit_split(
+    split: Split, renderer: Renderer, limit: int, overlong: str, folds: bool = False
+) -> tuple[Split, list[dict[str, Any]]]:
+    """The split with over-long examples treated as the settings say, and what the checks found.
+
+    ``folds``: the test examples are all examples, of which each fold trains on some.
+    """
     parts, checks = {}, []
     for name in ("train", "validation", "test"):
         fitted = render.fit_to_context(getattr(split, name), renderer, limit, overlong)
@@ -133,8 +146,8 @@ def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tu
                 checks.append({"name": f"overlong_{what}", "count": count, "message": message})
     if not parts["train"] or not parts["test"]:
         raise UserError("No examples are left", "[data] overlong", fix="use a model with a longer context")
-    seen = {example.messages for example in parts["train"]}
-    repeated = sum(example.messages in seen for example in parts["test"])
+    split = dataclasses.replace(split, **parts)
+    repeated = _repeated(split, folds)
     if repeated:
         message = f"{repeated} test examples have the same text as a training example"
         checks.append({"name": "test_in_train", "count": repeated, "message": message})
@@ -143,7 +156,13 @@ def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tu
     if unnamed:
         message = f"The prompt does not name {unnamed} of {len(split.labels)} labels, so prompting cannot know them"
         checks.append({"name": "labels_not_in_prompt", "count": unnamed, "message": f"{message}: use {{labels}}"})
-    return dataclasses.replace(split, **parts), checks
+    return split, checks
+
+
+def _repeated(split: Split, folds: bool) -> int:
+    """How many test examples have the text of another example that is, or may be, trained on."""
+    counts = Counter(example.messages for example in (split.test if folds else split.train))
+    return sum(counts[example.messages] > folds for example in split.test)
 
 
 def environment(job: Job) -> dict[str, Any]:

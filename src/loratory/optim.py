@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from loratory.adapters import lora_plus_groups
 from loratory.config import AdapterConfig, TrainConfig
 
 # At a width of 2000: for full fine-tuning; low-rank branches bear ten times as much.
@@ -41,11 +42,18 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed."""
-    parameters = trainable_parameters(model).values()
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(model: nn.Module, settings: TrainConfig, lora_plus: float = 1.0) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed.
+
+    ``lora_plus``: how many times as fast the second matrix of a LoRA branch learns. A group's learning rate is the
+    step's times its ``scale``.
+    """
+    if lora_plus != 1.0:
+        groups = lora_plus_groups(model, lora_plus, settings.weight_decay)
+    else:
+        parameters = trainable_parameters(model).values()
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay, "scale": 1.0},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "scale": 1.0},
+        ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8)

@@ -101,7 +101,7 @@ def optimizer_step(
     parameters = list(trainable_parameters(model).values())
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["scale"]
     optimizer.step()
     return loss, float(grad_norm)
 

@@ -1,42 +1,63 @@
 """The training of a run: learning rates, checkpoints, interruption, and the trained model as it is on disk."""
 
 import dataclasses
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from loratory import adapters, models, render, runs
-from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.config import BUILTIN
+from loratory.checkpoint import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
+from loratory.config import BUILTIN, TrainConfig
 from loratory.errors import Interrupted
 from loratory.job import Event, Job, Tell, timed
 from loratory.optim import automatic_learning_rate, make_optimizer
 from loratory.train import StepResult, mean_loss, train
 from loratory.world import interrupt_requested
 
+Losses = dict[int, float]  # optimizer step -> mean loss a token on validation, ascending
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished training: its model holds the weights of the kept step."""
+
+    rate: float
+    kept_step: int
+    loss: float | None
+    """On validation at the kept step; None without validation examples."""
+    stopped: bool
+    """Whether it ended early."""
+
+
+def trained_model(job: Job, tell: Tell) -> nn.Module:
+    """The tuned model: from disk where it is complete there, else trained now."""
+    if is_trained(job):
+        return reload_trained(job)
+    return fit(job, tell)
+
 
 def fit(job: Job, tell: Tell) -> nn.Module:
     """Trains, with every learning rate of a list; saves the best on validation and returns it as saved."""
     with timed(job.run, "train", tell):
         rates = learning_rates(job)
-        losses = {}
+        trials = []
         for rate in rates:
-            model = fresh(job, again=rate != rates[0])
-            train_one(job, model, rate, tell)
-            losses[rate] = validation_loss(job, model) if len(rates) > 1 else None
+            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed)
+            trials.append(train_one(job, model, rate, tell))
             if rate != rates[-1]:
-                adapters.detach(model)
-        best = min(rates, key=lambda rate: losses[rate] or 0.0)
-        for rate in rates:
-            values = {"learning_rate": rate, "validation_loss": losses[rate], "chosen": rate == best}
-            runs.append_metric(job.run, "trial", trial=f"{rate:g}", **values)
-        if best != rates[-1]:
-            adapters.detach(model)
-            model = fresh(job, again=True)
-            found, _ = latest_checkpoint(checkpoint_folder(job, best))
-            assert found is not None
-            load_checkpoint(found, model, None)
+                restore(job, model)
+        best = min(trials, key=lambda trial: _comparable(trial.loss))
+        for trial in trials:
+            values = {"learning_rate": trial.rate, "validation_loss": trial.loss, "chosen": trial is best}
+            values |= {"best_step": trial.kept_step, "stopped": trial.stopped}
+            runs.append_metric(job.run, "trial", trial=f"{trial.rate:g}", **values)
+        if best.rate != rates[-1]:
+            restore(job, model)
+            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed)
+            load_checkpoint(checkpoint_at(checkpoint_folder(job, best.rate), best.kept_step), model, None)
         trainable, total = adapters.parameter_counts(model)
         rate = tokens_per_second(job)
         runs.append_metric(
@@ -56,12 +77,12 @@ def learning_rates(job: Job) -> list[float]:
     return [float(asked)]
 
 
-def fresh(job: Job, again: bool) -> nn.Module:
-    """The untouched base model, ready to train. ``again``: it was trained before."""
-    if again and job.config.adapter.kind == "full":
+def restore(job: Job, model: nn.Module) -> None:
+    """Makes the base model what it was before ``model`` was trained on it."""
+    adapters.detach(model)
+    if job.config.adapter.kind == "full":
         untouched = models.load_model(job.config.model, job.world)
         job.base.model.load_state_dict(untouched.model.state_dict())
-    return adapters.attach(job.base, job.config.adapter, job.config.train.seed)
 
 
 def checkpoint_folder(job: Job, rate: float) -> Path:
@@ -70,38 +91,88 @@ def checkpoint_folder(job: Job, rate: float) -> Path:
     return job.run / "checkpoints" / f"rate-{rate:g}" if several else job.run / "checkpoints"
 
 
-def train_one(job: Job, model: nn.Module, rate: float, tell: Tell) -> None:
+def train_one(job: Job, model: nn.Module, rate: float, tell: Tell) -> Trial:
     """One training, from its newest good checkpoint to the end. Raises Interrupted, with everything saved."""
     settings, folder = job.config.train, checkpoint_folder(job, rate)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(model, settings, job.config.adapter.lora_plus)
     found, skipped = latest_checkpoint(folder)
     for sentence in skipped:
         tell(Event("say", sentence, {}))
-    first = found.step if found else 0
+    done = found.step if found else 0
+    losses = logged_losses(job, rate, done)
     with torch.random.fork_rng(), interrupt_requested() as interrupted:
         torch.manual_seed(settings.seed)  # dropout draws from here
         if found:
             load_checkpoint(found, model, optimizer)
-            tell(Event("say", f"Resumed after step {first}", {}))
-        for result in train(model, job.trained, optimizer, settings, rate, job.layout, first):
-            log_step(job, model, result, rate, tell)
-            last = result.step == result.steps
-            due = settings.checkpoint_every and result.step % settings.checkpoint_every == 0
-            if last or due or interrupted():
-                save_checkpoint(folder, model, optimizer, result.step)
+            tell(Event("say", f"Resumed after step {done}", {}))
+        stop = stops_early(losses, settings)
+        steps = () if stop else train(model, job.trained, optimizer, settings, rate, job.layout, done)
+        for result in steps:
+            done = result.step
+            losses |= log_step(job, model, result, rate, tell)
+            best, stop = best_step(losses, settings), stops_early(losses, settings)
+            last = stop or done == result.steps
+            due = settings.checkpoint_every and done % settings.checkpoint_every == 0
+            if last or due or best == done or interrupted():
+                save_checkpoint(folder, model, optimizer, done, spare=best)
+            if stop:
+                tell(Event("say", f"Stopped early, after step {done} of {result.steps}", {}))
+                break
             if interrupted() and not last:
-                raise Interrupted(f"Interrupted after step {result.step} of {result.steps}; it is saved")
+                raise Interrupted(f"Interrupted after step {done} of {result.steps}; it is saved")
+    kept = keep_best(job, model, rate, losses, done, tell)
+    return Trial(rate, kept, losses.get(kept), stop)
 
 
-def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, tell: Tell) -> None:
-    """Logs and tells a step, and at the end of an epoch the loss on validation."""
+def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int, tell: Tell) -> int:
+    """Puts the weights of the best epoch back, where the settings ask for them; returns the step that is kept."""
+    best = best_step(losses, job.config.train)
+    if best in (None, done):
+        return done
+    try:
+        load_checkpoint(checkpoint_at(checkpoint_folder(job, rate), best), model, None)
+    except ValueError as error:
+        tell(Event("say", f"The best checkpoint, of step {best}, cannot be used: {error}. The last one is kept", {}))
+        return done
+    tell(Event("say", f"Kept the weights of step {best} of {done}: the lowest loss on validation", {}))
+    return best
+
+
+def logged_losses(job: Job, rate: float, done: int) -> Losses:
+    """Losses on validation as logged up to step ``done``."""
+    events = [m for m in runs.read_metrics(job.run) if m["event"] == "validation" and m["trial"] == f"{rate:g}"]
+    return dict(sorted((m["step"], m["loss"]) for m in events if m["step"] <= done))
+
+
+def best_step(losses: Losses, settings: TrainConfig) -> int | None:
+    """The step with the lowest loss on validation; None where the last weights are wanted, or none was measured."""
+    if settings.keep == "last":
+        return None
+    return min(losses, key=lambda step: _comparable(losses[step]), default=None)
+
+
+def stops_early(losses: Losses, settings: TrainConfig) -> bool:
+    """Whether the loss on validation has not fallen for as many epochs as the settings allow."""
+    values, patience = [_comparable(loss) for loss in losses.values()], settings.early_stopping
+    return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])
+
+
+def _comparable(loss: float | None) -> float:
+    """Unmeasured losses are all alike; one that is no number is the worst."""
+    return 0.0 if loss is None else math.inf if math.isnan(loss) else loss
+
+
+def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, tell: Tell) -> Losses:
+    """Logs and tells a step. At the end of an epoch: also the loss on validation, which is returned."""
     values = dataclasses.asdict(result)
     runs.append_metric(job.run, "step", trial=f"{rate:g}", **values)
     tell(Event("step", f"{rate:g}", values))
     ends_epoch = result.step % (result.steps // job.config.train.epochs) == 0
-    if ends_epoch and job.split.validation:
-        loss = validation_loss(job, model)
-        runs.append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
+    if not ends_epoch or not job.split.validation:
+        return {}
+    loss = validation_loss(job, model)
+    runs.append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
+    return {result.step: loss}
 
 
 def validation_loss(job: Job, model: nn.Module) -> float:
@@ -120,6 +191,11 @@ def tokens_per_second(job: Job) -> float | None:
 def trained_folder(job: Job) -> Path:
     """adapter/ for LoRA, model/ for full fine-tuning."""
     return job.run / ("adapter" if job.config.adapter.kind == "lora" else "model")
+
+
+def is_trained(job: Job) -> bool:
+    """Whether the tuned model is complete on disk."""
+    return (trained_folder(job) / adapters.CARD).exists()
 
 
 def save_trained(job: Job, model: nn.Module) -> nn.Module:

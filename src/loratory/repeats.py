@@ -1,0 +1,60 @@
+"""The same job several times: with other seeds, or on the folds of a cross-validation. Each has a folder of its own."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from loratory import evaluate, render
+from loratory.evaluate import EvalRecord, Prediction
+from loratory.examples import fold_splits
+from loratory.job import Job
+from loratory.score import Rule
+
+
+def other_seeds(job: Job) -> list[Job]:
+    """The job with each further seed: other first weights, another order, the same examples."""
+    train = job.config.train
+    settings = [dataclasses.replace(train, seed=train.seed + i, seeds=1) for i in range(1, train.seeds)]
+    return [_inside(job, f"seeds/{s.seed}", config=dataclasses.replace(job.config, train=s)) for s in settings]
+
+
+def fold_jobs(job: Job) -> list[Job]:
+    """The job on each fold. Raises UserError where a label is too rare."""
+    found = []
+    for number, split in enumerate(fold_splits(job.split, job.config.data, job.config.train.seed), 1):
+        trained = tuple(tuple(render.tokenize(example, job.renderer)) for example in split.train)
+        found.append(_inside(job, f"folds/{number}", split=split, trained=trained))
+    return found
+
+
+def _inside(job: Job, folder: str, **changes) -> Job:
+    (job.run / folder).mkdir(parents=True, exist_ok=True)
+    return dataclasses.replace(job, run=job.run / folder, **changes)
+
+
+def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> None:
+    """Writes a system's answers to all examples, each by the fold that did not train on it, as the run's own.
+
+    ``rule``: how the delivered model chooses, where it does.
+    """
+    records = [evaluate.load_record(fold.run, name) for fold in folds]
+    place = {id(example): i for i, example in enumerate(job.split.test)}
+    test = [Prediction("", None, None)] * len(job.split.test)
+    for fold, record in zip(folds, records, strict=True):
+        for example, prediction in zip(fold.split.test, record.test, strict=True):
+            test[place[id(example)]] = prediction
+    pooled = EvalRecord(
+        name,
+        f"fold 1: {records[0].note}" if records[0].note else None,
+        rule,
+        tuple(prediction for record in records for prediction in record.validation),
+        tuple(test),
+        sum(record.seconds for record in records),
+        sum(r.seconds_per_example * len(r.test) for r in records) / len(test),
+    )
+    evaluate.save_record(job.run, pooled, [e for fold in folds for e in fold.split.validation], job.split.test)
+
+
+def parts_of(run: Path) -> list[Path]:
+    """The folders of other seeds and of folds, where there are any."""
+    return sorted([*run.glob("seeds/*/"), *run.glob("folds/*/")])
