@@ -1,5 +1,7 @@
 """Greedy decoding: the answer depends on the prompt alone."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,28 @@ def by_hand(model, prompt, count: int) -> list[int]:
 def test_answers_do_not_depend_on_the_batch(model, renderer, token_budget):
     found = generate(model, PROMPTS, renderer, 8, token_budget, lambda done, total: None)
     for prompt, answer in zip(PROMPTS, found, strict=True):
+        ids = [i for i in by_hand(model, prompt, 8) if i != 2]
+        assert answer == renderer.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+SHARED = [np.array([11, 12, 13] * 10 + rest, dtype=np.int64) for rest in ([5], [6, 7, 8], [9] * 12, [11, 12, 13], [6])]
+
+
+@pytest.mark.parametrize("token_budget", [1, 60, 1000])
+def test_a_shared_beginning_computed_once_changes_no_answer(model, renderer, token_budget, monkeypatch):
+    lengths = []
+    forward = type(model).forward
+
+    @functools.wraps(forward)  # generation asks the signature whether positions are taken
+    def counted(self, *, input_ids, **arguments):
+        lengths.append(input_ids.shape[1])
+        return forward(self, input_ids=input_ids, **arguments)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    found = generate(model, SHARED, renderer, 8, token_budget, lambda done, total: None)
+    window = model.config.model_type == "mistral"  # whose distances padding would change
+    assert (max(lengths[1:]) < 30) == (not window), lengths
+    for prompt, answer in zip(SHARED, found, strict=True):
         ids = [i for i in by_hand(model, prompt, 8) if i != 2]
         assert answer == renderer.tokenizer.decode(ids, skip_special_tokens=True)
 

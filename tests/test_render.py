@@ -521,3 +521,21 @@ def test_the_arrays_are_of_the_stated_kinds():
     )  # fmt: skip
     assert found.token_ids.shape == found.loss_weights.shape == found.char_spans.shape[:1]
     assert found.source == "a.csv:2"
+
+
+@over_tokenizers
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.text(max_size=8) | st.sampled_from([" ", "\n", "  x", "\n\nx ", "▁"])),
+        max_size=5,
+    )
+)
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_a_text_encoded_in_parts_has_the_ids_and_spans_of_the_whole(name: str, drawn: list[tuple[int, str]]):
+    renderer = renderer_of(name)
+    special = sorted(renderer.tokenizer.get_added_vocab()) or ["<|x|>"]
+    text = "".join(special[i % len(special)] + rest if i else rest for i, rest in drawn)
+    found = renderer.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, spans = renderer.encode(text)
+    assert ids.tolist() == found["input_ids"]
+    assert [tuple(span) for span in spans.tolist()] == found["offset_mapping"]

@@ -252,7 +252,7 @@ def choose_layout(model: PreTrainedModel, sequences: Sequence[TokenizedExample],
     path's logits by a bit; an fp32 copy of the first layers of each type agrees with the model's stock attention.
     """
     deepest = max(len(s.token_ids) for s in sequences)
-    limit = _length_dependent_beyond(model)
+    limit = length_dependent_beyond(model)
     if deepest > limit:
         return Layout("one-by-one", f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed")
     if batching == "padded":
@@ -273,9 +273,9 @@ def choose_layout(model: PreTrainedModel, sequences: Sequence[TokenizedExample],
     return tree
 
 
-def _length_dependent_beyond(model: PreTrainedModel) -> int:
+def length_dependent_beyond(model: nn.Module) -> int:
     """Sequences longer than this get other rotary frequencies from the model."""
-    settings = model.config.get_text_config()
+    settings: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     rope = getattr(settings, "rope_parameters", None) or {}
     kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]
     for kind in kinds:

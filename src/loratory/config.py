@@ -164,12 +164,20 @@ class Config:
         """Reads a task file. Paths of data and model become absolute, relative to the file. Raises UserError."""
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls.parse(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError as error:
             raise UserError("Task file not found", str(path), fix="check the path") from error
         except IsADirectoryError as error:
             raise UserError("A task file is expected, this is a folder", str(path)) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError("The task file is not UTF-8", str(path), found=str(error)) from error
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> "Config":
+        """The text of a task file that stands at ``path``, or will. Raises UserError."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
             raise UserError("The task file is not valid TOML", str(path), found=str(error)) from error
         config = config_from_dict(values, str(path))
         data, model = _absolute_paths(config.data, path.parent), config.model

@@ -21,6 +21,7 @@ LABELS = "labels"
 # A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
 HUB = "hub:"
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 MAX_FIELD_CHARACTERS = 10_000_000
 Item = TypeVar("Item")  # a Row or an Example
 
@@ -78,21 +79,16 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
     if name.startswith(HUB):
         return _read_hub(name, split)
     path = Path(name)
-    readers: dict[str, Callable[[Path], list[Row]]] = {
-        ".csv": lambda p: _read_delimited(p, ","),
-        ".tsv": lambda p: _read_delimited(p, "\t"),
-        ".json": _read_json,
-        ".jsonl": _read_json_lines,
-        ".parquet": _read_parquet,
-    }
-    if path.suffix.lower() not in readers:
+    readers = (lambda p: _read_delimited(p, ","), lambda p: _read_delimited(p, "\t"), _read_json, _read_json_lines,
+               _read_parquet)  # fmt: skip
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            "Unknown kind of data file", name, expected=", ".join(readers), found=path.suffix or "no suffix"
+            "Unknown kind of data file", name, expected=", ".join(SUFFIXES), found=path.suffix or "no suffix"
         )
     if not path.is_file():
         raise UserError("Data file not found", name, fix="check the path; it is relative to the task file")
     try:
-        rows = readers[path.suffix.lower()](path)
+        rows = readers[SUFFIXES.index(path.suffix.lower())](path)
     except UnicodeDecodeError as error:
         raise UserError("The file is not UTF-8", f"{path}:{_bad_line(path)}", fix="save it as UTF-8") from error
     if not rows:
@@ -262,10 +258,10 @@ def _checked(template: str, role: str, answer: str, columns: Sequence[str], wher
 def _cell(row: Row, name: str) -> str:
     if name not in row.values:
         raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(map(str, row.values)))
-    return _text(row.values[name])
+    return cell_text(row.values[name])
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A cell as the text that the prompt shows; nothing becomes the empty text, lists and tables JSON."""
     if value is None:
         return ""
@@ -307,7 +303,7 @@ def answer_of(row: Row, column: str) -> str:
             found=f"columns {', '.join(names)}",
             fix=nearest(column, names) or "set [data] answer to one of them",
         )
-    text = _text(row.values[column]).strip()
+    text = cell_text(row.values[column]).strip()
     if not text:
         raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")
     return text

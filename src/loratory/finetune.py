@@ -4,38 +4,44 @@ Everything that happens is told to ``tell`` as an Event, so that a terminal and 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from loratory import adapters, baselines, evaluate, report, runs
+from loratory import adapters, evaluate, report, runs
 from loratory.config import Config
-from loratory.evaluate import Prompting, System
-from loratory.examples import Example, draw_few_shot
+from loratory.errors import Interrupted
+from loratory.evaluate import System
 from loratory.generate import Progress
 from loratory.job import Event, Job, Tell, chooses_on_validation, load_job, open_job, quiet, timed
+from loratory.plan import make_plan
 from loratory.repeats import fold_jobs, other_seeds, parts_of, pool_folds
+from loratory.systems import AFTER, BEFORE, after, before, wanted
 from loratory.tune import fit, is_trained, restore, trained_folder, trained_model
 from loratory.world import peak_memory_bytes
 
-PROMPTED = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
-BEFORE = (*PROMPTED, "linear", "embed")
-AFTER = ("tuned", "tuned-choose")
+Confirm = Callable[[], bool]
 
 
-def finetune(config: Config, tell: Tell = quiet, overwrite: bool = False) -> Path:
+def always() -> bool:
+    """Goes on without asking."""
+    return True
+
+
+def finetune(config: Config, tell: Tell = quiet, overwrite: bool = False, confirm: Confirm = always) -> Path:
     """The whole story: returns the run directory with adapter, predictions and report.
 
-    An unfinished run of the same settings is continued. Raises UserError, and Interrupted after Ctrl-C in training.
+    An unfinished run of the same settings is continued. ``confirm`` is asked when the plan has been told, before
+    anything is written. Raises UserError, and Interrupted after Ctrl-C in training or where ``confirm`` says no.
     """
-    job = open_job(config, tell, overwrite)
+    job = open_job(config, tell, overwrite, lambda job: announce(job, True, tell, confirm))
     return measure_all(job, tell)
 
 
-def train_only(config: Config, tell: Tell = quiet, overwrite: bool = False) -> Path:
+def train_only(config: Config, tell: Tell = quiet, overwrite: bool = False, confirm: Confirm = always) -> Path:
     """Trains and saves the adapter; measures nothing but what its settings need."""
-    job = open_job(config, tell, overwrite)
+    job = open_job(config, tell, overwrite, lambda job: announce(job, False, tell, confirm))
     if not chooses_on_validation(config):
         job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
     fit(job, tell)
@@ -53,6 +59,17 @@ def evaluate_run(run: Path, tell: Tell = quiet) -> Path:
         return measure_all(job, tell)
     measure_before(job, tell)
     return finish(job, tell)
+
+
+def announce(job: Job, baselines: bool, tell: Tell, confirm: Confirm) -> dict[str, float]:
+    """Tells what will be done and how long it will take. Raises Interrupted where that is not wanted."""
+    tell(Event("stage", "plan", {}))
+    plan = make_plan(job, baselines)
+    for sentence in plan.sentences:
+        tell(Event("say", sentence, plan.seconds))
+    if not confirm():
+        raise Interrupted("Nothing was started")
+    return plan.seconds
 
 
 def measure_all(job: Job, tell: Tell) -> Path:
@@ -87,49 +104,7 @@ def cross_validate(job: Job, tell: Tell) -> None:
         pool_folds(job, folds, name, rule)
 
 
-# ---- the systems -----------------------------------------------------------------------------------------------------
-
-
-def wanted(job: Job, names: Sequence[str]) -> list[str]:
-    """The systems of ``names`` that the settings ask for and that are not measured yet."""
-    return [n for n in names if n in job.config.run.systems and not evaluate.is_measured(job.run, n)]
-
-
-def before(job: Job, name: str) -> Callable[[Progress], System]:
-    """How to make a system that needs no tuning."""
-
-    def make(progress: Progress) -> System:
-        seed, budget = job.config.train.seed, job.config.train.token_budget
-        if name == "linear":
-            return evaluate.classifying(*baselines.linear_classifier(job.split.train, seed))
-        if name == "embed":
-            found = baselines.embedding_classifier(
-                job.base, job.renderer, job.split.train, job.layout, budget, seed, progress
-            )
-            return evaluate.classifying(*found)
-        shots, note = few_shot(job) if name.startswith("few-shot") else ((), None)
-        return prompted(job, job.base.model, shots, note, name.endswith("choose"), progress)
-
-    return make
-
-
-def few_shot(job: Job) -> tuple[tuple[Example, ...], str]:
-    """The examples that few-shot prompts show, and a note on how many fit."""
-    asked = draw_few_shot(job.split.train, job.config.prompt.few_shot, job.config.train.seed)
-    rows = [*job.split.validation, *job.split.test]
-    shots = evaluate.shots_that_fit(asked, rows, job.renderer, job.base.text.max_length)
-    return shots, f"{len(shots)} of {len(asked)} few-shot examples fit"
-
-
-def prompted(
-    job: Job, model: nn.Module, shots: tuple[Example, ...], note: str | None, choose: bool, progress: Progress
-) -> System:
-    """The model, answering freely or choosing among the labels."""
-    budget = job.config.train.token_budget
-    prompting = Prompting(model, job.renderer, job.layout, job.split.labels, shots, budget)
-    if choose:
-        return evaluate.choosing(prompting, job.split.validation, note, progress)
-    return evaluate.answering(prompting, note)
+# ---- its parts -------------------------------------------------------------------------------------------------------
 
 
 def measure(job: Job, systems: dict[str, Callable[[Progress], System]], stage: str, tell: Tell) -> None:
@@ -154,11 +129,6 @@ def measure_before(job: Job, tell: Tell) -> None:
 def measure_after(job: Job, model: nn.Module, tell: Tell) -> None:
     """Evaluates the tuned model."""
     measure(job, {name: after(job, model, name) for name in wanted(job, AFTER)}, "evaluate", tell)
-
-
-def after(job: Job, model: nn.Module, name: str) -> Callable[[Progress], System]:
-    """How to make a tuned system."""
-    return lambda progress: prompted(job, model, (), None, name.endswith("choose"), progress)
 
 
 def finish(job: Job, tell: Tell) -> Path:

@@ -1,18 +1,29 @@
 """Greedy decoding, batched and streamed."""
 
+import copy
+import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int64
 from numpy import ndarray
 from torch import nn
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
+from loratory.attention import length_dependent_beyond
+from loratory.batches import common_prefix
+from loratory.errors import UserError
 from loratory.models import context_length
 from loratory.render import Renderer, decode
 
 Progress = Callable[[int, int], None]
+WORTH_SHARING = 16  # tokens; a shorter prefix is computed again for every prompt
+HELD = 4  # tokens whose keys and values are held count as a quarter of one that is computed
 
 
 def greedy(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int) -> GenerationConfig:
@@ -44,19 +55,55 @@ def generate(
     token_budget: int,
     progress: Progress,
 ) -> list[str]:
-    """The greedy answer to each prompt as text, without what ends it. At most ``max_new_tokens`` tokens each."""
+    """The greedy answer to each prompt as text, without what ends it. At most ``max_new_tokens`` tokens each.
+
+    What all prompts begin with is computed once.
+    """
     model.eval()
     context = context_length(model.config)  # type: ignore[arg-type]
     answers = [""] * len(prompts)
     done = 0
-    for group in _groups([len(p) + max_new_tokens for p in prompts], token_budget):
+    prefix = _shared_prefix(model, prompts, max_new_tokens)
+    # Tokens to compute for each prompt; those that are only held in the cache take memory, but far less.
+    sizes = [max(len(p) - prefix.length + max_new_tokens, -(-(len(p) + max_new_tokens) // HELD)) for p in prompts]
+    for group in _groups(sizes, token_budget):
         room = context - max(len(prompts[i]) for i in group)
         settings = greedy(renderer.stop_ids, pad_id_of(renderer), max(1, min(max_new_tokens, room)))
-        for i, ids in zip(group, _generate_batch(model, [prompts[i] for i in group], settings), strict=True):
+        for i, ids in zip(group, _generate_batch(model, [prompts[i] for i in group], prefix, settings), strict=True):
             answers[i] = decode_answer(ids, renderer)
         done += len(group)
         progress(done, len(prompts))
     return answers
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens that all prompts begin with, computed."""
+
+    length: int
+    cache: DynamicCache | None
+
+
+def _shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: int) -> Prefix:
+    """The longest shared prefix that leaves every prompt a token; none where it is short or cannot be kept exactly.
+
+    It can where every layer keeps all keys: with a sliding window, padding between prefix and rest would count as
+    distance, and where frequencies depend on the length, the prefix of a longer prompt has other keys.
+    """
+    none = Prefix(0, None)
+    if len(prompts) < 2:
+        return none
+    first, last = min(prompts, key=lambda p: p.tolist()), max(prompts, key=lambda p: p.tolist())
+    length = min(common_prefix(first, last), min(len(p) for p in prompts) - 1)
+    longest = max(len(p) for p in prompts) + max_new_tokens
+    if length < WORTH_SHARING or longest > length_dependent_beyond(model):
+        return none
+    ids = torch.from_numpy(first[:length])[None].to(next(model.parameters()).device)
+    found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    cache = getattr(found, "past_key_values", None)  # models without attention have none
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return none
+    return Prefix(length, cache)
 
 
 def _groups(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -69,15 +116,24 @@ def _groups(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     return groups
 
 
-def _generate_batch(model: nn.Module, prompts: Sequence[ndarray], settings: GenerationConfig) -> list[list[int]]:
+def _generate_batch(
+    model: nn.Module, prompts: Sequence[ndarray], prefix: Prefix, settings: GenerationConfig
+) -> list[list[int]]:
     device = next(model.parameters()).device
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), int(settings.pad_token_id or 0), dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # on the left, so that every answer begins in the same column
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
-        mask[row, width - len(prompt) :] = 1
-    output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)  # type: ignore[operator]
+    for row, prompt in enumerate(prompts):  # the rest on the right, so that every answer begins in the same column
+        start = width - len(prompt) + prefix.length
+        ids[row, : prefix.length] = torch.from_numpy(prompt[: prefix.length])
+        ids[row, start:] = torch.from_numpy(prompt[prefix.length :])
+        mask[row, : prefix.length] = 1
+        mask[row, start:] = 1
+    arguments: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if prefix.cache is not None:
+        arguments["past_key_values"] = copy.deepcopy(prefix.cache)
+        arguments["past_key_values"].batch_repeat_interleave(len(prompts))
+    output = model.generate(generation_config=settings, **arguments)  # type: ignore[operator]
     return output[:, width:].tolist()
 
 
@@ -89,28 +145,76 @@ def decode_answer(ids: Sequence[int], renderer: Renderer) -> str:
 
 
 def stream(model: nn.Module, prompt: Int64[ndarray, "T"], renderer: Renderer, max_new_tokens: int) -> Iterator[str]:
-    """Yields the greedy answer piece by piece as it is made."""
-    streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(prompt)[None].to(device)
+    """Yields the greedy answer as text, piece by piece as it is made."""
+    with closing(stream_ids(model, prompt, renderer, max_new_tokens)) as ids:
+        yield from decode_pieces(ids, renderer)
+
+
+def stream_ids(
+    model: nn.Module, prompt: Int64[ndarray, "T"], renderer: Renderer, max_new_tokens: int
+) -> Generator[int, None, None]:
+    """Yields the ids of the greedy answer as they are made, including the one that stops it.
+
+    Closing the generator stops the model after the token that it is computing, and waits for that.
+    Raises UserError where the prompt leaves no room for an answer in the model's context.
+    """
+    context = context_length(model.config.get_text_config())  # type: ignore[union-attr, operator]
+    if len(prompt) >= context:
+        found = f"{len(prompt)} tokens"
+        raise UserError("The prompt does not fit the model's context", expected=f"under {context}", found=found)
+    made: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def told(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        made.put(int(ids[0, -1]))
+        return torch.tensor([closed.is_set()], device=ids.device)
+
+    ids = torch.from_numpy(prompt)[None].to(next(model.parameters()).device)
     arguments = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "generation_config": greedy(renderer.stop_ids, pad_id_of(renderer), max_new_tokens),
-        "streamer": streamer,
+        "generation_config": greedy(renderer.stop_ids, pad_id_of(renderer), min(max_new_tokens, context - len(prompt))),
+        "stopping_criteria": StoppingCriteriaList([told]),  # type: ignore[list-item]
     }
-    failure: list[BaseException] = []
 
     def work() -> None:
         try:
             model.generate(**arguments)  # type: ignore[operator]
+            made.put(None)
         except BaseException as error:
-            failure.append(error)
-            streamer.end()
+            made.put(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
-    if failure:
-        raise failure[0]
+    try:
+        while (found := made.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        closed.set()
+        thread.join()
+
+
+def decode_pieces(ids: Iterable[int], renderer: Renderer) -> Iterator[str]:
+    """Yields the text that each id adds up to the first stop id, then what is left.
+
+    An id adds nothing while the bytes of a character are incomplete. The pieces together are the text of the ids, but
+    for tokenizers that take back a character of single bytes when bytes that are none follow it.
+    """
+    stops, known = set(renderer.stop_ids), []
+    start = end = 0  # the ids from start to end give the context in which later ones are decoded; their text is out
+
+    def text(first: int, last: int | None) -> str:
+        return decode(renderer.tokenizer, known[first:last], skip_special=True)
+
+    for token_id in ids:
+        if token_id in stops:
+            break
+        known.append(token_id)
+        new = text(start, None)[len(text(start, end)) :]
+        whole = bool(new) and not new.endswith("\ufffd")
+        yield new if whole else ""
+        if whole:
+            start, end = end, len(known)
+    yield text(start, None)[len(text(start, end)) :]

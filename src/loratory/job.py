@@ -11,11 +11,11 @@ from typing import Any
 
 from loratory import adapters, models, render, runs
 from loratory.attention import Layout, choose_layout
-from loratory.config import Config, config_to_dict
+from loratory.config import BUILTIN, Config, config_to_dict
 from loratory.errors import UserError
 from loratory.examples import Split, load_split
 from loratory.render import Renderer, TokenizedExample
-from loratory.world import World, describe, resolve_world
+from loratory.world import World, describe, memory_bytes, resolve_world
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,11 @@ class Job:
     """What loading and checking took."""
 
 
-def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
-    """Loads and checks everything, and only then writes: a mistake leaves nothing behind."""
+def open_job(config: Config, tell: Tell, overwrite: bool, approve: Callable[[Job], dict[str, float]]) -> Job:
+    """Loads and checks everything, and only then writes: a mistake leaves nothing behind.
+
+    ``approve`` sees a new job before anything is written and may raise; it returns the estimated seconds by stage.
+    """
     run = Path(config.run.out)
     resumed = runs.check_run(run, config, overwrite)
     if resumed:
@@ -63,11 +66,13 @@ def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
         runs.mend_metrics(run)
         return job
     job = load_job(config, run, tell)
+    estimate = approve(job)
     runs.create_run(run, overwrite)
     runs.write_json(run / runs.ASKED, config_to_dict(config))
     runs.write_json(run / "environment.json", environment(job))
     runs.write_json(run / "data.json", data_record(job))
     runs.write_config(run, job.config)
+    runs.append_metric(run, "estimate", stages=estimate)
     for stage, seconds in job.seconds.items():
         runs.append_metric(run, "stage", name=stage, seconds=seconds)
     return job
@@ -76,6 +81,8 @@ def open_job(config: Config, tell: Tell, overwrite: bool) -> Job:
 def load_job(config: Config, run: Path, tell: Tell) -> Job:
     """Loads data and model and checks that one fits the other. Raises UserError."""
     started = time.perf_counter()
+    if is_demonstration(config):
+        tell(Event("say", demonstration_text(), {}))
     tell(Event("stage", "load", {}))
     split = load_split(config.data, config.prompt, config.train.seed)
     if chooses_on_validation(config) and not split.validation:
@@ -98,12 +105,13 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     if config.prompt.system is not None:
         render.check_system_is_shown(renderer)
     tell(Event("say", f"Answers end with {renderer.ending_text!r}: {renderer.note}", {}))
+    deviation = render.template_deviation(renderer)
+    if deviation:
+        tell(Event("say", deviation, {}))
 
     loaded = time.perf_counter()
     tell(Event("stage", "check", {}))
-    split, checks = fit_split(
-        split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0
-    )
+    split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
     trained = tuple(tuple(render.tokenize(example, renderer)) for example in split.train)
     layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching)
     tell(Event("say", f"Batches: {layout.kind} ({layout.why})", {}))
@@ -122,6 +130,21 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     )
     seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
     return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks), seconds)
+
+
+def is_demonstration(config: Config) -> bool:
+    """Whether the demonstration model is put to a task that is not its own."""
+    own = models.builtin_folder().parent
+    return config.model.name == BUILTIN and not all(Path(name).is_relative_to(own) for name in config.data.train)
+
+
+def demonstration_text() -> str:
+    """What a person should know who uses the demonstration model for their own data."""
+    names = ", ".join(models.suggestions(memory_bytes()))
+    return (
+        "This is the small demonstration model that comes with Loratory: it shows the path, not what is possible. "
+        f"With this machine's {memory_bytes() / 1024**3:.0f} GiB of memory try --model.name with one of: {names}"
+    )
 
 
 def chooses_on_validation(config: Config) -> bool:
@@ -172,7 +195,8 @@ def environment(job: Job) -> dict[str, Any]:
     ending = {"text": job.renderer.ending_text, "stop_ids": list(job.renderer.stop_ids), "why": job.renderer.note}
     git = runs.git_state(Path.cwd())
     machine = describe(job.world)
-    return {"model": model, **machine, "batches": batches, "ending": ending, "versions": runs.versions(), "git": git}
+    found = {"model": model, "demonstration": is_demonstration(job.config), **machine, "batches": batches}
+    return {**found, "ending": ending, "versions": runs.versions(), "git": git}
 
 
 def data_record(job: Job) -> dict[str, Any]:
@@ -186,6 +210,11 @@ def data_record(job: Job) -> dict[str, Any]:
         "files": runs.file_records([*data.train, *data.validation, *data.test]),
         "checks": list(job.checks),
         "test_prompts": [e.messages[-1].content for e in split.test],
+        "folds": data.folds or None,
+        "rendered": [
+            {"source": s.source, "tokens": [list(piece) for piece in render.pieces(s)]} for s in job.trained[0][-1:]
+        ],
+        "completion": render.template_deviation(job.renderer),
     }
 
 

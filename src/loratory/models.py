@@ -34,7 +34,19 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-SAFETENSORS_INDEX = "model.safetensors.index.json"
+# Open chat models by size, to be suggested: name and billions of parameters.
+KNOWN_MODELS = (
+    ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
+    ("HuggingFaceTB/SmolLM2-360M-Instruct", 0.36),
+    ("Qwen/Qwen2.5-0.5B-Instruct", 0.49),
+    ("meta-llama/Llama-3.2-1B-Instruct", 1.24),
+    ("Qwen/Qwen2.5-1.5B-Instruct", 1.54),
+    ("meta-llama/Llama-3.2-3B-Instruct", 3.2),
+    ("Qwen/Qwen2.5-7B-Instruct", 7.6),
+    ("Qwen/Qwen2.5-14B-Instruct", 14.8),
+)
+# Weights in 32 bits and half as much again for what training keeps; the rest of the machine wants some too.
+BYTES_PER_PARAMETER, SPARE_BYTES = 6, 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,12 @@ def load_model(config: ModelConfig, world: World) -> LoadedModel:
 def context_length(settings: PretrainedConfig) -> int:
     """``max_position_embeddings`` in tokens, or a very large number for models that state none."""
     return int(getattr(settings, "max_position_embeddings", None) or 2**31)
+
+
+def suggestions(memory_bytes: int, most: int = 3) -> list[str]:
+    """The largest well-known open models that LoRA trains within the memory, smallest first."""
+    fitting = [name for name, size in KNOWN_MODELS if size * 1e9 * BYTES_PER_PARAMETER + SPARE_BYTES <= memory_bytes]
+    return fitting[-most:] or [KNOWN_MODELS[0][0]]
 
 
 def builtin_folder() -> Path:

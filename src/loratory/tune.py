@@ -119,7 +119,9 @@ def train_one(job: Job, model: nn.Module, rate: float, tell: Tell) -> Trial:
                 tell(Event("say", f"Stopped early, after step {done} of {result.steps}", {}))
                 break
             if interrupted() and not last:
-                raise Interrupted(f"Interrupted after step {done} of {result.steps}; it is saved")
+                raise Interrupted(
+                    f"Interrupted after step {done} of {result.steps}; it is saved. The same command goes on from there"
+                )
     kept = keep_best(job, model, rate, losses, done, tell)
     return Trial(rate, kept, losses.get(kept), stop)
 

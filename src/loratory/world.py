@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -93,6 +94,19 @@ def _matmul_seconds(dtype: torch.dtype, size: int = 384) -> float:
         return time.perf_counter() - started
 
     return min(once() for _ in range(3))
+
+
+def memory_bytes() -> int:
+    """Memory that a model may use: the GPU's where there is one, else the machine's or the container's. 0: unknown."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 0
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(machine, int(text)) if text.isdigit() else machine
 
 
 def peak_memory_bytes() -> int:

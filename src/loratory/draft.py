@@ -1,0 +1,253 @@
+"""A first task file, guessed from the data: what is asked, which columns are shown, how the data is split.
+
+Every guess is written down with its reason, as a comment beside the setting that it led to.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from loratory.config import BUILTIN
+from loratory.errors import UserError
+from loratory.examples import HUB, SUFFIXES, Row, answer_of, cell_text, read_rows
+
+# What the other files of a data set are called, where the training file's name says "train".
+SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
+GENERIC_STEMS = {"train", "training", "data", "dataset", "examples"}
+ANSWER_WORDS = ("label", "category", "answer", "intent", "class", "target", "topic", "sentiment")
+LONGEST_LABEL_LIST = 4_000  # characters that a prompt may spend on naming the labels
+LIMITS = {"validation": 300, "test": 1_000}  # more of either costs time and tells little more
+FEW_ROWS = 200  # below this a single test set is too small to tell anything
+LONGEST_BESIDE = 70  # a comment stands beside shorter settings, and above longer ones
+STEPS_AT_LEAST, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A guessed task."""
+
+    path: Path
+    """Where its task file belongs."""
+    toml: str
+    """The commented task file."""
+    shown: tuple[str, ...]
+    """Columns that the prompt shows."""
+    left_out: dict[str, str]
+    """Columns that it does not, and why."""
+
+
+def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None) -> Draft:
+    """Guesses the task from a data file (or "hub:owner/name") and the column that holds the answer.
+
+    The task file belongs at ``path``; default: here, named after the data. Raises UserError where the file or the
+    column is missing, or the answers are no labels.
+    """
+    path = (path or Path(f"{_name(data)}.toml")).resolve()
+    rows = read_rows(data)
+    columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
+    if not answer:
+        raise UserError("The answer column is not named", data, ", ".join(columns), fix=_answer_hint(columns))
+    answers = [answer_of(row, answer) for row in rows]
+    _check_labels(answers, answer, data)
+    shown, left_out = _choose_columns(rows, answers, columns, answer)
+    if not shown:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "there is no other column"
+        raise UserError(
+            "No column is left for the prompt to show", data, found=reasons, fix="write a task file by hand"
+        )
+    other = {split: _sibling(data, split, answer) for split in SPLIT_WORDS}
+    parts = [
+        *_model_lines(model),
+        *_data_lines(data, answer, answers, other, path.parent),
+        *_prompt_lines(shown, left_out, answers),
+        *_train_lines(len(rows)),
+        "[run]",
+        _line("out", f"runs/{_name(data)}"),
+    ]
+    return Draft(path, "\n".join(parts) + "\n", tuple(shown), left_out)
+
+
+def is_data(name: str) -> bool:
+    """Whether a name means data and not a task file."""
+    return name.startswith(HUB) or Path(name).suffix.lower() in SUFFIXES
+
+
+def check_place(draft: Draft) -> None:
+    """Raises UserError where another file stands in the place of the task file."""
+    if draft.path.exists() and draft.path.read_text(encoding="utf-8", errors="replace") != draft.toml:
+        fix = f"use it: loratory run {draft.path.name}; or remove it"
+        raise UserError(
+            "There is a task file for this data already, and it says something else", str(draft.path), fix=fix
+        )
+
+
+def _answer_hint(columns: Sequence[str]) -> str:
+    likely = [c for word in ANSWER_WORDS for c in columns if word in c.lower()]
+    return f"--answer {likely[0] if likely else 'COLUMN'}"
+
+
+def _check_labels(answers: Sequence[str], answer: str, data: str) -> None:
+    """Raises UserError where hardly any answer repeats: then they are free texts and no labels."""
+    different = len(set(answers))
+    if different > len(answers) / 2:
+        raise UserError(
+            f"The answers in column {answer!r} do not look like labels",
+            data,
+            expected="few different answers, most of them several times: this version learns classification",
+            found=f"{different} different answers in {len(answers)} rows",
+            fix="choose another column with --answer",
+        )
+
+
+def _name(data: str) -> str:
+    """The file's name, or its folder's where the file is just called train; fit for a folder name."""
+    path = Path(data.removeprefix(HUB))
+    stem = path.stem
+    if stem.lower() in GENERIC_STEMS and not data.startswith(HUB) and path.resolve().parent.name:
+        stem = path.resolve().parent.name
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "task"
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _choose_columns(
+    rows: Sequence[Row], answers: Sequence[str], columns: Sequence[str], answer: str
+) -> tuple[list[str], dict[str, str]]:
+    """The columns that help to answer, and those that do not with the reason."""
+    shown, left_out = [], {}
+    for column in columns:
+        if column == answer:
+            continue
+        reason = _why_not([row.values.get(column) for row in rows], answers, column)
+        if reason:
+            left_out[column] = reason
+        else:
+            shown.append(column)
+    return shown, left_out
+
+
+def _why_not(cells: Sequence[Any], answers: Sequence[str], column: str) -> str | None:
+    """Why a column should not be shown, or None."""
+    values = [cell_text(cell).strip() for cell in cells]
+    different = set(values)
+    if set(column) & set("{}"):
+        return "its name has braces"
+    if different == {""}:
+        return "empty"
+    if len(different) == 1:
+        return "the same in every row"
+    if any(isinstance(cell, (list, dict)) for cell in cells):
+        return "lists or tables, not text"
+    pairs = set(zip(values, answers, strict=True))
+    if len(pairs) == len(different) == len(set(answers)):
+        return "stands for the answer, one value for each"
+    words = {"train", "training", "test", *SPLIT_WORDS["validation"]}
+    if {value.lower() for value in different} <= words:
+        return "names a part of the data"
+    if len(different) == len(values) and all(re.fullmatch(r"\S{1,64}", value) for value in values):
+        return "a different word or number in every row, like an identifier"
+    return None
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def _line(key: str, value: Any, comment: str = "") -> str:
+    text = tomli_w.dumps({key: value}).strip()
+    if not comment:
+        return text
+    return f"{text:<40} # {comment}" if len(text) <= LONGEST_BESIDE else f"# {comment}\n{text}"
+
+
+def _model_lines(model: str) -> list[str]:
+    lines = ["# Guessed from the data; change what you like. docs/task-file.md lists all settings."]
+    lines += ['task = "classification"', "", "[model]"]
+    comment = "the small demonstration model; give a hub id or a folder" if model == BUILTIN else "hub id or folder"
+    return [*lines, _line("name", model, comment), ""]
+
+
+def _data_lines(
+    data: str, answer: str, answers: Sequence[str], other: dict[str, str | None], folder: Path
+) -> list[str]:
+    def written(name: str) -> str:
+        if name.startswith(HUB):
+            return name
+        path = Path(name).resolve()
+        return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else str(path)
+
+    counts = Counter(answers)
+    rare, common = min(counts.values()), max(counts.values())
+    per_label = f"{rare}" if rare == common else f"{rare} to {common}"
+    lines = ["[data]", _line("train", written(data), f"{len(answers)} rows")]
+    lines += [_line("answer", answer, f"{len(counts)} labels, {per_label} rows each")]
+    sizes = {"validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
+    folds = other["test"] is None and len(answers) < FEW_ROWS and rare >= 5
+    for split, name in other.items():
+        if name is not None:
+            sizes[split] = len(read_rows(name, split))
+            lines.append(_line(split, written(name), f"{sizes[split]} rows"))
+        elif not (folds and split == "test"):
+            lines.append(f"# {split}: no such file was found beside it, so {sizes[split]} rows are split off train")
+    if folds:
+        lines.append(_line("folds", 5, "few rows: each is tested by a model trained on the others"))
+    for split, limit in LIMITS.items():
+        if sizes[split] > limit:
+            lines.append(_line(f"limit_{split}", limit, f"of {sizes[split]}; more takes time and tells little more"))
+    return [*lines, ""]
+
+
+def _prompt_lines(shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str]) -> list[str]:
+    labels = ", ".join(sorted(set(answers)))
+    named = len(labels) <= LONGEST_LABEL_LIST
+    system = "Sort the text into one of these categories: {labels}. Answer with the category alone."
+    comment = "{labels}: the names of all labels"
+    if not named:
+        system, comment = "Sort the text into its category. Answer with the category alone.", "too many labels to name"
+    places = [f"{{{column}}}" for column in shown]
+    headed = [f"{_heading(column)}: {place}" for column, place in zip(shown, places, strict=True)]
+    user = places[0] if len(shown) == 1 else "\n".join(headed)
+    lines = ["[prompt]", _line("system", system, comment), _line("user", user)]
+    return [*lines, *(f"# not shown: {column} ({reason})" for column, reason in left_out.items()), ""]
+
+
+def _heading(column: str) -> str:
+    words = column.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def _train_lines(rows: int) -> list[str]:
+    fewest, most = EPOCHS
+    epochs = min(most, max(fewest, -(-STEPS_AT_LEAST * BATCH_SIZE // rows)))
+    comment = "the weights of the best epoch on validation are kept"
+    return ["[train]", _line("epochs", epochs, comment), _line("batch_size", BATCH_SIZE), ""]
+
+
+# ---- the split -------------------------------------------------------------------------------------------------------
+
+
+def _sibling(data: str, split: str, answer: str) -> str | None:
+    """The file of another part of the same data, by its name, if it has the answer column."""
+    for name in _sibling_names(data, split):
+        try:
+            if answer in read_rows(name, split)[0].values:
+                return name
+        except UserError:
+            continue
+    return None
+
+
+def _sibling_names(data: str, split: str) -> list[str]:
+    if data.startswith(HUB):
+        return [data]
+    path = Path(data)
+    if not re.search("train", path.stem, re.IGNORECASE):
+        return []
+    stems = [re.sub("train(ing)?", word, path.stem, flags=re.IGNORECASE) for word in SPLIT_WORDS[split]]
+    return [str(path.with_stem(stem)) for stem in stems if path.with_stem(stem).is_file()]

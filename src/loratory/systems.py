@@ -1,0 +1,62 @@
+"""The systems of a run, made for its job: what a person would otherwise pick, and the tuned model."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from loratory import baselines, evaluate
+from loratory.evaluate import Prompting, System
+from loratory.examples import Example, draw_few_shot
+from loratory.generate import Progress
+from loratory.job import Job
+
+PROMPTED = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
+BEFORE = (*PROMPTED, "linear", "embed")
+AFTER = ("tuned", "tuned-choose")
+
+
+def wanted(job: Job, names: Sequence[str]) -> list[str]:
+    """The systems of ``names`` that the settings ask for and that are not measured yet."""
+    return [n for n in names if n in job.config.run.systems and not evaluate.is_measured(job.run, n)]
+
+
+def before(job: Job, name: str) -> Callable[[Progress], System]:
+    """How to make a system that needs no tuning."""
+
+    def make(progress: Progress) -> System:
+        seed, budget = job.config.train.seed, job.config.train.token_budget
+        if name == "linear":
+            return evaluate.classifying(*baselines.linear_classifier(job.split.train, seed))
+        if name == "embed":
+            found = baselines.embedding_classifier(
+                job.base, job.renderer, job.split.train, job.layout, budget, seed, progress
+            )
+            return evaluate.classifying(*found)
+        shots, note = few_shot(job) if name.startswith("few-shot") else ((), None)
+        return prompted(job, job.base.model, shots, note, name.endswith("choose"), progress)
+
+    return make
+
+
+def few_shot(job: Job) -> tuple[tuple[Example, ...], str]:
+    """The examples that few-shot prompts show, and a note on how many fit."""
+    asked = draw_few_shot(job.split.train, job.config.prompt.few_shot, job.config.train.seed)
+    rows = [*job.split.validation, *job.split.test]
+    shots = evaluate.shots_that_fit(asked, rows, job.renderer, job.base.text.max_length)
+    return shots, f"{len(shots)} of {len(asked)} few-shot examples fit"
+
+
+def prompted(
+    job: Job, model: nn.Module, shots: tuple[Example, ...], note: str | None, choose: bool, progress: Progress
+) -> System:
+    """The model, answering freely or choosing among the labels."""
+    budget = job.config.train.token_budget
+    prompting = Prompting(model, job.renderer, job.layout, job.split.labels, shots, budget)
+    if choose:
+        return evaluate.choosing(prompting, job.split.validation, note, progress)
+    return evaluate.answering(prompting, note)
+
+
+def after(job: Job, model: nn.Module, name: str) -> Callable[[Progress], System]:
+    """How to make a tuned system."""
+    return lambda progress: prompted(job, model, (), None, name.endswith("choose"), progress)

@@ -1,0 +1,94 @@
+"""The plan is told before anything is written, names what will be done, and leaves the job as it was."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
+from loratory.errors import Interrupted
+from loratory.finetune import finetune, train_only
+from loratory.job import demonstration_text, is_demonstration, load_job, quiet
+from loratory.models import KNOWN_MODELS, builtin_folder, suggestions
+from loratory.plan import make_plan
+from loratory.runs import read_metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+@pytest.fixture
+def config(tiny_folder, animals, tmp_path) -> Config:
+    return Config(
+        model=ModelConfig(str(tiny_folder), device="cpu", dtype="float32"),
+        data=DataConfig((str(animals),), answer="sound"),
+        prompt=PromptConfig(system="One of: {labels}.", few_shot=2),
+        train=TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2),
+        run=RunConfig(str(tmp_path / "run"), threads=torch.get_num_threads()),
+    )
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_planning_leaves_model_and_random_state_as_they_were(config, kind):
+    job = load_job(dataclasses.replace(config, adapter=AdapterConfig(kind=kind)), Path(config.run.out), quiet)
+    weights = {name: tensor.clone() for name, tensor in job.base.model.state_dict().items()}
+    state = torch.get_rng_state()
+    plan = make_plan(job, True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert job.base.model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in job.base.model.state_dict().items())
+    assert list(plan.seconds) == ["baselines", "train", "evaluate"]
+    assert all(value > 0 for value in plan.seconds.values())
+    assert not Path(config.run.out).exists()
+    assert list(make_plan(job, False).seconds) == ["train"]
+
+
+def test_a_run_with_more_to_do_is_estimated_longer(config):
+    few = load_job(config, Path(config.run.out), quiet)
+    train = dataclasses.replace(config.train, epochs=50, seeds=4)
+    many = dataclasses.replace(few, config=dataclasses.replace(config, train=train))
+    # Timings vary; a hundred times the work is far outside of that.
+    assert make_plan(many, False).seconds["train"] > 5 * make_plan(few, False).seconds["train"]
+
+
+def test_the_plan_states_sizes_seeds_steps_and_labels(config):
+    train = dataclasses.replace(config.train, seeds=3)
+    events = []
+    with pytest.raises(Interrupted, match="Nothing was started"):
+        finetune(dataclasses.replace(config, train=train), events.append, confirm=lambda: False)
+    told = "\n".join(event.text for event in events)
+    for words in ("34 training", "4 validation", "10 test", "3 labels", "seeds 0 to 2", "2 epochs, 10 steps of 8"):
+        assert words in told, told
+    assert not Path(config.run.out).exists()
+
+
+def test_an_estimate_is_kept_beside_what_it_took(config):
+    run = train_only(config)
+    [estimate] = [m for m in read_metrics(run) if m["event"] == "estimate"]
+    assert estimate["stages"].keys() == {"train"}
+
+
+def test_the_demonstration_model_says_so_on_other_data_and_not_on_its_own(config):
+    own = DataConfig((str(builtin_folder().parent / "papers-train.jsonl"),), answer="category")
+    assert is_demonstration(dataclasses.replace(config, model=ModelConfig()))
+    assert not is_demonstration(dataclasses.replace(config, model=ModelConfig(), data=own))
+    assert not is_demonstration(config)
+    assert "demonstration model" in demonstration_text()
+
+
+def test_suggested_models_fit_the_memory():
+    names = [name for name, _ in KNOWN_MODELS]
+    assert suggestions(0) == [names[0]]
+    for gibibytes in (2, 4, 8, 16, 24, 64, 200):
+        found = suggestions(gibibytes * 1024**3)
+        sizes = [size for name, size in KNOWN_MODELS if name in found]
+        assert 1 <= len(found) <= 3
+        assert sizes == sorted(sizes)
+        assert len(found) == 1 or max(sizes) * 4e9 < gibibytes * 1024**3
+    assert suggestions(24 * 1024**3)[-1] != suggestions(200 * 1024**3)[-1]
+
+
+def test_the_estimates_of_a_finished_run_are_in_its_report_only_where_made(config):
+    run = finetune(dataclasses.replace(config, run=dataclasses.replace(config.run, systems=("linear", "tuned-choose"))))
+    assert json.loads((run / "report.json").read_text())["seconds"]["train"] > 0
