@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test test-slow docs-test lint format clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+docs-test: $(VENV)/.installed
+	$(BIN)/python docs/run_blocks.py docs/tutorial.md
 
 lint: setup
 	$(BIN)/ruff check .

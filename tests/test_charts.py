@@ -10,11 +10,13 @@ from loratory.charts import (
     confusion_grid,
     duration,
     labels_to_show,
+    log_ticks,
     loss_chart,
     p_text,
     short,
     size,
     tick_values,
+    unbroken,
 )
 
 
@@ -23,6 +25,14 @@ def test_ticks_are_few_even_and_reach_the_top(top):
     ticks = tick_values(top)
     assert ticks[0] == 0 and 2 <= len(ticks) <= 6
     assert ticks[-1] >= top * (1 - 1e-6) > ticks[-2] * (1 - 1e-6)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1, 1e4))
+def test_logarithmic_ticks_are_few_and_enclose_the_values(low, factor):
+    ticks = log_ticks(low, low * factor)
+    assert 2 <= len(ticks) <= 9 and ticks == sorted(set(ticks))
+    assert ticks[0] <= low * (1 + 1e-6) and ticks[-1] >= low * factor * (1 - 1e-6)
+    assert ticks[1] > low and ticks[-2] < low * factor * (1 + 1e-6), "no tick is spent on nothing"
 
 
 @pytest.mark.parametrize(
@@ -40,14 +50,34 @@ def test_other_texts():
     assert short("a  b\nc", 10) == "a b c" and short("abcdef", 4) == "abc…"
 
 
+def test_what_belongs_together_stays_on_one_line():
+    assert unbroken("67.0 % ± 1.2 points in 2 min 5 s (p < 0.001) of 5 more").split(" ") == [
+        "67.0\u00a0%\u00a0±\u00a01.2\u00a0points",
+        "in",
+        "2\u00a0min\u00a05\u00a0s",
+        "(p\u00a0<\u00a00.001)",
+        "of",
+        "5",
+        "more",
+    ]
+
+
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=400))
 def test_loss_chart_stays_in_its_box_and_has_few_points(losses):
-    chart = loss_chart([(i + 1, loss) for i, loss in enumerate(losses)], [(len(losses), losses[-1])])
+    chart = loss_chart([(i + 1, loss) for i, loss in enumerate(losses)], [(len(losses), losses[-1])], len(losses))
     numbers = [float(number) for number in re.findall(r"[\d.]+", chart.training)]
     assert all(-0.01 <= number <= 100.01 for number in numbers)
     assert 2 <= len(numbers) <= 2 * 120
     assert all(0 <= tick.percent <= 100 for tick in [*chart.x_ticks, *chart.y_ticks])
     assert chart.validation == "" and chart.validation_dots.startswith("M100.00 ")
+    assert chart.kept.percent == 100
+
+
+def test_equal_ratios_of_loss_are_equal_heights():
+    chart = loss_chart([(1, 4.0), (2, 2.0), (3, 1.0)], [])
+    first, second, third = (float(point.split()[1]) for point in chart.training[1:].split(" L"))
+    assert second - first == pytest.approx(third - second, abs=0.02) and second > first
+    assert chart.kept is None
 
 
 def test_loss_chart_of_nothing():

@@ -18,6 +18,7 @@ SCHEMA = Path(__file__).parents[2] / "shared" / "contract" / "report.schema.json
 LABELS = ["Computation and Language", "Cryptography", "Databases", "Machine Learning", "Robotics"]
 RATES = {"prompt": 0.2, "prompt-choose": 0.3, "few-shot": 0.3, "few-shot-choose": 0.4, "linear": 0.6, "embed": 0.5,
          "tuned": 0.7, "tuned-choose": 0.75}  # fmt: skip
+FEW = {"prompt": 0.3, "linear": 0.6, "tuned-choose": 0.75}
 
 
 def write_json(path, value):
@@ -99,6 +100,21 @@ def exactly(run, name, right):
     write_lines(path, rows)
 
 
+def change_json(path, **values):
+    write_json(path, json.loads(path.read_text()) | values)
+
+
+def write_part(run, part, rates=None, num_test=200):
+    """A seed or fold of a run: its own predictions and log."""
+    expected = [LABELS[i % len(LABELS)] for i in range(num_test)]
+    for name, rate in (rates or {"tuned": 0.5, "tuned-choose": 0.6}).items():
+        facts = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
+        write_json(run / part / "systems" / f"{name}.json", facts)
+        rows = predictions(expected, round(rate * num_test), LABELS, 7, name.endswith("choose"))
+        write_lines(run / part / "predictions" / f"{name}.jsonl", rows)
+    write_lines(run / part / "metrics.jsonl", [{"event": "stage", "name": "train", "seconds": 100.0}])
+
+
 class Page(HTMLParser):
     """Collects a page's text, tags and references; fails on tags that are not closed in order."""
 
@@ -106,7 +122,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.text, self.tags, self.references, self.open = "", [], [], []
+        self.text, self.tags, self.references, self.open, self.marked = "", [], [], [], ""
         self.feed(html.replace("\u00a0", " "))
         assert self.open == []
 
@@ -121,6 +137,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        self.marked += data if "mark" in self.open else ""
 
 
 def page_of(run):
@@ -278,7 +295,7 @@ def test_systems_of_different_test_examples_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize("torn", ['{"event": "sta', '{"event": "stage", "na\xe9'.encode("latin-1"), "7", "null"])
 def test_a_torn_last_line_of_the_log_is_skipped(tmp_path, torn):
-    log = write_run(tmp_path) / "metrics.jsonl"
+    log = write_run(tmp_path, FEW) / "metrics.jsonl"
     whole = build_report(tmp_path)
     with log.open("ab") as file:
         file.write(torn if isinstance(torn, bytes) else torn.encode())
@@ -303,11 +320,16 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
         value = json.loads((run / f"{name}.json").read_text())
         value = value | ({"why": evil, "cpu": evil} if name == "environment" else {"test_prompts": [evil] * 200})
         value |= {"checks": [{"name": evil, "count": 1, "message": evil}]} if name == "data" else {}
+        value |= {"rendered": [{"source": evil, "tokens": [[evil, True], [evil, False]]}], "completion": evil}
         write_json(run / f"{name}.json", value)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"event": "trial", "trial": evil, "learning_rate": 1, "validation_loss": 1, "chosen": False})
+        )
     report = write_report(run)
     page = page_of(run)
     assert not [tag for tag, attrs in page.tags if tag == "script" or "onload" in attrs]
-    assert page.text.count(evil) >= 5 and "{{ 7 * 7 }}" in page.text
+    assert page.text.count(evil) >= 9 and "{{ 7 * 7 }}" in page.text
     assert "[bold]" in table_of(report)
 
 
@@ -315,9 +337,14 @@ def test_page_is_self_contained_and_says_what_its_pictures_show(tmp_path):
     write_report(write_run(tmp_path))
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
-    assert page.references == [] and "url(" not in html and "@import" not in html and "<script" not in html
+    parts = {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
+    assert page.references and set(page.references) <= parts, "links lead to parts of the page only"
+    assert "url(" not in html and "@import" not in html and "<script" not in html
     pictures = [attrs for _, attrs in page.tags if attrs.get("role") == "img"]
-    assert len(pictures) == len(SYSTEMS) + 1 and all(attrs["aria-label"] for attrs in pictures)
+    num_comparisons, num_curves = 3, 1
+    assert len(pictures) == len(SYSTEMS) + num_comparisons + num_curves
+    assert all(attrs["aria-label"] for attrs in pictures)
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     assert "from 3 to 0.06 in 50 steps" in page.text, "the loss of the trial that was chosen"
     assert "validation loss from 0.5 to 0.4" in page.text
 
@@ -341,11 +368,128 @@ def test_page_shows_what_changed(tmp_path):
     assert "Abstract number 2:" not in text, "right before and after"
 
 
+def test_page_shows_the_likeliest_labels_the_answer_and_the_right_one(tmp_path):
+    write_run(tmp_path, {"prompt": 0.0, "tuned-choose": 0.5}, num_test=5)
+    path = tmp_path / "predictions" / "tuned-choose.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    shares = dict(zip(reversed(LABELS), (0.4, 0.3, 0.2, 0.07, 0.03), strict=True))
+    write_lines(path, [row | {"answer": LABELS[-1], "correct": False, "probabilities": shares} for row in rows])
+    write_report(tmp_path)
+    lists = re.findall(r"<ul>(.*?)</ul>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    first, second, third = ([label for label in LABELS if label in text] for text in lists[:3])
+    assert (first, second) == ([LABELS[0], *LABELS[2:]], LABELS[1:]), (
+        "the expected label is shown though it is unlikely"
+    )
+    assert third == LABELS[2:]
+    assert "3&nbsp;%" in lists[0] and "width" not in lists[0] and "--p:40.0%" in lists[0]
+
+
+def test_trained_tokens_are_marked_and_nothing_of_the_text_is_lost(tmp_path):
+    tokens = [["<|user|>\n", False], ["Say", False], [" it", False], ["<|bot|>", False], ["Robo", True], ["tics", True]]
+    change_json(write_run(tmp_path, FEW) / "data.json", rendered=[{"source": "papers.csv:7", "tokens": tokens}])
+    write_report(tmp_path)
+    page = page_of(tmp_path)
+    assert "papers.csv:7" in page.text and "<|user|>↵\nSay it<|bot|>Robotics" in page.text
+    assert page.marked.endswith("Robotics") and "Say it" not in page.marked
+
+
+def test_a_very_long_rendering_is_cut_in_the_middle(tmp_path):
+    tokens = [[f"token{i} ", i >= 4990] for i in range(5000)]
+    change_json(write_run(tmp_path, FEW) / "data.json", rendered=[{"source": "a.csv:2", "tokens": tokens}])
+    write_report(tmp_path)
+    page = page_of(tmp_path)
+    assert "token0 " in page.text and "token4999 " in page.marked and "token2500 " not in page.text
+    left_out = int(re.search(r"(\d+) tokens are not shown", page.text).group(1))
+    assert len(re.findall(r"token\d+ ", page.text)) == 5000 - left_out
+
+
+def test_several_seeds_are_reported_with_mean_and_spread(tmp_path):
+    write_run(tmp_path, {"prompt": 0.3, "tuned": 0.7, "tuned-choose": 0.75})
+    (tmp_path / "config.toml").write_text("[train]\nseed = 4\n")
+    write_part(tmp_path, "seeds/5", {"tuned": 0.5, "tuned-choose": 0.6})
+    write_part(tmp_path, "seeds/10", {"tuned": 0.6, "tuned-choose": 0.9})
+    report = write_report(tmp_path)
+    assert [s["name"] for s in report["seeds"]] == ["tuned", "tuned-choose"]
+    choose = report["seeds"][1]
+    assert choose["seeds"] == [4, 5, 10] and choose["values"] == pytest.approx([0.75, 0.6, 0.9])
+    assert choose["mean"] == pytest.approx(0.75) and choose["sd"] == pytest.approx(0.15)
+    said = "75.0 % ± 15.0 points (75.0, 60.0, 90.0)"
+    assert said in report["verdict"]["sentence"] and said in page_of(tmp_path).text
+    assert said in " ".join(table_of(report).split())
+    assert report["systems"][-1]["value"] == 0.75, "the headline stays that of the first seed"
+    assert report["seconds"]["train"] == 25 + 200, "the further seeds took their time too"
+
+
+def test_seeds_of_other_test_examples_are_refused(tmp_path):
+    write_part(write_run(tmp_path, FEW), "seeds/1", num_test=199)
+    with pytest.raises(UserError, match="same test examples"):
+        build_report(tmp_path)
+
+
+def test_folds_are_reported_and_what_they_mean_is_said(tmp_path):
+    change_json(write_run(tmp_path, FEW) / "data.json", folds=2)
+    rates = {"linear": 0.25, "tuned-choose": 0.75}
+    for k, rate in (("1", 1.0), ("2", 0.5)):
+        write_part(tmp_path, f"folds/{k}", {name: rate * share for name, share in rates.items()}, num_test=80)
+    report = write_report(tmp_path)
+    assert report["folds"]["count"] == 2 and report["seeds"] is None
+    assert report["folds"]["values"]["tuned-choose"] == pytest.approx([0.75, 0.375])
+    assert report["folds"]["values"]["prompt"] == [], "measured nowhere"
+    page = page_of(tmp_path)
+    assert "did not train on it" in page.text and "its own score is not measured" in page.text
+    assert "2 folds" in report["verdict"]["sentence"] and "37.5 %" in page.text and "37.5" in table_of(report)
+
+
+def test_without_seeds_or_folds_the_report_says_null(tmp_path):
+    report = write_report(write_run(tmp_path, FEW))
+    assert (report["seeds"], report["folds"]) == (None, None)
+    text = page_of(tmp_path).text
+    assert not [word for word in (" seeds", " folds", "Estimated", "emonstration") if word in text]
+
+
+def test_the_kept_step_and_an_early_end_are_shown(tmp_path):
+    log = write_run(tmp_path, FEW) / "metrics.jsonl"
+    trial = {"event": "trial", "trial": "2e-4", "learning_rate": 2e-4, "validation_loss": 0.4, "chosen": True}
+    with log.open("a") as file:
+        file.write(json.dumps(trial | {"best_step": 25, "stopped": True}) + "\n")
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "kept: step 25" in html and 'class="kept" d="M50.00 0' in html
+    assert "early" in page_of(tmp_path).text
+
+
+def test_estimated_time_stands_beside_the_time_it_took(tmp_path):
+    with (write_run(tmp_path, FEW) / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "estimate", "stages": {"baselines": 3.0, "train": 30.0}}) + "\n")
+    write_report(tmp_path)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    train = next(row for row in rows if '<th scope="row">train</th>' in row)
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", train) == ["30 s", "25 s"]
+
+
+def test_the_demonstration_model_is_named_as_such(tmp_path):
+    change_json(write_run(tmp_path, FEW) / "environment.json", demonstration=True)
+    report = write_report(tmp_path)
+    assert "--model.name" in page_of(tmp_path).text
+    assert "demonstration" in table_of(report).splitlines()[0]
+
+
+def test_a_large_run_makes_a_page_of_bounded_size(tmp_path):
+    labels = [f"intent number {i} with quite a long name" for i in range(77)]
+    write_run(tmp_path, {"prompt": 0.4, "tuned-choose": 0.7}, labels, num_test=3000, validation=False)
+    change_json(
+        tmp_path / "data.json",
+        test_prompts=["word " * 800] * 3000,
+        rendered=[{"source": "a.csv:2", "tokens": [["word ", False]] * 20000}] * 5,
+    )
+    write_report(tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
 def test_many_labels_are_cut_and_the_page_says_so(tmp_path):
     labels = [f"label {i}" for i in range(250)]
     write_report(write_run(tmp_path, {"prompt": 0.3, "tuned-choose": 0.7}, labels=labels, num_test=500))
     assert "the 20 of 250 labels" in page_of(tmp_path).text and "The first 200 of 250 labels" in page_of(tmp_path).text
-    assert (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
 def test_prompts_validation_and_log_may_be_missing(tmp_path):

@@ -4,13 +4,16 @@ Positions are in percent of the picture, so that it can take any width.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 POINTS = 120
 LABELS_SHOWN = 20
+WHOLE = re.compile(r"\d h \d+ min\b|\d min \d+ s\b|\d m?s\b|\d %(?: ± \S+ points)?|p [<=] \d")
 OTHER_LABEL, NO_LABEL = "other label", "no label"
 
 Number = float | int
@@ -27,6 +30,22 @@ def points(difference: Number) -> str:
     return f"{100 * difference:+.1f}"
 
 
+def points_interval(c: Mapping[str, Any]) -> str:
+    """``+20.1 to +38.9``: the interval of a comparison, in percentage points."""
+    return f"{points(c['low'])} to {points(c['high'])}"
+
+
+def interval(system: Mapping[str, Any]) -> str:
+    """``19.2 to 26.5``: the interval of a system's share of right answers, in percent."""
+    return f"{100 * system['low']:.1f} to {100 * system['high']:.1f}"
+
+
+def spread(series: Mapping[str, Any]) -> str:
+    """``66.1 % ± 1.2 points (65.0, 67.2, 66.1)``: mean, standard deviation and values of several seeds."""
+    values = ", ".join(f"{100 * value:.1f}" for value in series["values"])
+    return f"{percent(series['mean'])} ± {100 * series['sd']:.1f} points ({values})"
+
+
 def p_number(p_value: Number) -> str:
     """``< 0.001``, or ``0.012`` with as many digits as matter."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
@@ -36,6 +55,11 @@ def p_text(p_value: Number) -> str:
     """``p < 0.001`` or ``p = 0.012``."""
     number = p_number(p_value)
     return f"p {number}" if number.startswith("<") else f"p = {number}"
+
+
+def unbroken(text: str) -> str:
+    """The text with "67.0 %", "1 min 5 s", "± 1.2 points" and "p = 0.01" held together at the end of a line."""
+    return WHOLE.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
 def duration(seconds: Number) -> str:
@@ -69,13 +93,15 @@ class Tick:
 
 @dataclass(frozen=True)
 class LossChart:
-    """Loss against optimizer step, as SVG paths in a box of 100 x 100 whose y axis points down."""
+    """Loss (logarithmic) against optimizer step, as SVG paths in a box of 100 x 100 whose y axis points down."""
 
     training: str
     validation: str
     validation_dots: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    kept: Tick | None
+    """The step whose parameters were kept."""
     steps_per_point: int
     description: str
 
@@ -105,10 +131,21 @@ def tick_values(top: Number, most: int = 5) -> list[float]:
     return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]
 
 
-def loss_chart(training: Points, validation: Points) -> LossChart | None:
+def log_ticks(low: Number, high: Number) -> list[float]:
+    """Round numbers (1, 2, 5 times 10^k; beyond two decades 10^k) from at most ``low`` > 0 to at least ``high``."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    factors = (1, 2, 5) if high <= 100 * low else (1,)
+    values = [factor * 10.0**k for k in decades for factor in factors]
+    first = max(i for i, value in enumerate(values) if value <= low * (1 + 1e-9))
+    last = min(i for i, value in enumerate(values) if value >= high * (1 - 1e-9) and i > first)
+    return values[first : last + 1]
+
+
+def loss_chart(training: Points, validation: Points, kept_step: int | None = None) -> LossChart | None:
     """The chart of ``(step, loss)`` pairs sorted by step; None where there is nothing to draw.
 
     The training loss of single steps is noise: each point is the mean of so many steps that about 120 points remain.
+    A loss below a ten-thousandth of the largest is drawn there.
     """
     training = [(step, loss) for step, loss in training if math.isfinite(loss)]
     validation = [(step, loss) for step, loss in validation if math.isfinite(loss)]
@@ -117,23 +154,31 @@ def loss_chart(training: Points, validation: Points) -> LossChart | None:
     steps_per_point = math.ceil(len(training) / POINTS)
     groups = [np.array(training[i : i + steps_per_point]) for i in range(0, len(training), steps_per_point)]
     means = [(float(group[-1, 0]), float(group[:, 1].mean())) for group in groups]
-    last_step = max(step for step, _ in [*means, *validation])
-    y_values = tick_values(max([loss for _, loss in [*means, *validation]] + [1e-6]))
-    x_values = [v for v in tick_values(max(last_step, 1)) if v <= last_step and v == int(v)]
+    last_step = max(1, *(step for step, _ in [*means, *validation]))
+    losses = [loss for _, loss in [*means, *validation]]
+    lowest = max(losses) / 1e4 or 1.0
+    y_values = log_ticks(max(min(losses), lowest), max(*losses, lowest))
+    x_values = [v for v in tick_values(last_step) if v <= last_step and v == int(v)]
+
+    def height(loss: Number) -> float:
+        return 100 - 100 * math.log(max(loss, y_values[0]) / y_values[0]) / math.log(y_values[-1] / y_values[0])
 
     def placed(points: Points) -> list[str]:
-        return [f"{100 * x / max(last_step, 1):.2f} {100 - 100 * y / y_values[-1]:.2f}" for x, y in points]
+        return [f"{100 * x / last_step:.2f} {height(y):.2f}" for x, y in points]
 
     text = f"Training loss goes from {means[0][1]:.3g} to {means[-1][1]:.3g} in {last_step:g} steps"
     if validation:
         text += f"; validation loss from {validation[0][1]:.3g} to {validation[-1][1]:.3g}"
+    if kept_step is not None:
+        text += f"; the parameters of step {kept_step} were kept"
     return LossChart(
         training="M" + " L".join(placed(means)),
         validation="M" + " L".join(placed(validation)) if len(validation) > 1 else "",
         # A path of no length with round ends is a dot that stays round when the box is stretched.
         validation_dots=" ".join(f"M{point} h0" for point in placed(validation)),
-        x_ticks=[Tick(f"{value:g}", 100 * value / max(last_step, 1)) for value in x_values],
-        y_ticks=[Tick(f"{value:.3g}", 100 - 100 * value / y_values[-1]) for value in y_values],
+        x_ticks=[Tick(f"{value:g}", 100 * value / last_step) for value in x_values],
+        y_ticks=[Tick(f"{value:.3g}", height(value)) for value in y_values],
+        kept=None if kept_step is None else Tick(f"kept: step {kept_step}", 100 * min(1.0, kept_step / last_step)),
         steps_per_point=steps_per_point,
         description=text + ".",
     )

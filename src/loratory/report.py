@@ -1,9 +1,10 @@
 """A run directory becomes report.json, report.html and a table for the terminal. Nothing is computed but statistics."""
 
+import functools
 import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loratory import charts, metrics, significance
-from loratory.charts import duration, p_number, p_text, percent, points, short, size
+from loratory.charts import duration, p_number, p_text, percent, points
+from loratory.config import TrainConfig
 from loratory.errors import UserError
 from loratory.runs import read_metrics, write_text
 
@@ -23,15 +25,34 @@ PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
 REFERENCES = ("linear", "embed")
 TUNED = ("tuned", "tuned-choose")
 SYSTEMS = PROMPTING + REFERENCES + TUNED
-KINDS = {
-    **dict.fromkeys(PROMPTING, "prompting"),
-    **dict.fromkeys(REFERENCES, "reference"),
-    **dict.fromkeys(TUNED, "tuned"),
+# Kind, its systems, and what they are; then what each does.
+KINDS = (
+    ("prompting", PROMPTING, "The model as it came, prompted"),
+    ("reference", REFERENCES, "Small classifiers, as a yardstick"),
+    ("tuned", TUNED, "The tuned model"),
+)
+MEANINGS = {
+    "prompt": "answers freely", "prompt-choose": "chooses among the labels",
+    "few-shot": "solved examples in the prompt", "few-shot-choose": "solved examples, then choosing",
+    "linear": "on the words", "embed": "on the untouched model's states",
+    "tuned": "answers freely", "tuned-choose": "chooses among the labels",
+}  # fmt: skip
+RULES = {
+    "sum": "the most probable label",
+    "mean": "the label that is most probable a token, which does not favour short ones",
+    "prior": "the label whose probability is raised most over its mean on other prompts",
 }
+DEMONSTRATION = (
+    "This is the small demonstration model that comes with Loratory, too weak for real work. "
+    "A real model is given with --model.name."
+)
 STAGES = ("load", "check", "baselines", "train", "evaluate")
 SIGNIFICANT = 0.05
 EXAMPLES_SHOWN = 8
 LABEL_ROWS_SHOWN = 200
+LIKELIEST_SHOWN = 3
+RENDERED_SHOWN = 2
+TOKENS_SHOWN = 800
 
 Report = dict[str, Any]
 
@@ -52,10 +73,19 @@ class Run:
 
     folder: Path
     config: str
+    """The text of config.toml."""
+    settings: dict[str, Any]
+    """What it says."""
     environment: dict[str, Any]
     data: dict[str, Any]
     events: list[dict[str, Any]]
     systems: dict[str, Measured]
+    seeds: dict[int, dict[str, Measured]]
+    """The tuned systems once more, trained with each further seed."""
+    folds: list[dict[str, Measured]]
+    """The systems on each fold of a cross-validation."""
+    part_events: list[dict[str, Any]]
+    """The log of the further seeds and of the folds."""
 
 
 def build_report(run: Path) -> Report:
@@ -63,7 +93,7 @@ def build_report(run: Path) -> Report:
 
     Raises UserError if the folder lacks its files, holds no measured system, or systems of different test examples.
     """
-    return _build(_read_run(run))
+    return describe(read_run(run))
 
 
 def write_report(run: Path) -> Report:
@@ -71,8 +101,8 @@ def write_report(run: Path) -> Report:
 
     Raises UserError like ``build_report``.
     """
-    found = _read_run(run)
-    report = _build(found)
+    found = read_run(run)
+    report = describe(found)
     # report.json comes last: where it is, the run is finished.
     write_text(run / "report.html", _page(found, report))
     write_text(run / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -81,25 +111,32 @@ def write_report(run: Path) -> Report:
 
 def render_table(report: Report) -> Group:
     """The report for a terminal (rich), at most 80 columns wide but for notes: the verdict, systems, comparisons."""
-    systems = _table(["system"], ["accuracy", "95 % interval", "validation", "macro-F1", "time each"])
+    systems = text_table(["system"], ["accuracy", "95 % interval", "validation", "macro-F1", "time each"])
     chosen = {report["verdict"]["before"], report["verdict"]["after"]}
     for s in report["systems"]:
         validation = "–" if s["validation_value"] is None else percent(s["validation_value"])
-        interval = f"{100 * s['low']:.1f} to {100 * s['high']:.1f}"
-        row = (s["name"], percent(s["value"]), interval, validation, f"{s['metrics']['macro_f1']:.3f}")
+        row = (s["name"], percent(s["value"]), charts.interval(s), validation, f"{s['metrics']['macro_f1']:.3f}")
         systems.add_row(*row, duration(s["seconds_per_example"]), style="bold" if s["name"] in chosen else "")
-    # Text, not str: rich would read [square brackets] in a note as its markup.
-    notes = [Text(f"{s['name']}: {s['note']}", style="dim") for s in report["systems"] if s["note"]]
-    compared = _table(["from", "to"], ["points", "95 % interval", "p (Holm)"])
+    notes = [f"{s['name']}: {s['note']}" for s in report["systems"] if s["note"]]
+    notes += [f"{s['name']} over {len(s['values'])} seeds: {charts.spread(s)}" for s in report["seeds"] or ()]
+    if report["folds"]:
+        values = " ".join(
+            f"{100 * value:.1f}" for value in report["folds"]["values"].get(report["verdict"]["after"], ())
+        )
+        notes.append(f"{report['verdict']['after']} in each fold: {values}")
+    compared = text_table(["from", "to"], ["points", "95 % interval", "p (Holm)"])
     for c in report["comparisons"]:
-        interval = f"{100 * c['low']:+.1f} to {100 * c['high']:+.1f}"
-        compared.add_row(c["a"], c["b"], points(c["difference"]), interval, p_number(c["p_value"]))
-    blocks = [[Text(report["verdict"]["sentence"], style="bold")], [systems, *notes]]
+        row = (c["a"], c["b"], points(c["difference"]), charts.points_interval(c), p_number(c["p_value"]))
+        compared.add_row(*row)
+    # Text, not str: rich would read [square brackets] in a note as its markup.
+    blocks = [[Text(DEMONSTRATION, style="yellow")]] if report["demonstration"] else []
+    blocks += [[Text(report["verdict"]["sentence"], style="bold")], [systems, *(Text(n, style="dim") for n in notes)]]
     blocks += [[compared]] if report["comparisons"] else []
     return Group(*(line for block in blocks for line in (*block, "")))
 
 
-def _table(words: list[str], numbers: list[str]) -> Table:
+def text_table(words: list[str], numbers: list[str]) -> Table:
+    """An empty table for the terminal, with headings of columns of words and of numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for heading in words + numbers:
         table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=True)
@@ -109,24 +146,38 @@ def _table(words: list[str], numbers: list[str]) -> Table:
 # Reading
 
 
-def _read_run(folder: Path) -> Run:
-    names = [name for name in SYSTEMS if (folder / "systems" / f"{name}.json").exists()]
-    if not names:
+def read_run(folder: Path) -> Run:
+    """Reads a run directory. Raises UserError like ``build_report``."""
+    systems = _read_systems(folder)
+    if not systems:
         fix = "let the run finish: repeat the command that started it"
         raise UserError("No system was measured in this run", str(folder), expected="systems/<name>.json", fix=fix)
-    systems = {name: _read_system(folder, name) for name in names}
-    expected = [[line["expected"] for line in system.test] for system in systems.values()]
+    seed_folders = sorted(folder.glob("seeds/*/"), key=lambda path: int(path.name))
+    seeds = {int(path.name): _read_systems(path) for path in seed_folders}
+    expected = [
+        [line["expected"] for line in system.test] for part in (systems, *seeds.values()) for system in part.values()
+    ]
     if not expected[0] or any(answers != expected[0] for answers in expected):
         raise UserError("The systems were not measured on the same test examples", str(folder / "predictions"))
-    config = folder / "config.toml"
+    config, data = _read_text(folder / "config.toml"), json.loads(_read_text(folder / "data.json"))
+    fold_folders = [folder / "folds" / str(k + 1) for k in range(data.get("folds") or 0)]
     return Run(
         folder=folder,
-        config=config.read_text(encoding="utf-8") if config.exists() else "",
+        config=config,
+        settings=tomllib.loads(config),
         environment=json.loads(_read_text(folder / "environment.json")),
-        data=json.loads(_read_text(folder / "data.json")),
+        data=data,
         events=read_metrics(folder),
         systems=systems,
+        seeds=seeds,
+        folds=[_read_systems(path) for path in fold_folders],
+        part_events=[event for path in (*seed_folders, *fold_folders) for event in read_metrics(path)],
     )
+
+
+def _read_systems(folder: Path) -> dict[str, Measured]:
+    """The systems measured in a run, or in one seed or fold of it; none if there is no such folder."""
+    return {name: _read_system(folder, name) for name in SYSTEMS if (folder / "systems" / f"{name}.json").exists()}
 
 
 def _read_system(folder: Path, name: str) -> Measured:
@@ -157,12 +208,15 @@ def _named(run: Run, event: str) -> list[dict[str, Any]]:
 # The report
 
 
-def _build(run: Run) -> Report:
+def describe(run: Run) -> Report:
+    """The report of a run that was read."""
     systems = [_describe_system(system, run.data["labels"]) for system in run.systems.values()]
     before, after = _choose(systems)
-    comparisons = _compare(run, before, after)
+    comparisons, seeds, folds = _compare(run, before, after), _over_seeds(run), _over_folds(run)
+    tested = f"{run.data['test_examples']} " + (f"examples in {folds['count']} folds" if folds else "test examples")
     trained = (_named(run, "trained") or [{}])[-1]
-    seconds = {name: sum(e["seconds"] for e in _named(run, "stage") if e["name"] == name) for name in STAGES}
+    stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
+    seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}
     return {
         "task": run.data["task"],
         "model": run.environment["model"],
@@ -174,14 +228,37 @@ def _build(run: Run) -> Report:
         "total_parameters": trained.get("total_parameters", 0),
         "labels": run.data["labels"],
         "systems": systems,
+        "seeds": seeds,
+        "folds": folds,
         "comparisons": comparisons,
-        "verdict": _verdict(systems, comparisons, before, after, run.data["test_examples"]),
+        "verdict": _verdict(systems, comparisons, seeds, before, after, tested),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_bytes": max((e["peak_memory_bytes"] for e in _named(run, "memory")), default=0),
         "train_tokens_per_second": trained.get("tokens_per_second"),
         "data_checks": run.data["checks"],
+        "demonstration": bool(run.environment.get("demonstration")),
         "forgetting": None,
     }
+
+
+def _over_seeds(run: Run) -> list[dict[str, Any]] | None:
+    """Accuracy of the tuned systems with each seed, the run's own first; None where there was one seed."""
+    own, found = run.settings.get("train", {}).get("seed", TrainConfig().seed), []
+    for name in TUNED:
+        series = {seed: part[name] for seed, part in run.seeds.items() if name in part}
+        if series and name in run.systems:
+            values = [_accuracy(system.test) for system in (run.systems[name], *series.values())]
+            statistics = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+            found.append({"name": name, "seeds": [own, *series], "values": values, **statistics})
+    return found or None
+
+
+def _over_folds(run: Run) -> dict[str, Any] | None:
+    """Accuracy of every system on each fold; None where nothing was cross-validated."""
+    if not run.data.get("folds"):
+        return None
+    values = {name: [_accuracy(fold[name].test) for fold in run.folds if name in fold] for name in run.systems}
+    return {"count": run.data["folds"], "values": values}
 
 
 def _parsed(system: Measured, labels: Sequence[str]) -> list[str | None]:
@@ -191,6 +268,10 @@ def _parsed(system: Measured, labels: Sequence[str]) -> list[str | None]:
 
 def _right(lines: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([line["correct"] for line in lines], dtype=bool)
+
+
+def _accuracy(lines: Sequence[dict[str, Any]]) -> float:
+    return float(_right(lines).mean())
 
 
 def _describe_system(system: Measured, labels: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +284,7 @@ def _describe_system(system: Measured, labels: Sequence[str]) -> dict[str, Any]:
         "value": right / total,
         "low": low,
         "high": high,
-        "validation_value": float(_right(system.validation).mean()) if system.validation else None,
+        "validation_value": _accuracy(system.validation) if system.validation else None,
         "metrics": {name: value for name, value in others.items() if name != "accuracy"},
         "per_label": metrics.per_label(expected, answers, labels),
         "note": system.facts["note"],
@@ -231,45 +312,54 @@ def _compare(run: Run, before: str, after: str) -> list[dict[str, Any]]:
     """What "after" is held against, on the same test examples; nothing if nothing was tuned."""
     if after not in TUNED:
         return []
-    right = {name: _right(system.test) for name, system in run.systems.items()}
-    comparisons = []
-    for other in (before, *REFERENCES):
-        if other == after or other not in right:
-            continue
-        only_a = int((right[other] & ~right[after]).sum())
-        only_b = int((right[after] & ~right[other]).sum())
-        low, high = significance.paired_difference_interval(only_a, only_b, len(right[after]))
-        comparisons.append({
-            "a": other, "b": after, "only_a": only_a, "only_b": only_b,
-            "difference": (only_b - only_a) / len(right[after]), "low": low, "high": high,
-        })  # fmt: skip
-    adjusted = significance.holm([significance.mcnemar_exact(c["only_a"], c["only_b"]) for c in comparisons])
-    return [{**c, "p_value": p} for c, p in zip(comparisons, adjusted, strict=True)]
+    others = [name for name in (before, *REFERENCES) if name != after and name in run.systems]
+    pairs = [paired(run.systems[name], run.systems[after]) for name in others]
+    adjusted = significance.holm([pair["p_value"] for pair in pairs])
+    return [
+        {"a": name, "b": after, **pair, "p_value": p} for name, pair, p in zip(others, pairs, adjusted, strict=True)
+    ]
+
+
+def paired(a: Measured, b: Measured) -> dict[str, Any]:
+    """What two systems differ by on the same test examples: ``difference`` is b - a; the p-value is not adjusted."""
+    right_a, right_b = _right(a.test), _right(b.test)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    low, high = significance.paired_difference_interval(only_a, only_b, len(right_a))
+    return {
+        "only_a": only_a, "only_b": only_b, "difference": (only_b - only_a) / len(right_a), "low": low, "high": high,
+        "p_value": significance.mcnemar_exact(only_a, only_b),
+    }  # fmt: skip
 
 
 # The verdict
 
 
-def _verdict(systems: list[dict], comparisons: list[dict], before: str, after: str, total: int) -> dict[str, Any]:
+def _verdict(
+    systems: list[dict], comparisons: list[dict], seeds: list[dict] | None, before: str, after: str, tested: str
+) -> dict[str, Any]:
+    """The verdict of the contract. ``tested``: the test examples in words, as in "200 test examples"."""
     by_name = {s["name"]: s for s in systems}
     by_other = {c["a"]: c for c in comparisons}
     prompting, linear = by_other.get(before), by_other.get("linear")
+    helped = prompting is not None and _is_above(prompting)
     if after not in TUNED:
         best = max(systems, key=lambda s: s["value"])
-        sentence = f"Nothing was tuned yet: {best['name']} has the most right so far, {percent(best['value'])} of"
-        sentence += f" {total} test examples."
+        sentence = (
+            f"Nothing was tuned yet: {best['name']} has the most right so far, {percent(best['value'])} of {tested}"
+        )
+    elif prompting is None:
+        sentence = "No baseline was measured, so there is no before to compare with: the tuned model has"
+        sentence += f" {percent(by_name[after]['value'])} of {tested} right"
     else:
-        if prompting is None:
-            sentence = "No baseline was measured, so there is no before to compare with: the tuned model has"
-            sentence += f" {percent(by_name[after]['value'])} of {total} test examples right"
-        else:
-            sentence = _against_prompting(prompting, by_name, total)
-        helped = prompting is not None and _is_above(prompting)
-        sentence += _against_linear(linear, by_name["linear"], helped) + "." if linear else "."
+        sentence = _against_prompting(prompting, by_name, tested)
+    sentence += _against_linear(linear, by_name["linear"], helped) + "." if linear else "."
+    for series in seeds or ():
+        if series["name"] == after:
+            sentence += f" Over {len(series['values'])} seeds, {after} reaches {charts.spread(series)}."
     return {
         "before": before,
         "after": after,
-        "helped": prompting is not None and _is_above(prompting),
+        "helped": helped,
         "beats_linear": None if linear is None else _is_above(linear),
         "sentence": sentence,
     }
@@ -279,9 +369,9 @@ def _is_above(comparison: dict[str, Any]) -> bool:
     return comparison["difference"] > 0 and comparison["p_value"] < SIGNIFICANT
 
 
-def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], total: int) -> str:
+def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str) -> str:
     values = f"{percent(by_name[c['b']]['value'])} against {percent(by_name[c['a']]['value'])} for the best prompting"
-    values += f" ({c['a']}) on {total} test examples"
+    values += f" ({c['a']}) on {tested}"
     if _is_above(c):
         return f"Tuning helped: {values} ({p_text(c['p_value'])})"
     if c["p_value"] < SIGNIFICANT:
@@ -303,40 +393,83 @@ def _against_linear(c: dict[str, Any], linear: dict[str, Any], helped: bool) -> 
 # The page
 
 
+@functools.cache
+def page_environment() -> jinja2.Environment:
+    """The templates of the package's pages, which share one look, and the filters they use. All text is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    shown = (percent, points, p_number, p_text, duration, charts.interval, charts.points_interval, charts.spread)
+    environment.filters |= {f.__name__: f for f in (*shown, charts.short, charts.size, charts.unbroken)}
+    environment.filters |= {"count": "{:,}".format}
+    environment.globals |= {"meanings": MEANINGS, "rules": RULES, "likeliest": likeliest}
+    return environment
+
+
 def _page(run: Run, report: Report) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {f.__name__: f for f in (percent, points, p_number, p_text, duration, size, short)}
-    environment.filters |= {"count": "{:,}".format, "kind_of": KINDS.__getitem__}
-    template = environment.from_string(files("loratory").joinpath("report_template.html").read_text(encoding="utf-8"))
     before, after = (run.systems[report["verdict"][role]] for role in ("before", "after"))
     systems = {s["name"]: s for s in report["systems"]}
-    return template.render(
-        report=report,
-        run=run,
-        systems=systems,
-        before=systems[before.name],
-        after=systems[after.name],
-        tuned=after.name in TUNED,
-        adapter_exists=(run.folder / "adapter" / "adapter_config.json").exists(),
-        loss=charts.loss_chart(*_losses(run)),
-        label_rows=_label_rows(systems[before.name], systems[after.name]),
-        label_rows_shown=LABEL_ROWS_SHOWN,
-        changed=_changed(run, before, after),
-        **_confusion(before, after, run.data["labels"]),
+    trials = _trials(run)
+    supports = [values["support"] for values in systems[after.name]["per_label"].values()]
+    return (
+        page_environment()
+        .get_template("report_template.html")
+        .render(
+            report=report,
+            run=run,
+            kinds=[(kind, title, [systems[n] for n in names if n in systems]) for kind, names, title in KINDS],
+            before=systems[before.name],
+            after=systems[after.name],
+            two=before.name != after.name,
+            tuned=after.name in TUNED,
+            demonstration=DEMONSTRATION,
+            most_frequent=max(supports) / len(after.test),
+            repeats=report["folds"]["values"]
+            if report["folds"]
+            else {s["name"]: s["values"] for s in report["seeds"] or ()},
+            adapter_exists=(run.folder / "adapter" / "adapter_config.json").exists(),
+            trials=trials,
+            loss=_loss_chart(run, trials),
+            label_rows=_label_rows(systems[before.name], systems[after.name]),
+            label_rows_shown=LABEL_ROWS_SHOWN,
+            changed=changed_examples(before, after, run.data.get("test_prompts")),
+            rendered=[(r["source"], _cut_tokens(r["tokens"])) for r in run.data.get("rendered", ())[:RENDERED_SHOWN]],
+            estimated=(_named(run, "estimate") or [{"stages": {}}])[-1]["stages"],
+            **_confusion(before, after, run.data["labels"]),
+        )
     )
 
 
-def _losses(run: Run) -> tuple[charts.Points, charts.Points]:
-    """``(step, loss)`` in training and on validation, of the trial that was chosen, or else of the last one.
+def _trials(run: Run) -> list[dict[str, Any]]:
+    """The trials of the log; a trial told twice counts once."""
+    return list({e["trial"]: e for e in _named(run, "trial")}.values())
+
+
+def _loss_chart(run: Run, trials: list[dict[str, Any]]) -> charts.LossChart | None:
+    """The curves of the trial that was chosen, or else of the last one.
 
     A resumed run repeats the steps since its checkpoint: of each step, the last line counts.
     """
-    chosen = [e["trial"] for e in _named(run, "trial") if e["chosen"]] or [e["trial"] for e in _named(run, "step")]
+    chosen = [e for e in trials if e["chosen"]] or _named(run, "step")[-1:]
+    if not chosen:
+        return None
 
     def pairs(event: str) -> charts.Points:
-        return sorted({e["step"]: e["loss"] for e in _named(run, event) if e["trial"] == chosen[-1]}.items())
+        return sorted({e["step"]: e["loss"] for e in _named(run, event) if e["trial"] == chosen[-1]["trial"]}.items())
 
-    return (pairs("step"), pairs("validation")) if chosen else ([], [])
+    return charts.loss_chart(pairs("step"), pairs("validation"), chosen[-1].get("best_step"))
+
+
+def _cut_tokens(tokens: list[list[Any]]) -> list[list[Any]]:
+    """The tokens, without the middle ones of a very long text: a note, marked by None, says how many they are."""
+    left_out = len(tokens) - TOKENS_SHOWN
+    if left_out <= 0:
+        return tokens
+    half = TOKENS_SHOWN // 2
+    return [*tokens[:half], [f"{left_out} tokens are not shown", None], *tokens[-half:]]
 
 
 def _label_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, dict, dict]]:
@@ -353,20 +486,24 @@ def _confusion(before: Measured, after: Measured, labels: Sequence[str]) -> dict
     return {"grids": grids, "labels_shown": len(shown)}
 
 
-def _changed(run: Run, before: Measured, after: Measured) -> list[tuple[str, str, int, list[dict[str, Any]]]]:
-    """Test examples by what tuning did to them: heading, what that means, how many, and the first few of them."""
-    prompts = run.data.get("test_prompts")
-    right_before, right_after = _right(before.test), _right(after.test)
-    groups = []
-    for heading, meaning, members in (
-        ("Fixed", "wrong before, right after", ~right_before & right_after),
-        ("Broken", "right before, wrong after", right_before & ~right_after),
-        ("Still wrong", "wrong before and after", ~right_before & ~right_after),
-    ):
-        positions = np.flatnonzero(members)
+def changed_examples(a: Measured, b: Measured, prompts: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Test examples by which of two systems has them right (only_b, only_a, neither): how many, and the first few."""
+    right_a, right_b = _right(a.test), _right(b.test)
+    groups = {}
+    members = {"only_b": ~right_a & right_b, "only_a": right_a & ~right_b, "neither": ~right_a & ~right_b}
+    for name, chosen in members.items():
+        positions = np.flatnonzero(chosen).tolist()
         examples = [
-            {"prompt": prompts[i] if prompts else None, "before": before.test[i], "after": after.test[i]}
-            for i in positions[:EXAMPLES_SHOWN].tolist()
+            {"number": i + 1, "prompt": prompts[i] if prompts else None, "a": a.test[i], "b": b.test[i]}
+            for i in positions[:EXAMPLES_SHOWN]
         ]
-        groups.append((heading, meaning, len(positions), examples))
+        groups[name] = {"total": len(positions), "examples": examples}
     return groups
+
+
+def likeliest(line: dict[str, Any]) -> list[tuple[str, float]]:
+    """The most probable labels of a prediction with their probabilities, and always the answer and the right one."""
+    probabilities = line["probabilities"] or {}
+    ranked = sorted(probabilities, key=lambda label: -probabilities[label])
+    wanted = {*ranked[:LIKELIEST_SHOWN], line["answer"], line["expected"]}
+    return [(label, probabilities[label]) for label in ranked if label in wanted]

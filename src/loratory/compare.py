@@ -1,0 +1,233 @@
+"""Two runs beside each other: the systems of both on the same test examples, what was set differently, what it cost."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from loratory.charts import duration, p_text, percent, points, points_interval, short, size, spread
+from loratory.errors import UserError
+from loratory.report import (
+    KINDS,
+    SIGNIFICANT,
+    SYSTEMS,
+    Report,
+    Run,
+    changed_examples,
+    describe,
+    page_environment,
+    paired,
+    read_run,
+    text_table,
+)
+
+Comparison = dict[str, Any]
+# Where a run lies says nothing of how it was made.
+LEFT_OUT = ("run.out",)
+CAUTION = (
+    "The test asks whether these two models differ on examples like these. How much either would change if it were "
+    "trained again with another seed is not in it."
+)
+
+
+def read_pair(a: Path, b: Path) -> tuple[Run, Run]:
+    """Reads two run directories. Raises UserError if one is no finished run, or their test examples differ."""
+    runs = read_run(a), read_run(b)
+    _check_same_examples(*runs)
+    return runs
+
+
+def compare_runs(a: Run, b: Run) -> Comparison:
+    """What differs between two runs of the same test examples, ready for JSON.
+
+    ``difference`` is b's "after" system against a's, with an exact McNemar test; the sign of every difference is b - a.
+    """
+    reports = describe(a), describe(b)
+    sides = [_side(run, report) for run, report in zip((a, b), reports, strict=True)]
+    difference = paired(a.systems[sides[0]["system"]], b.systems[sides[1]["system"]])
+    better = None
+    if difference["p_value"] < SIGNIFICANT:
+        better = "b" if difference["difference"] > 0 else "a"
+    return {
+        "a": sides[0],
+        "b": sides[1],
+        "test_examples": reports[0]["test_examples"],
+        "systems": list(_systems(*reports)),
+        "difference": difference,
+        "better": better,
+        "sentence": _sentence(sides[0], sides[1], difference, better, reports[0]["test_examples"]),
+        "settings": _different_settings(a, b),
+        "costs": _costs(*reports),
+    }
+
+
+def render_comparison(found: Comparison) -> Group:
+    """The comparison for a terminal (rich)."""
+    legend = [Text(f"{side.upper()}: {found[side]['folder']} ({found[side]['system']})") for side in ("a", "b")]
+    systems = text_table(["system"], ["A", "B", "B - A"])
+    for s in found["systems"]:
+        values = ["–" if s[side] is None else percent(s[side]["value"]) for side in ("a", "b")]
+        systems.add_row(s["name"], *values, "–" if s["difference"] is None else points(s["difference"]))
+    costs = text_table(["time and memory"], ["A", "B"])
+    for cost in found["costs"]:
+        costs.add_row(cost["name"], shown(cost["a"], cost["unit"]), shown(cost["b"], cost["unit"]))
+    settings = Table(box=systems.box, padding=(0, 1), show_edge=False)
+    for heading in ("setting", "A", "B"):
+        settings.add_column(heading, overflow="fold")
+    for row in found["settings"]:
+        # Text, not str: rich would read [square brackets] in a value as its markup.
+        settings.add_row(*(Text(row[key] or "–") for key in ("key", "a", "b")))
+    blocks = [[Text(found["sentence"], style="bold"), Text(CAUTION, style="dim")], legend, [systems]]
+    blocks += [[settings]] if found["settings"] else []
+    return Group(*(line for block in [*blocks, [costs]] for line in (*block, "")))
+
+
+def page(a: Run, b: Run, found: Comparison) -> str:
+    """The comparison as a page in the look of the report, self-contained."""
+    changed = changed_examples(
+        a.systems[found["a"]["system"]], b.systems[found["b"]["system"]], a.data.get("test_prompts")
+    )
+    return (
+        page_environment()
+        .get_template("compare_template.html")
+        .render(
+            found=found,
+            kind_of={name: kind for kind, names, _ in KINDS for name in names},
+            changed=changed,
+            caution=CAUTION,
+            shown=shown,
+        )
+    )
+
+
+def shown(value: float | int | None, unit: str) -> str:
+    """A cost as text; ``unit`` is s, B or empty."""
+    if value is None:
+        return "–"
+    return duration(value) if unit == "s" else size(int(value)) if unit == "B" else f"{value:,.0f}"
+
+
+# The same examples
+
+
+def _check_same_examples(a: Run, b: Run) -> None:
+    """Raises UserError unless both runs were tested on the same examples in the same order.
+
+    Prompts show it where both runs have the same template. Where they have not, the same files and the same expected
+    answers, one by one, have to do.
+    """
+
+    def refuse(found: str) -> NoReturn:
+        raise UserError(
+            "The runs were not tested on the same examples",
+            f"{a.folder} and {b.folder}",
+            expected="the same test examples in the same order",
+            found=found,
+            fix="compare runs of one test file, or of one training file that was split with the same [train] seed",
+        )
+
+    expected = [[line["expected"] for line in next(iter(run.systems.values())).test] for run in (a, b)]
+    if len(expected[0]) != len(expected[1]):
+        refuse(f"{len(expected[0])} and {len(expected[1])} test examples")
+    for number, (one, other) in enumerate(zip(*expected, strict=True), 1):
+        if one != other:
+            refuse(f"test example {number} expects {one!r} and {other!r}")
+    prompts = [run.data.get("test_prompts") or expected[0] for run in (a, b)]
+    if None in (a.data.get("test_prompts"), b.data.get("test_prompts")) or prompts[0] == prompts[1]:
+        return
+    templates = [run.settings.get("prompt", {}).get("user") for run in (a, b)]
+    files = [[file["sha256"] or file["path"] for file in run.data["files"]] for run in (a, b)]
+    if templates[0] == templates[1] or files[0] != files[1]:
+        pairs = zip(*prompts, strict=True)
+        number, (one, other) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+        refuse(f"test example {number} reads {short(one, 80)!r} and {short(other, 80)!r}")
+
+
+# What is said of them
+
+
+def _side(run: Run, report: Report) -> dict[str, Any]:
+    """What the comparison says of one run's "after" system."""
+    name = report["verdict"]["after"]
+    system = next(s for s in report["systems"] if s["name"] == name)
+    seeds = next((s for s in report["seeds"] or () if s["name"] == name), None)
+    return {
+        "folder": str(run.folder),
+        "system": name,
+        **{key: system[key] for key in ("value", "low", "high")},
+        "seeds": seeds,
+    }
+
+
+def _systems(a: Report, b: Report) -> Iterator[dict[str, Any]]:
+    """Every system that either run measured: its accuracy in both, and b - a."""
+    measured = [{s["name"]: {key: s[key] for key in ("value", "low", "high")} for s in r["systems"]} for r in (a, b)]
+    for name in SYSTEMS:
+        one, other = (part.get(name) for part in measured)
+        if one or other:
+            difference = other["value"] - one["value"] if one and other else None
+            yield {"name": name, "a": one, "b": other, "difference": difference}
+
+
+def _sentence(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], better: str | None, total: int) -> str:
+    """Which run is better, or that nobody can tell."""
+    names = [f"{letter} ({Path(side['folder']).name})" for letter, side in (("A", a), ("B", b))]
+    sides = list(zip(names, (a, b), strict=True))
+    if better is None:
+        sentence = f"No difference is measurable: {percent(a['value'])} for {names[0]} and {percent(b['value'])} for"
+        sentence += f" {names[1]} on {total} test examples, {points(c['difference'])} points"
+        sentence += f" (95 % interval {points_interval(c)}, {p_text(c['p_value'])})."
+    else:
+        (name, best), (other_name, other) = sides if better == "a" else sides[::-1]
+        low, high = sorted((1 if better == "b" else -1) * 100 * c[key] for key in ("low", "high"))
+        sentence = f"{name} is better: {percent(best['value'])} against {percent(other['value'])} for {other_name}"
+        sentence += f" on {total} test examples, {100 * abs(c['difference']):.1f} points more"
+        sentence += f" (95 % interval {low:.1f} to {high:.1f}, {p_text(c['p_value'])})."
+    for name, side in sides:
+        if side["seeds"]:
+            sentence += f" Over {len(side['seeds']['values'])} seeds, {name} reaches {spread(side['seeds'])}."
+    return sentence
+
+
+def _different_settings(a: Run, b: Run) -> list[dict[str, Any]]:
+    """Keys whose values differ, each with both values as text; None where a run lacks the key."""
+    one, other = _settings(a), _settings(b)
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return [{"key": key, "a": one.get(key), "b": other.get(key)} for key in keys]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """All that a result depends on, flat: settings, model, versions, machine, contents of the data files."""
+    e = run.environment
+    found = {"model": e["model"], "versions": e["versions"], **{key: e.get(key) for key in ("python", "cpu", "git")}}
+    files = {f"data file {i}, SHA-256": file["sha256"] for i, file in enumerate(run.data["files"], 1)}
+    flat = dict(_flat(run.settings)) | dict(_flat(found)) | files
+    return {key: str(value) for key, value in flat.items() if value is not None and key not in LEFT_OUT}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _costs(a: Report, b: Report) -> list[dict[str, Any]]:
+    """Seconds of the stages, memory, speed and size, of both runs."""
+
+    def each(report: Report) -> float:
+        return next(s for s in report["systems"] if s["name"] == report["verdict"]["after"])["seconds_per_example"]
+
+    rows = [(name, "s", a["seconds"][name] or None, b["seconds"][name] or None) for name in a["seconds"]]
+    rows.append(("one answer", "s", each(a), each(b)))
+    for name, unit, key in (
+        ("peak memory", "B", "peak_memory_bytes"),
+        ("training tokens a second", "", "train_tokens_per_second"),
+        ("trained parameters", "", "trainable_parameters"),
+    ):
+        rows.append((name, unit, a[key] or None, b[key] or None))
+    return [dict(zip(("name", "unit", "a", "b"), row, strict=True)) for row in rows]
