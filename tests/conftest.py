@@ -23,6 +23,16 @@ from loratory.render import TokenizedExample
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared data folder is not on this machine")
 VOCABULARY = 64
+TABLE = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the table that test_templates found."""
+    if lines := terminalreporter.config.stash.get(TABLE, None):
+        terminalreporter.section("chat templates")
+        terminalreporter.write_line("\n".join(lines))
+
+
 # float64 models whose norms or softmax round to float32 inside agree to this; the others to 1e-10.
 RELATIVE = 1e-5
 

@@ -15,9 +15,10 @@ import loratory
 PACKAGE = Path(loratory.__file__).parent
 # A module may import only modules above it in this list.
 ORDER = (
-    "errors", "config", "world", "runs", "models", "adapters", "examples", "render", "batches", "attention", "loss",
-    "optim", "train", "checkpoint", "generate", "score", "metrics", "significance", "charts", "baselines", "evaluate",
-    "report", "job", "tune", "finetune", "predict", "show", "cli",
+    "errors", "config", "world", "runs", "models", "adapters", "examples", "draft", "render", "batches", "attention",
+    "loss", "optim", "train", "checkpoint", "generate", "score", "metrics", "significance", "charts", "baselines",
+    "evaluate", "report", "compare", "job", "systems", "tune", "repeats", "plan", "finetune", "predict", "show", "chat",
+    "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")
 # A pattern of names, and the one module that may say them.

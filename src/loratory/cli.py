@@ -3,6 +3,7 @@
 Results go to standard output, everything else to standard error.
 """
 
+import argparse
 import dataclasses
 import importlib.resources
 import json
@@ -10,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,19 +22,27 @@ from loratory.config import Config, ModelConfig, check_config
 from loratory.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from loratory.draft import Draft
+    from loratory.examples import Example
     from loratory.job import Event
+    from loratory.render import Renderer, TokenizedExample
 
 WIDE = 400
+INIT_EXAMPLES = 3
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = """usage: loratory VERB [ARGUMENTS]
 
 Teaches a language model your task on your own machine and proves that it learned it.
 
   run [TASK.toml]         check, baselines, fine-tune, evaluate, report; nothing given: the built-in model and task
+  run DATA --answer COL   the same for a csv, tsv, json, jsonl or parquet file: guesses and writes the task file
+  init DATA --answer COL  guesses the task file only, and shows three examples as the model will see them
   train TASK.toml         fine-tune only: writes the adapter, measures no baseline
   evaluate RUN            measure all systems of a run again and rewrite its report
   predict RUN DATA        answers for every row of a csv, tsv, json, jsonl or parquet file, as jsonl
   ask "TEXT"              put a question to a model or a run by hand
+  chat [RUN]              talk with a model or a run in the terminal; base and tuned side by side
+  compare RUN_A RUN_B     two runs on the same test examples: which is better, and what was set differently
   show [TASK.toml]        what the model sees, token by token, and which tokens are trained
 
 loratory VERB --help shows a verb's flags. Every key of a task file is a flag: --train.learning-rate 2e-4.
@@ -45,13 +54,35 @@ Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --sectio
 
 @dataclasses.dataclass(frozen=True)
 class RunFlags:
-    """Check, baselines, fine-tune, evaluate, report. The first argument may be a task file."""
+    """Check, baselines, fine-tune, evaluate, report. The first argument may be a task file, or data with --answer."""
 
     config: Settings = dataclasses.field(default_factory=Config)
+    answer: str | None = None
+    """The column that holds the answer, where data is given instead of a task file."""
     overwrite: bool = False
     """Replace what the run directory holds."""
+    yes: bool = False
+    """Start without asking; nothing is asked anyway where nobody sits at a terminal."""
     json: bool = False
     """Print the report as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFlags:
+    """Guess a task file from data: which columns the prompt shows, what it says, how the data is split."""
+
+    data: Positional[str]
+    """csv, tsv, json, jsonl or parquet file, or hub:owner/name."""
+    answer: str = ""
+    """The column that holds the answer."""
+    model: str = ModelConfig().name
+    """Hub id or folder of the model."""
+    out: Path | None = None
+    """The task file; default: named after the data, here."""
+    overwrite: bool = False
+    """Replace a task file that says something else."""
+    json: bool = False
+    """Print what was guessed as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +130,36 @@ class AskFlags:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChatFlags:
+    """Talk with a model in the terminal. /help there lists the commands; lines may also be piped in."""
+
+    run: Positional[Path | None] = None
+    """A run directory or adapter folder; without it the plain model answers."""
+    model: str = ModelConfig().name
+    """Hub id or folder of the plain model."""
+    system: str | None = None
+    """System message; a run brings its own."""
+    max_new_tokens: int = 200
+    """Most tokens of an answer."""
+    force: bool = False
+    """Also with a base model whose weights differ from those of the training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareFlags:
+    """Compare two runs on the same test examples."""
+
+    a: Positional[Path]
+    """A run directory."""
+    b: Positional[Path]
+    """Another one; differences are B - A."""
+    json: bool = False
+    """Print the comparison as JSON."""
+    html: Path | None = None
+    """Also write it as a page."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ShowFlags:
     """Show training examples token by token; trained tokens are on green. The first argument may be a task file."""
 
@@ -115,23 +176,62 @@ class ShowFlags:
 
 
 def run(arguments: list[str]) -> None:
-    flags = _with_task(RunFlags, arguments, "run")
+    flags, draft = _with_task(RunFlags, arguments, "run")
     from loratory.finetune import finetune
 
     with terminal() as tell:
-        folder = finetune(flags.config, tell, flags.overwrite)
+        folder = finetune(flags.config, tell, flags.overwrite, _confirm(flags.yes, draft))
     _print_report(folder, flags.json)
 
 
 def train(arguments: list[str]) -> None:
-    flags = _with_task(RunFlags, arguments, "train")
+    flags, draft = _with_task(RunFlags, arguments, "train")
     from loratory.finetune import train_only
 
     with terminal() as tell:
-        folder = train_only(flags.config, tell, flags.overwrite)
+        folder = train_only(flags.config, tell, flags.overwrite, _confirm(flags.yes, draft))
     print(
         json.dumps({"run": str(folder)}) if flags.json else f"Trained: {folder}\nMeasure it: loratory evaluate {folder}"
     )
+
+
+def _confirm(yes: bool, draft: "Draft | None") -> Callable[[], bool]:
+    """Asks whether to start, where somebody can answer; a guessed task file is written when it starts."""
+
+    def confirm() -> bool:
+        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+            print("Start? [Y/n] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+                return False
+        if draft:
+            from loratory.runs import write_text
+
+            write_text(draft.path, draft.toml)
+            print(f"  The task file: {draft.path}", file=sys.stderr)
+        return True
+
+    return confirm
+
+
+def init(arguments: list[str]) -> None:
+    flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
+    from loratory.draft import check_place, draft
+    from loratory.examples import draw_few_shot
+    from loratory.runs import write_text
+
+    found = draft(flags.data, flags.answer, flags.model, flags.out)
+    if not flags.overwrite:
+        check_place(found)
+    config = Config.parse(found.toml, found.path)
+    sequences = _rendered(config, lambda train: draw_few_shot(train, INIT_EXAMPLES, config.train.seed))[0]
+    write_text(found.path, found.toml)
+    if flags.json:
+        values = {"task_file": str(found.path), "shown": found.shown, "left_out": found.left_out, "toml": found.toml}
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    print(found.toml)
+    _print_rendered(sequences)
+    print(f"Written: {found.path}\nNext: loratory run {found.path.name}")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -188,21 +288,45 @@ def _answer(flags: AskFlags) -> Iterable[str]:
     return ask(base.model, renderer, flags.text, flags.system, flags.max_new_tokens)
 
 
-def show(arguments: list[str]) -> None:
-    flags = _with_task(ShowFlags, arguments, "show")
-    from rich.console import Console
+def chat(arguments: list[str]) -> None:
+    flags = tyro.cli(ChatFlags, args=arguments, prog="loratory chat")
+    if flags.run is not None and flags.model != ModelConfig().name:
+        raise UserError("A run brings its own model", "--model", fix="give the run or --model, not both")
+    from loratory.chat import converse, open_chat, opening, standard_terminal
 
-    from loratory import models, render
+    partner, state = open_chat(flags.run, flags.model, flags.system, flags.max_new_tokens, flags.force)
+    terminal = standard_terminal()
+    terminal.tell(opening(partner, state))
+    try:
+        converse(partner, state, terminal)
+    except KeyboardInterrupt:  # there is nothing to resume
+        terminal.tell("")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def compare(arguments: list[str]) -> None:
+    flags = tyro.cli(CompareFlags, args=arguments, prog="loratory compare")
+    from loratory import compare
+    from loratory.runs import write_text
+
+    pair = compare.read_pair(flags.a, flags.b)
+    found = compare.compare_runs(*pair)
+    if flags.html:
+        write_text(flags.html, compare.page(*pair, found))
+    if flags.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    _print_wide(compare.render_comparison(found))
+    if flags.html:
+        print(f"Page: {flags.html}")
+
+
+def show(arguments: list[str]) -> None:
+    flags, _ = _with_task(ShowFlags, arguments, "show")
     from loratory import show as shown
-    from loratory.examples import load_split
     from loratory.generate import pad_id_of
 
-    split = load_split(flags.config.data, flags.config.prompt, flags.config.train.seed)
-    text = models.load_tokenizer(flags.config.model)
-    renderer = render.make_renderer(text.tokenizer, text.stop_ids, split.prompt)
-    if split.prompt.system is not None:
-        render.check_system_is_shown(renderer)
-    sequences = [s for e in split.train[: flags.count] for s in render.tokenize(e, renderer)]
+    sequences, renderer = _rendered(flags.config, lambda train: train[: flags.count])
     if flags.padded:
         arrays = shown.padded(sequences, pad_id_of(renderer))
         print(json.dumps(arrays) if flags.json else "\n".join(f"{k}\n{_matrix(v)}" for k, v in arrays.items()))
@@ -210,11 +334,34 @@ def show(arguments: list[str]) -> None:
         rows = [{"source": s.source, "tokens": shown.as_rows(s, renderer)} for s in sequences]
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        for sequence in sequences:
-            trained = int((sequence.loss_weights > 0).sum())
-            console.print(f"{sequence.source}: {len(sequence.token_ids)} tokens, {trained} trained", style="bold")
-            console.print(shown.coloured(sequence), end="\n\n")
+        _print_rendered(sequences)
+
+
+def _rendered(
+    config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
+) -> tuple[list["TokenizedExample"], "Renderer"]:
+    """Some of the training examples as the model sees them."""
+    from loratory import models, render
+    from loratory.examples import load_split
+
+    split = load_split(config.data, config.prompt, config.train.seed)
+    text = models.load_tokenizer(config.model)
+    renderer = render.make_renderer(text.tokenizer, text.stop_ids, split.prompt)
+    if split.prompt.system is not None:
+        render.check_system_is_shown(renderer)
+    return [s for e in choose(split.train) for s in render.tokenize(e, renderer)], renderer
+
+
+def _print_rendered(sequences: Iterable["TokenizedExample"]) -> None:
+    from rich.console import Console
+
+    from loratory.show import coloured
+
+    console = Console(highlight=False, soft_wrap=True)
+    for sequence in sequences:
+        trained = int((sequence.loss_weights > 0).sum())
+        console.print(f"{sequence.source}: {len(sequence.token_ids)} tokens, {trained} trained", style="bold")
+        console.print(coloured(sequence), end="\n\n")
 
 
 def _matrix(rows: list[list[int]]) -> str:
@@ -223,10 +370,13 @@ def _matrix(rows: list[list[int]]) -> str:
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
+    "init": init,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "ask": ask,
+    "chat": chat,
+    "compare": compare,
     "show": show,
 }
 
@@ -239,20 +389,43 @@ def builtin_task() -> Path:
     return Path(str(importlib.resources.files("loratory") / "builtin" / "task.toml"))
 
 
-def _with_task(kind: Any, arguments: list[str], verb: str) -> Any:
-    """Flags over the settings of the task file that the first argument names (default: the built-in one)."""
+def _with_task(kind: Any, arguments: list[str], verb: str) -> tuple[Any, "Draft | None"]:
+    """Flags over the settings of the task file or the data that the first argument names (default: the built-in task).
+
+    With data: also the guessed task, whose file is not written yet.
+    """
     named = bool(arguments) and not arguments[0].startswith("-")
-    config = Config.load(arguments[0] if named else builtin_task())
+    rest, draft = arguments[1:] if named else arguments, None
+    if named and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
+        from loratory.draft import check_place
+        from loratory.draft import draft as guess
+
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early.add_argument("--answer", default="")
+        early.add_argument("--model.name", dest="model", default=ModelConfig().name)
+        wanted, rest = early.parse_known_args(rest)
+        rest = [*rest, "--model.name", wanted.model]
+        draft = guess(arguments[0], wanted.answer, wanted.model)
+        check_place(draft)
+        config = Config.parse(draft.toml, draft.path)
+    else:
+        config = Config.load(arguments[0] if named else builtin_task())
     flags = tyro.cli(
         kind,
-        args=arguments[1:] if named else arguments,
+        args=rest,
         default=kind(config=config),
         prog=f"loratory {verb}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     flags = dataclasses.replace(flags, config=_with_truth_values(flags.config))
     check_config(flags.config, "command line")
-    return flags
+    return flags, draft
+
+
+def _is_data(name: str) -> bool:
+    from loratory.draft import is_data
+
+    return is_data(name)
 
 
 def _with_truth_values(config: Config) -> Config:
@@ -267,13 +440,17 @@ def _print_report(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    from rich.console import Console
-
     from loratory.report import render_table
 
-    width = None if sys.stdout.isatty() else WIDE  # a program that reads the verdict finds it on one line
-    Console(width=width).print(render_table(report))
+    _print_wide(render_table(report))
     print(f"Report: {folder / 'report.html'}")
+
+
+def _print_wide(content: Any) -> None:
+    """Prints tables and text; a program that reads them finds each sentence on one line."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else WIDE).print(content)
 
 
 @contextmanager
@@ -295,6 +472,7 @@ def terminal() -> Iterator["Callable[[Event], None]"]:
 
     def advance(name: str, done: int, total: int, note: str) -> None:
         if name not in tasks:
+            bars.start()  # not before there is something to show: a question may be asked first
             tasks[name] = bars.add_task(name, total=total, note="")
         bars.update(tasks[name], completed=done, total=total, note=note)
         if not console.is_terminal and (done == total or time.monotonic() - last_line[0] > 10):
@@ -318,8 +496,10 @@ def terminal() -> Iterator["Callable[[Event], None]"]:
                 bars.remove_task(tasks.pop(name))
             console.print(f"  {event.text}: {v['accuracy']:.1%} of the test examples ({v['seconds']:.1f} s)")
 
-    with bars:
+    try:
         yield tell
+    finally:
+        bars.stop()
 
 
 def _quiet_libraries() -> None:
@@ -353,7 +533,7 @@ def main(arguments: list[str]) -> int:
         print("Interrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
     except Interrupted as error:
-        print(f"{error}. The same command goes on from there.", file=sys.stderr)
+        print(f"{error}.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

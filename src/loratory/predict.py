@@ -13,7 +13,7 @@ from loratory.attention import Layout, choose_layout
 from loratory.config import ModelConfig, PromptConfig
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, Prompting, answering, choices
-from loratory.examples import Message, Row, fill, records_to_examples
+from loratory.examples import LABELS, Message, Row, fill, placeholders, records_to_examples
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
 from loratory.render import Renderer, check_system_is_shown, fit_to_context, make_renderer, render_prompt, tokenize
@@ -72,8 +72,17 @@ class Tuned:
 
     def ask(self, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
         """Streams the answer to a user message as it stands, under the trained system message or another."""
-        trained = fill(self.prompt.system, {"labels": ", ".join(self.labels)}) if self.prompt.system else None
-        return ask(self.model, self.renderer, text, trained if system is None else system, max_new_tokens)
+        system = self.trained_system() if system is None else system
+        return ask(self.model, self.renderer, text, system, max_new_tokens)
+
+    def trained_system(self) -> str | None:
+        """The system message of the training. Raises UserError where it shows columns, which a plain text has not."""
+        template = self.prompt.system or ""
+        columns = [f"{{{name}}}" for name in placeholders(template, "the adapter's card") if name != LABELS]
+        if columns:
+            fix = "give a system message with --system"
+            raise UserError("The trained system message shows columns", found=", ".join(columns), fix=fix)
+        return fill(template, {LABELS: ", ".join(self.labels)}) or None
 
     def _prompting(self, layout: Layout) -> Prompting:
         return Prompting(self.model, self.renderer, layout, self.labels, (), TOKEN_BUDGET)

@@ -6,6 +6,7 @@ T: tokens of one sequence.
 import dataclasses
 import datetime
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import numpy as np
 from jaxtyping import Float32, Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -60,7 +62,9 @@ class Renderer:
 
     @functools.cached_property
     def ending_text(self) -> str:
-        return decode(self.tokenizer, self.ending)
+        """The text of the ending after an answer; alone, some tokenizers decode it without its first space."""
+        before = self.encode(PROBE["assistant"])[0].tolist()
+        return decode(self.tokenizer, [*before, *self.ending])[len(decode(self.tokenizer, before)) :]
 
     @functools.cached_property
     def special_texts(self) -> tuple[str, ...]:
@@ -75,6 +79,12 @@ class Renderer:
             return tuple(alone.tolist()), None
         return tuple(alone.tolist()), tuple(both[len(alone) :].tolist())
 
+    @functools.lru_cache(maxsize=100)  # noqa: B019
+    def longest_answer(self, tail: str, answers: tuple[str, ...]) -> int:
+        """Tokens of the longest of the answers after ``tail``."""
+        ids = (self.tail_answer_ids(tail, answer)[1] or self.encode(answer)[0] for answer in answers)
+        return max(map(len, ids), default=0)
+
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
         """Characters that the first 0, 1, 2, ... of the tokens stand for."""
@@ -83,6 +93,25 @@ class Renderer:
 
     def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
         """Ids and character spans of a rendered text; the template has put the special tokens in already."""
+        if self.boundary is None:
+            return self.encode_part(text)
+        cuts = [0, *(m.start() for m in self.boundary.finditer(text) if m.start()), len(text)]
+        parts = [self.encode_part(text[a:b]) for a, b in itertools.pairwise(cuts)]
+        spans = [span + start for (_, span), start in zip(parts, cuts, strict=False)]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate(spans)
+
+    @functools.cached_property
+    def boundary(self) -> re.Pattern[str] | None:
+        """Special tokens before which a text may be cut without changing its ids: those that take no notice of what
+        stands to their left. A tokenizer cuts them out before anything else, so parts that recur are encoded once.
+        """
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        clean = [t.content for t in tokens if t.special and not (t.lstrip or t.single_word or t.normalized)]
+        return re.compile("|".join(map(re.escape, sorted(clean, key=len, reverse=True)))) if clean else None
+
+    @functools.lru_cache(maxsize=10_000)  # noqa: B019
+    def encode_part(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
+        """Ids and character spans of a text, in one call of the tokenizer."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         return np.array(found["input_ids"], dtype=np.int64), spans
@@ -108,8 +137,7 @@ def make_renderer(
         raise UserError("prompt.date is no date", where, "YYYY-MM-DD or auto", repr(date)) from error
     source = template_source(tokenizer)
     _check_template_kwargs(source, prompt.template_kwargs, where)
-    # Templates ask strftime_now for today; a run must show the same day whenever it is used again.
-    shown = re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda m: repr(day.strftime(m[2])), source)
+    shown = _with_date(source, day)
     frozen: dict[str, Any] = {"chat_template": shown} if shown != source else {}
     renderer = Renderer(tokenizer, {**prompt.template_kwargs, **frozen}, date, (), tuple(stop_ids), "")
     _check_user_is_shown(renderer)
@@ -126,18 +154,39 @@ def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
     return template
 
 
+def _parse(source: str) -> jinja2.nodes.Template:
+    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
+    try:
+        return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        raise UserError("The chat template is malformed", found=str(error)[:300]) from error
+
+
+def _with_date(source: str, day: datetime.datetime) -> str:
+    """The template with the day in place of what it asks strftime_now for: a run must show the same day whenever used.
+
+    Raises UserError where the format is computed, so that the day cannot be put in.
+    """
+    call = r"""strftime_now\(\s*(["'])((?:(?!\1).)*)\1\s*\)"""
+    shown = re.sub(call, lambda m: repr(day.strftime(m[2])), source)
+    if "strftime_now" in shown and any(
+        isinstance(call.node, jinja2.nodes.Name) and call.node.name == "strftime_now"
+        for call in _parse(shown).find_all(jinja2.nodes.Call)
+    ):
+        raise UserError("The chat template shows the date in a format that cannot be fixed", fix="choose another model")
+    return shown
+
+
+@functools.cache
+def _arguments(source: str) -> frozenset[str]:
+    """The names that a template looks up and that a person may set."""
+    return frozenset(jinja2.meta.find_undeclared_variables(_parse(source)) - RESERVED)
+
+
 def _check_template_kwargs(source: str, arguments: Mapping[str, Any], where: str) -> None:
     """Templates ignore arguments that they do not know, silently; so a misspelt one is found here."""
-    if not arguments:
-        return
-    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        known = jinja2.meta.find_undeclared_variables(environment.parse(plain)) - RESERVED
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError("The chat template is malformed", found=str(error)) from error
     for name in arguments:
-        if name not in known:
+        if name not in (known := _arguments(source)):
             fix = nearest(name, known) or f"it knows: {', '.join(sorted(known)) or 'none'}"
             raise UserError(
                 f"The chat template knows no argument {name!r}", f"{where}, prompt.template_kwargs", fix=fix
@@ -151,7 +200,7 @@ def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool
         text = renderer.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=prompt, **renderer.template_kwargs
         )
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template is someone else's program: it can divide by zero or recurse without end
         has_system = any(t["role"] == "system" for t in turns)
         fix = "put the system text into [prompt] user" if has_system else None
         raise UserError("The chat template refuses these messages", found=str(error)[:300], fix=fix) from error
@@ -176,8 +225,10 @@ def check_system_is_shown(renderer: Renderer) -> None:
 
 def _with_ending(renderer: Renderer) -> Renderer:
     turns = [Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])]
-    _, found, tail = apply_template(renderer, turns, prompt=False).rpartition(PROBE["assistant"])
-    ids = renderer.encode(tail)[0].tolist() if found else []
+    before, found, tail = apply_template(renderer, turns, prompt=False).rpartition(PROBE["assistant"])
+    # In context, because alone some tokenizers put a space before it.
+    ids = renderer.tail_answer_ids(before + found, tail)[1] if found else ()
+    ids = renderer.encode(tail)[0].tolist() if ids is None else ids
     special = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
     for stops, note in (
         (set(renderer.stop_ids), "the template's own stop token"),
@@ -241,6 +292,25 @@ def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> t
     return answer_ids + list(renderer.ending), in_context
 
 
+def template_deviation(renderer: Renderer) -> str | None:
+    """How prompt, answer and ending differ from the template's own rendering; None where that begins with them.
+
+    No mistake, as training and use have the same bytes, but the model has not seen these before.
+    """
+    question, answer = Message("user", PROBE["user"]), PROBE["assistant"]
+    prompt = render_prompt([question], renderer)
+    ids = [*prompt.token_ids.tolist(), *completion_ids(prompt, answer, renderer)[0]]
+    ours = prompt.text + answer + renderer.ending_text
+    own = apply_template(renderer, [question, Message("assistant", answer)], prompt=False)
+    if renderer.encode(own)[0][: len(ids)].tolist() == ids:
+        return None
+    same = next((i for i, (a, b) in enumerate(zip(ours, own, strict=False)) if a != b), min(len(ours), len(own)))
+    here, there = (repr(text[same:][:80].replace(answer, "ANSWER")) for text in (ours, own))
+    thinks = "enable_thinking" in _arguments(template_source(renderer.tokenizer)).difference(renderer.template_kwargs)
+    hint = "; template_kwargs.enable_thinking = false may mend it" if thinks else ""
+    return f"Training and use have {here} where the chat template's own conversations have {there}{hint}"
+
+
 def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
     """One sequence for each assistant turn, the final answer included, each rendered as inference at that turn sees it.
 
@@ -272,6 +342,15 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
     )
 
 
+def pieces(sequence: TokenizedExample) -> list[tuple[str, bool]]:
+    """The text of each token and whether it is trained; together they are the whole text, each character once."""
+    found, shown = [], 0
+    for (start, end), weight in zip(sequence.char_spans.tolist(), sequence.loss_weights.tolist(), strict=True):
+        found.append((sequence.text[max(start, shown) : end], weight > 0))  # some tokenizers' spans overlap
+        shown = max(shown, end)
+    return found
+
+
 # ---- length ----------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +367,8 @@ def example_length(example: Example, renderer: Renderer) -> int:
     """Tokens of the prompt with the longest of the answers that may follow it, ending included."""
     prompt = render_prompt(example.messages, renderer, example.source)
     answers = example.candidates or example.answers
+    if prompt.tail is not None:
+        return len(prompt.token_ids) + renderer.longest_answer(prompt.tail, answers) + len(renderer.ending)
     return len(prompt.token_ids) + max((len(completion_ids(prompt, a, renderer)[0]) for a in answers), default=0)
 
 

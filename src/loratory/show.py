@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from loratory.render import Renderer, TokenizedExample
+from loratory.render import Renderer, TokenizedExample, pieces
 
 IGNORED = -100  # PyTorch's cross-entropy leaves out targets of this id
 TRAINED, SHADES = "bold black on green", ("default", "dim")
@@ -17,11 +17,9 @@ TRAINED, SHADES = "bold black on green", ("default", "dim")
 
 def coloured(sequence: TokenizedExample) -> Text:
     """The text with its trained tokens on green; neighbouring tokens differ in shade."""
-    text, shown = Text(), 0
-    for number, ((start, end), weight) in enumerate(zip(sequence.char_spans, sequence.loss_weights, strict=True)):
-        piece = sequence.text[max(start, shown) : end].replace("\n", "↵\n")  # some tokenizers' spans overlap
-        shown = max(shown, end)
-        text.append(piece, style=TRAINED if weight > 0 else SHADES[number % 2])
+    text = Text()
+    for number, (piece, trained) in enumerate(pieces(sequence)):
+        text.append(piece.replace("\n", "↵\n"), style=TRAINED if trained else SHADES[number % 2])
     return text
 
 

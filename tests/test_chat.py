@@ -1,0 +1,530 @@
+"""A conversation in the terminal: what the model sees, what is kept, and that an answer stops when it is told to."""
+
+import dataclasses
+import io
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import CHATML, SHARED, byte_tokenizer, needs_shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from loratory import adapters
+from loratory.chat import (
+    BASE,
+    COMMANDS,
+    TUNED,
+    Partner,
+    State,
+    Terminal,
+    converse,
+    fit_history,
+    message_of,
+    open_chat,
+    opening,
+    parse,
+    printable,
+    read_message,
+    seen_tokens,
+    side_by_side,
+)
+from loratory.cli import main
+from loratory.config import AdapterConfig, ModelConfig, PromptConfig
+from loratory.errors import UserError
+from loratory.examples import Message
+from loratory.generate import decode_answer, decode_pieces, stream_ids
+from loratory.models import load_model, load_tokenizer
+from loratory.predict import load
+from loratory.render import make_renderer, render_prompt
+from loratory.show import TRAINED, coloured
+from loratory.world import interrupt_requested, resolve_world
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+MODELS = SHARED / "data" / "models"
+PROMPT = PromptConfig(system="One of: {labels}.", user="Text: {text}", date="2025-01-01")
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory, tiny_folder) -> Path:
+    """A model that says a or b for ever."""
+    folder = tmp_path_factory.mktemp("talker")
+    tokenizer = byte_tokenizer()
+    config = transformers.LlamaConfig.from_pretrained(tiny_folder, max_position_embeddings=100_000)
+    model = transformers.LlamaForCausalLM.from_pretrained(tiny_folder, config=config)
+    a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        row = head[a].clone()
+        head.zero_()
+        head[a], head[b] = row, -row
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def talking(talker) -> Partner:
+    return open_chat(None, str(talker), None, 40, False)[0]
+
+
+def test_closing_a_stream_stops_the_model(talking):
+    calls = []
+
+    def slow(*_):
+        calls.append(1)
+        time.sleep(0.001)
+
+    prompt = np.array([7, 8, 9], dtype=np.int64)
+    hook = talking.model.register_forward_pre_hook(slow)
+    threads = threading.active_count()
+    stream = stream_ids(talking.model, prompt, talking.renderer, 400)
+    first = [next(stream) for _ in range(3)]
+    stream.close()
+    hook.remove()
+    assert threading.active_count() == threads
+    assert len(calls) < 400
+    assert first == list(stream_ids(talking.model, prompt, talking.renderer, 3))
+
+
+def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(tiny_folder):
+    base = load_model(ModelConfig(str(tiny_folder)), resolve_world("cpu", "float32", 0))
+    renderer = make_renderer(base.text.tokenizer, (271,), PROMPT)
+    prompt = np.full(597, 50, dtype=np.int64)
+    assert 0 < len(list(stream_ids(base.model, prompt, renderer, 50))) <= 3
+    with pytest.raises(UserError, match="does not fit"):
+        next(stream_ids(base.model, np.full(600, 50, dtype=np.int64), renderer, 50))
+
+
+BYTES = make_renderer(byte_tokenizer(), (2,), PROMPT)
+
+
+@given(st.lists(st.integers(0, 258), max_size=30))
+@settings(derandomize=True, deadline=None)
+def test_the_pieces_of_a_stream_are_its_text(ids: list[int]):
+    pieces = list(decode_pieces(ids, BYTES))
+    assert "".join(pieces) == decode_answer(ids, BYTES)
+    assert len(pieces) == (ids.index(2) if 2 in ids else len(ids)) + 1
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffd"), max_size=20)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["stories260K", "science-qwen2-12m"])
+def test_a_stream_never_shows_half_a_character(name: str):
+    text = load_tokenizer(ModelConfig(str(MODELS / name)))
+    renderer = make_renderer(text.tokenizer, text.stop_ids, PROMPT)
+
+    @given(TEXTS)
+    @settings(derandomize=True, deadline=None, max_examples=60)
+    def check(words: str):
+        ids = renderer.encode(words)[0].tolist()
+        pieces = list(decode_pieces(ids, renderer))
+        assert "".join(pieces) == decode_answer(ids, renderer)
+        assert not any("\ufffd" in piece for piece in pieces)
+
+    check()
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+def scripted(*lines: str) -> Callable[[str], str]:
+    waiting = iter(lines)
+
+    def read(_: str) -> str:
+        for line in waiting:
+            return line
+        raise EOFError
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["one", "two"], "one"),
+        (["one\\", "two\\", "three", "four"], "one\ntwo\nthree"),
+        (["one\\"], "one"),
+        (["half \ud83d"], "half ?"),
+        ([], None),
+    ],
+)
+def test_a_line_that_ends_in_a_backslash_goes_on(lines, message):
+    assert read_message(scripted(*lines), "> ") == message
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("  /show me ", ("", "/show me")),
+        ("/Show", ("show", "")),
+        ("/system", ("system", "")),
+        ("/system  be\nbrief ", ("system", "be\nbrief")),
+        ("a /quit", ("", "a /quit")),
+        (" ", ("", "")),
+    ],
+)
+def test_a_line_is_a_command_or_a_message(line, found):
+    assert parse(line) == found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_misspelt_command_names_the_nearest(name):
+    with pytest.raises(UserError, match=f"Unknown command.*\n.*'/{name}'"):
+        parse(f"/{name}{name[-1]}")
+
+
+@pytest.mark.parametrize("line", ["/", "/xyzzy", "/reset it", "/show me"])
+def test_what_is_no_command_is_a_mistake(line):
+    with pytest.raises(UserError):
+        parse(line)
+
+
+TURNS = st.lists(st.integers(1, 9), max_size=6).map(
+    lambda sizes: tuple(Message(role, "x" * n) for n in sizes for role in ("user", "assistant"))
+)
+
+
+@given(TURNS, st.integers(0, 60))
+@settings(derandomize=True, deadline=None)
+def test_the_latest_exchanges_that_fit_are_kept(turns: tuple[Message, ...], limit: int):
+    def count(kept: tuple[Message, ...]) -> int:
+        return 5 + sum(len(m.content) for m in kept)
+
+    kept = fit_history(turns, count, limit)
+    assert kept == turns[len(turns) - len(kept) :] and len(kept) % 2 == 0
+    assert count(kept) <= limit or not kept
+    assert kept == turns or count(turns[len(turns) - len(kept) - 2 :]) > limit
+
+
+def test_characters_that_steer_a_terminal_become_pictures():
+    text = "a\tb\n\x1b[31mred\x07\r\x7f\x9b日"
+    shown = printable(text)
+    assert len(shown) == len(text) and shown[:4] == "a\tb\n" and "[31mred" in shown and shown[-1] == "日"
+    assert not any(c in shown for c in "\x1b\x07\r\x7f\x9b")
+
+
+def test_columns_hold_each_text_whole():
+    left, right = "a[b] word " * 12, "日本" * 30 + "\nend"
+    out = io.StringIO()
+    Console(file=out, width=50).print(side_by_side({"one": left, "two": right}))
+    rows = [line.strip("│").split("│") for line in out.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(row[0].strip() + " " for row in rows).split() == left.split()
+    assert "".join(row[1].strip() for row in rows) == right.replace("\n", "")
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned_run(tmp_path_factory, tiny_folder) -> Path:
+    """A run directory with an adapter that changes what the tiny model says."""
+    base = load_model(ModelConfig(str(tiny_folder)), resolve_world("cpu", "float32", 0))
+    model = adapters.attach(base, AdapterConfig(rank=2), 0)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    card = {
+        "adapter": "lora",
+        "base": {"name": base.name, "revision": None, "weights_sha256": base.weights_sha256},
+        "prompt": {"system": PROMPT.system, "user": PROMPT.user, "date": PROMPT.date},
+        "answer": "sound",
+        "labels": ["Meow", "Moo"],
+    }
+    run = tmp_path_factory.mktemp("run")
+    adapters.save_trained(model, run / "adapter", base.text.tokenizer, base.text.stop_ids, card)
+    return run
+
+
+@pytest.fixture(scope="module")
+def opened(tuned_run) -> tuple[Partner, State]:
+    return open_chat(tuned_run, "builtin", None, 12, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Talk:
+    state: State
+    answers: str
+    told: str
+
+
+def talk(
+    partner: Partner, state: State, *lines: str, stopped: Callable[[], bool] = lambda: False, tty: bool = False
+) -> Talk:
+    out, told = io.StringIO(), []
+    console = Console(file=out, width=60, force_terminal=tty)
+    end = converse(partner, state, Terminal(scripted(*lines), console, told.append, lambda: nullcontext(stopped)))
+    return Talk(end, out.getvalue(), "\n".join(told))
+
+
+def test_without_adapter_the_base_model_computes_and_the_adapter_comes_back(opened, tiny_folder):
+    partner, _ = opened
+    dtype = str(next(p.dtype for n, p in partner.model.named_parameters() if "base_layer" in n)).removeprefix("torch.")
+    base = load_model(ModelConfig(str(tiny_folder)), resolve_world("auto", dtype, 0)).model
+    ids = torch.arange(3, 20)[None].to(next(base.parameters()).device)
+    with torch.no_grad():
+        plain, tuned = base(input_ids=ids).logits, partner.model(input_ids=ids).logits
+        with pytest.raises(ZeroDivisionError), adapters.without_adapter(partner.model):
+            assert torch.equal(partner.model(input_ids=ids).logits, plain)
+            _ = 1 / 0
+        assert torch.equal(partner.model(input_ids=ids).logits, tuned)
+    assert not torch.equal(plain, tuned)
+
+
+def test_a_tuned_run_brings_its_system_message_and_its_prompt(opened):
+    partner, state = opened
+    found = talk(partner, state, "the {cat}", "/raw", "the {cat}").state
+    first, _, second = [m.content for m in found.turns[:3]]
+    assert (first, second) == ("Text: the {cat}", "the {cat}")
+    assert found.last[0].prompt.text.startswith("<|im_start|>system\nOne of: Meow, Moo.<|im_end|>")
+    assert "Text: {text}" in opening(partner, state)
+
+
+@pytest.mark.parametrize("template", ["{a} and {b}", "nothing", None])
+def test_a_prompt_without_one_column_is_not_filled(opened, template):
+    partner = dataclasses.replace(opened[0], template=template)
+    state = dataclasses.replace(opened[1], fills=False)
+    assert message_of("hi", state, partner) == Message("user", "hi")
+    assert "no effect" in talk(partner, state, "/raw").told
+
+
+def test_a_trained_system_message_with_columns_asks_for_another(tuned_run):
+    tuned = load(tuned_run)
+    with_columns = dataclasses.replace(tuned, prompt=dataclasses.replace(tuned.prompt, system="About {text}"))
+    with pytest.raises(UserError, match="shows columns"):
+        list(with_columns.ask("hi", None, 3))
+    assert list(with_columns.ask("hi", "other", 3))
+
+
+def test_the_model_sees_all_turns_so_far_and_the_system_message(opened):
+    partner, state = opened
+    done = talk(partner, state, "/system be brief", "one", "two", " /three").state
+    answer = done.last[0]
+    assert [m.role for m in done.turns] == ["user", "assistant"] * 3
+    expected = render_prompt([Message("system", "be brief"), *done.turns[:-1]], partner.renderer)
+    assert answer.prompt.text == expected.text
+    assert done.turns[-1].content == answer.text
+    assert done.turns[-2].content == "Text: /three"
+    assert talk(partner, done, "/reset").state.turns == ()
+    fresh = talk(partner, done, "/system", "one").state
+    assert "system" not in fresh.last[0].prompt.text and len(fresh.turns) == 2
+
+
+def test_the_answer_is_what_asking_once_gives(opened, tuned_run):
+    partner, state = opened
+    found = talk(partner, state, "/raw", "the cow")
+    assert found.answers == "".join(map(printable, load(tuned_run).ask("the cow", None, 12))) + "\n"
+
+
+def test_base_and_adapter_answer_in_turn_and_side_by_side(opened):
+    partner, state = opened
+    base = talk(partner, state, "/base", "hello").state.last[0]
+    tuned = talk(partner, state, "/base", "/adapter", "hello").state.last[0]
+    both = talk(partner, state, "/compare", "hello")
+    assert base.token_ids != tuned.token_ids
+    assert [(a.speaker, a.token_ids) for a in both.state.last] == [(BASE, base.token_ids), (TUNED, tuned.token_ids)]
+    assert both.state.turns[-1].content == tuned.text
+    assert talk(partner, state, "/base", "/compare", "hello").state.turns[-1].content == base.text
+    assert len(talk(partner, both.state, "/compare", "again").state.last) == 1
+    assert BASE in both.answers and TUNED in both.answers
+    assert talk(partner, state, "/compare", "hello", tty=True).state.turns == both.state.turns
+
+
+def test_the_oldest_turns_leave_when_the_context_is_full(opened):
+    partner, state = opened
+    found = talk(partner, state, *(f"{i}" + "x" * 120 for i in range(9)))
+    last = found.state.last[0]
+    assert len(last.prompt.token_ids) + 12 <= 600
+    assert "One of: Meow" in last.prompt.text and "8xxx" in last.prompt.text and "0xxx" not in last.prompt.text
+    assert "2 oldest turns" in found.told
+    assert 2 < len(found.state.turns) < 18
+
+
+@pytest.mark.parametrize(("excess", "turns_kept"), [(0, 4), (1, 2)])
+def test_history_leaves_room_for_the_answer_to_the_token(opened, excess, turns_kept):
+    partner, state = opened
+    before = talk(partner, state, "one").state
+    asked = [Message("system", "One of: Meow, Moo."), *before.turns, Message("user", "Text: ")]
+    room = 600 - 12 - len(render_prompt(asked, partner.renderer).token_ids)
+    found = talk(partner, before, "x" * (room + excess))
+    assert len(found.state.turns) == turns_kept
+    assert excess or len(found.state.last[0].prompt.token_ids) == 588
+
+
+def test_a_message_that_never_fits_changes_nothing(opened):
+    partner, state = opened
+    before = talk(partner, state, "one").state
+    found = talk(partner, before, "x" * 700)
+    assert found.state == before and "does not fit" in found.told
+
+
+def after(count: int) -> Callable[[], bool]:
+    """A person who interrupts at the ``count``-th time of asking."""
+    asked: Iterator[int] = iter(range(1, 10**6))
+    return lambda: next(asked) >= count
+
+
+def test_an_interrupted_answer_stays_as_far_as_it_was_said(talking):
+    state = State(None, BASE, fills=False)
+    whole = talk(talking, state, "hello").state
+    found = talk(talking, state, "hello", stopped=after(6))
+    assert found.state.last[0].token_ids == whole.last[0].token_ids[:5]
+    assert found.state.turns == (Message("user", "hello"), Message("assistant", whole.turns[1].content[:5]))
+    assert found.answers == whole.turns[1].content[:5] + "\n"
+    assert "stopped" in found.told
+
+
+def test_ctrl_c_stops_the_answer_and_no_more(talking):
+    calls = []
+
+    def press(*_):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.005)
+
+    partner = dataclasses.replace(talking, max_new_tokens=400)
+    terminal = Terminal(scripted("hello"), Console(file=io.StringIO()), lambda _: None, interrupt_requested)
+    hook = partner.model.register_forward_pre_hook(press)
+    state = converse(partner, State(None, BASE, fills=False), terminal)
+    hook.remove()
+    assert state.last[0].interrupted and 4 <= len(state.last[0].text) < 400
+    assert state.turns[1].content == state.last[0].text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_message_that_was_interrupted_before_a_word_is_forgotten(talking):
+    before = talk(talking, State(None, BASE, fills=False), "hello").state
+    found = talk(talking, before, "more", stopped=lambda: True)
+    assert found.state.turns == before.turns
+
+
+def test_interrupting_a_comparison_stops_both(opened):
+    partner, state = opened
+    found = talk(partner, state, "/compare", "hello", stopped=after(3))
+    assert [len(a.token_ids) for a in found.state.last] == [2, 0]
+    assert found.state.turns == ()
+    assert (
+        f"{TUNED}: {len(found.state.last[1].prompt.token_ids)} tokens, 0 of"
+        in talk(partner, found.state, "/show").answers
+    )
+
+
+def test_show_prints_the_tokens_of_the_last_exchange(opened):
+    partner, state = opened
+    assert "Nothing was said" in talk(partner, state, "/show").told
+    said = talk(partner, state, "one", "two").state
+    answer = said.last[0]
+    seen = seen_tokens(answer, partner.renderer)
+    assert seen.token_ids.tolist() == [*answer.prompt.token_ids.tolist(), *answer.token_ids]
+    assert seen.loss_weights.sum() == len(answer.token_ids)
+    text = coloured(seen)
+    assert text.plain.replace("↵\n", "\n") == seen.text
+    green = "".join(text.plain[s.start : s.end] for s in text.spans if s.style == TRAINED)
+    assert green == printable(partner.renderer.tokenizer.decode(answer.token_ids)).replace("\n", "↵\n")
+    shown = talk(partner, said, "/show")
+    assert shown.state == said
+    assert f"{len(seen.token_ids)} tokens, {len(answer.token_ids)} of them" in shown.answers
+    assert seen.text in shown.answers.replace("↵\n", "\n")
+
+
+@pytest.mark.parametrize("line", ["/base", "/adapter", "/compare", "/raw"])
+def test_a_plain_model_has_nothing_to_switch(talking, line):
+    state = State(None, BASE, fills=False)
+    found = talk(talking, state, line)
+    assert found.state == state and line in found.told
+
+
+@pytest.mark.parametrize(("refusal", "told"), [("{{ raise_exception('no system') }}", "refuses"), ("", "drops")])
+def test_a_system_message_that_the_template_does_not_take_changes_nothing(opened, refusal, told):
+    partner, state = opened
+    tokenizer = byte_tokenizer()
+    loop = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
+    tokenizer.chat_template = f"{{% if messages[0].role == 'system' %}}{refusal}{{% endif %}}{loop}"
+    strict = dataclasses.replace(partner, renderer=make_renderer(tokenizer, (2,), PROMPT))
+    before = talk(strict, dataclasses.replace(state, system=None), "one").state
+    found = talk(strict, before, "/system be brief")
+    assert found.state == before and told in found.told
+
+
+def test_help_names_every_command_and_quit_ends(opened):
+    told = talk(*opened, "/help", "/quit", "/xyzzy").told
+    assert all(f"/{name}" in told for name in COMMANDS) and "xyzzy" not in told
+
+
+# ---- the verb --------------------------------------------------------------------------------------------------------
+
+
+def test_piped_lines_give_answers_on_standard_output_and_all_else_on_error(talker, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/compre\n\nhow\\\nare you"))
+    assert main(["chat", "--model", str(talker), "--max-new-tokens", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert [len(line) for line in out.splitlines()] == [5, 5] and set(out) <= set("ab\n")
+    assert "'/compare'" in err
+
+
+@pytest.mark.parametrize("flags", [["RUN", "--model", "x"], ["RUN/adapter/none"], ["RUN", "--max-new-tokens", "0"]])
+def test_a_mistake_on_the_command_line_exits_with_2(tuned_run, flags, capsys):
+    assert main(["chat", *(flag.replace("RUN", str(tuned_run)) for flag in flags)]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+# Ctrl-C reaches the processes whose controlling terminal it is typed in.
+IN_A_TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from loratory.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(talker):
+    mine, theirs = os.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL, "chat", "--model", str(talker), "--max-new-tokens", "90000"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    seen, limit = b"", time.monotonic() + 240
+
+    def until(done: Callable[[bytes], bool]) -> None:
+        nonlocal seen
+        while not done(seen):
+            assert time.monotonic() < limit and process.poll() is None, seen.decode()
+            if select.select([mine], [], [], 0.1)[0]:
+                seen += os.read(mine, 4096)
+
+    try:
+        until(lambda text: b"> " in text)
+        os.write(mine, b"hello\r")
+        until(lambda text: any(word in text for word in (b"aaaa", b"bbbb", b"abab")))
+        os.write(mine, b"\x03")
+        until(lambda text: b"(stopped)" in text)
+        os.write(mine, b"/show\r")
+        until(lambda text: b"of them the answer's" in text)
+        while process.poll() is None and time.monotonic() < limit:
+            os.write(mine, b"\x04")
+            time.sleep(0.1)
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        os.close(mine)
