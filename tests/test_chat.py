@@ -331,7 +331,7 @@ def test_the_model_sees_all_turns_so_far_and_the_system_message(opened):
 
 def test_the_answer_is_what_asking_once_gives(opened, tuned_run):
     partner, state = opened
-    found = talk(partner, state, "/raw", "the cow")
+    found = talk(partner, state, "the cow")
     assert found.answers == "".join(map(printable, load(tuned_run).ask("the cow", None, 12))) + "\n"
 
 

@@ -192,9 +192,9 @@ def test_before_and_after_are_chosen_on_validation_not_on_test(tmp_path):
     assert (verdict["before"], verdict["after"]) == ("few-shot", "tuned-choose")
 
 
-def test_without_validation_the_first_of_each_kind_is_chosen(tmp_path):
+def test_without_validation_the_ones_that_score_labels_are_chosen(tmp_path):
     report = build_report(write_run(tmp_path, validation=False))
-    assert (report["verdict"]["before"], report["verdict"]["after"]) == ("prompt", "tuned")
+    assert (report["verdict"]["before"], report["verdict"]["after"]) == ("prompt-choose", "tuned-choose")
     assert all(s["validation_value"] is None for s in report["systems"])
 
 

@@ -33,7 +33,7 @@ def test_padded_arrays_predict_each_trained_token_from_the_place_before_it(drawn
     arrays = padded([sequence(i, w) for i, w in zip(ids, weights, strict=True)], pad_id)
     shape = (len(ids), max(map(len, ids)))
     assert {name: np.array(rows).shape for name, rows in arrays.items()} == {
-        "input_ids": shape, "attention_mask": shape, "labels": shape,
+        "input_ids": shape, "attention_mask": shape, "shifted_labels": shape,
     }  # fmt: skip
     for i, w, shown, mask, labels in zip(ids, weights, *arrays.values(), strict=True):
         length = len(i)
@@ -126,7 +126,7 @@ def test_show_prints_the_tokens_of_training_examples_as_json(task, capsys):
 def test_show_prints_the_arrays_that_other_programs_train_on(task, capsys):
     tokens = json.loads(printed(capsys, task, "--count", "2", "--json"))
     arrays = json.loads(printed(capsys, task, "--count", "2", "--padded", "--json"))
-    assert set(arrays) == {"input_ids", "attention_mask", "labels"}
+    assert set(arrays) == {"input_ids", "attention_mask", "shifted_labels"}
     for shown, ids, mask, labels in zip(tokens, *arrays.values(), strict=True):
         length = sum(mask)
         assert ids[:length] == [token["id"] for token in shown["tokens"]]

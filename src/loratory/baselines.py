@@ -28,6 +28,8 @@ from loratory.models import LoadedModel
 from loratory.render import Renderer, TokenizedExample, render_prompt
 
 FOLDS = 5
+TOLERANCE = 1e-3  # answers like a tenth of it, in a third of the time
+CHOOSING_ROWS = 2_000  # C is chosen on at most so many examples; the best one hardly moves with more
 WORD_STRENGTHS = [1.0, 10.0, 100.0, 1000.0]
 STATE_STRENGTHS = [0.0001, 0.001, 0.01, 0.1, 1.0]
 
@@ -46,7 +48,8 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
     )
     features = make_union(words, characters)
     matrix = features.fit_transform([_text(e) for e in train])
-    model, note = _fit(make_pipeline(LogisticRegression(max_iter=300)), matrix, train, WORD_STRENGTHS, seed)
+    pipeline = make_pipeline(LogisticRegression(max_iter=300, tol=TOLERANCE))
+    model, note = _fit(pipeline, matrix, train, WORD_STRENGTHS, seed)
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
         found = _probabilities(model, features.transform([_text(e) for e in examples]))
@@ -65,7 +68,7 @@ def embedding_classifier(
     def features(examples: Sequence[Example], report: Progress) -> Float32[np.ndarray, "E D"]:
         return mean_states(base, renderer, examples, layout, token_budget, report)
 
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=TOLERANCE))
     model, note = _fit(pipeline, features(train, progress), train, STATE_STRENGTHS, seed)
 
     def predict(examples: Sequence[Example], report: Progress) -> list[dict[str, float]]:
@@ -81,7 +84,9 @@ def _text(example: Example) -> str:
 def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], strengths: list[float], seed: int):
     """The pipeline fitted with the best C of ``strengths``, and a note that says which."""
     labels = [e.answer for e in train]
-    folds = min(FOLDS, min(Counter(labels).values()))
+    rows = np.random.default_rng(seed).permutation(len(labels))[:CHOOSING_ROWS]
+    chosen = [labels[i] for i in rows]
+    folds = min(FOLDS, min(Counter(chosen).values()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a C that does not converge loses by its score
         if len(set(labels)) < 2:
@@ -91,9 +96,11 @@ def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], strengths: list[f
             pipeline.set_params(logisticregression__C=strength)
             return pipeline.fit(matrix, labels), f"C = {strength:g}, too few examples a label for cross-validation"
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        search = GridSearchCV(pipeline, {"logisticregression__C": strengths}, cv=splits, scoring="accuracy")
-        search.fit(matrix, labels)
-    return search.best_estimator_, f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
+        choices = {"logisticregression__C": strengths}
+        search = GridSearchCV(pipeline, choices, cv=splits, scoring="accuracy", refit=False)
+        search.fit(matrix[rows], chosen)
+        pipeline.set_params(**search.best_params_).fit(matrix, labels)
+    return pipeline, f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
 
 
 def _probabilities(model: Pipeline, matrix) -> list[dict[str, float]]:

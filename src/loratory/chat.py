@@ -22,9 +22,9 @@ from torch import nn
 from loratory import adapters, models
 from loratory.config import ModelConfig, PromptConfig, nearest
 from loratory.errors import UserError
-from loratory.examples import LABELS, Message, fill, placeholders
+from loratory.examples import Message
 from loratory.generate import decode_pieces, stream_ids
-from loratory.predict import load
+from loratory.predict import fill_only_column, load, only_column
 from loratory.render import (
     RenderedPrompt,
     Renderer,
@@ -254,18 +254,10 @@ def obey(command: str, text: str, state: State, partner: Partner) -> tuple[State
     return state, HELP
 
 
-def only_column(template: str | None) -> str | None:
-    """The column that a prompt template shows, where it shows exactly one."""
-    columns = {name for name in placeholders(template or "", "the adapter's card") if name != LABELS}
-    return columns.pop() if len(columns) == 1 else None
-
-
 def message_of(text: str, state: State, partner: Partner) -> Message:
     """The user's message: the text as it stands, or the trained prompt with the text in it."""
-    column = only_column(partner.template)
-    if not state.fills or partner.template is None or column is None:
-        return Message("user", text)
-    return Message("user", fill(partner.template, {column: text, LABELS: ", ".join(partner.labels)}))
+    filled = fill_only_column(partner.template, text, partner.labels) if state.fills else None
+    return Message("user", text if filled is None else filled)
 
 
 def fit_history(

@@ -213,7 +213,10 @@ def _prompt_lines(shown: Sequence[str], left_out: dict[str, str], answers: Seque
     places = [f"{{{column}}}" for column in shown]
     headed = [f"{_heading(column)}: {place}" for column, place in zip(shown, places, strict=True)]
     user = places[0] if len(shown) == 1 else "\n".join(headed)
-    lines = ["[prompt]", _line("system", system, comment), _line("user", user)]
+    lines = ["[prompt]", _line("system", system, comment)]
+    if len(shown) > 1:
+        lines.append("# Remove a column that will not be known when the model is used.")
+    lines.append(_line("user", user))
     return [*lines, *(f"# not shown: {column} ({reason})" for column, reason in left_out.items()), ""]
 
 

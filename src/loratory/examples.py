@@ -23,7 +23,6 @@ PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
 HUB = "hub:"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 MAX_FIELD_CHARACTERS = 10_000_000
-Item = TypeVar("Item")  # a Row or an Example
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,9 @@ class Row:
 
     values: Mapping[str, Any]
     source: str
+
+
+Item = TypeVar("Item", Row, Example)
 
 
 @dataclass(frozen=True)
@@ -420,7 +422,7 @@ def split_off(
     free = [row for row in rows if id(row) not in kept]
     taken = {id(row) for row in stratified(free, label, max(1, round(len(rows) * share)), seed, purpose)}
     if not taken:
-        raise UserError(f"Too few rows to split off a {purpose} set", "[data] train", found=f"{len(rows)} rows")
+        raise UserError(f"Too few rows to split off a {purpose} set", rows[0].source, found=f"{len(rows)} rows")
     return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
 
 

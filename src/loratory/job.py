@@ -13,7 +13,7 @@ from loratory import adapters, models, render, runs
 from loratory.attention import Layout, choose_layout
 from loratory.config import BUILTIN, Config, config_to_dict
 from loratory.errors import UserError
-from loratory.examples import Split, load_split
+from loratory.examples import Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
 from loratory.world import World, describe, memory_bytes, resolve_world
 
@@ -86,7 +86,10 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     tell(Event("stage", "load", {}))
     split = load_split(config.data, config.prompt, config.train.seed)
     if chooses_on_validation(config) and not split.validation:
-        raise UserError("A list of learning rates, or early stopping, needs validation examples", "[train]")
+        raise UserError(
+            "Choosing a learning rate, or when to stop, needs validation examples",
+            "[train] learning_rate, early_stopping",
+        )
     dtype = "float32" if config.adapter.kind == "full" and config.model.dtype == "auto" else config.model.dtype
     world = resolve_world(config.model.device, dtype, config.run.threads)
     tell(
@@ -174,12 +177,21 @@ def fit_split(
     if repeated:
         message = f"{repeated} test examples have the same text as a training example"
         checks.append({"name": "test_in_train", "count": repeated, "message": message})
+    marked = sum(_has_special_text(e, renderer) for name in parts for e in parts[name])
+    if marked:
+        message = f"{marked} examples contain the text of a special token, which the model reads as that token"
+        checks.append({"name": "special_tokens_in_data", "count": marked, "message": message})
     text = " ".join(m.content for m in parts["train"][0].messages)
     unnamed = sum(label not in text for label in split.labels)
     if unnamed:
         message = f"The prompt does not name {unnamed} of {len(split.labels)} labels, so prompting cannot know them"
         checks.append({"name": "labels_not_in_prompt", "count": unnamed, "message": f"{message}: use {{labels}}"})
     return split, checks
+
+
+def _has_special_text(example: Example, renderer: Renderer) -> bool:
+    texts = [m.content for m in example.messages if m.role != "system"] + list(example.answers)
+    return any(special in text for text in texts for special in renderer.special_texts)
 
 
 def _repeated(split: Split, folds: bool) -> int:

@@ -71,9 +71,13 @@ class Tuned:
         return choices(scores, self.rule, self.labels)
 
     def ask(self, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
-        """Streams the answer to a user message as it stands, under the trained system message or another."""
+        """Streams the answer to a text, under the trained system message or another.
+
+        Where the trained prompt shows one column, the text fills it; else it is the message as it stands.
+        """
         system = self.trained_system() if system is None else system
-        return ask(self.model, self.renderer, text, system, max_new_tokens)
+        filled = fill_only_column(self.prompt.user, text, self.labels)
+        return ask(self.model, self.renderer, text if filled is None else filled, system, max_new_tokens)
 
     def trained_system(self) -> str | None:
         """The system message of the training. Raises UserError where it shows columns, which a plain text has not."""
@@ -116,6 +120,20 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
         )
     rule = Rule(choose["rule"], tuple(map(float, choose["prior"])))
     return Tuned(model, base, renderer, prompt, card["answer"], labels, rule, bool(choose["best"]))
+
+
+def only_column(template: str | None) -> str | None:
+    """The column that a prompt template shows, where it shows exactly one."""
+    columns = {name for name in placeholders(template or "", "the adapter's card") if name != LABELS}
+    return columns.pop() if len(columns) == 1 else None
+
+
+def fill_only_column(template: str | None, text: str, labels: Sequence[str]) -> str | None:
+    """A prompt template with the text in the place of its only column; None where it has another number of them."""
+    column = only_column(template)
+    if template is None or column is None:
+        return None
+    return fill(template, {column: text, LABELS: ", ".join(labels)})
 
 
 def _trained_folder(path: Path) -> Path:

@@ -295,14 +295,15 @@ def _describe_system(system: Measured, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _choose(systems: list[dict[str, Any]]) -> tuple[str, str]:
-    """Names of "before" and "after": the best on validation of either kind, the first on ties.
+    """Names of "before" and "after": the best on validation of either kind; on ties the one that scores labels.
 
     A kind that was not measured takes the other's name; the first system stands for both if neither was.
     """
 
     def best(kind: tuple[str, ...]) -> str | None:
         scores = {s["name"]: -1.0 if s["validation_value"] is None else s["validation_value"] for s in systems}
-        return max((name for name in scores if name in kind), key=lambda name: scores[name], default=None)
+        # The one that scores labels gives probabilities too.
+        return max((n for n in scores if n in kind), key=lambda n: (scores[n], n.endswith("choose")), default=None)
 
     before, after = best(PROMPTING), best(TUNED)
     return before or after or systems[0]["name"], after or before or systems[0]["name"]

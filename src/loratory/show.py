@@ -37,14 +37,15 @@ def as_rows(sequence: TokenizedExample, renderer: Renderer) -> list[dict[str, An
 def padded(sequences: Sequence[TokenizedExample], pad_id: int) -> dict[str, list[list[int]]]:
     """The sequences as the arrays that other programs train on, each of shape [B, T], padded on the right.
 
-    ``labels`` are shifted: the entry at t is the id that position t is trained to predict, or -100.
+    ``shifted_labels``: the entry at t is the id that position t is trained to predict, or -100. Transformers' own
+    ``labels`` are not shifted.
     """
     width = max(len(s.token_ids) for s in sequences)
-    arrays: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    arrays: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "shifted_labels": []}
     for s in sequences:
         room = width - len(s.token_ids)
         targets = np.where(s.loss_weights > 0, s.token_ids, IGNORED)
         arrays["input_ids"].append(s.token_ids.tolist() + [pad_id] * room)
         arrays["attention_mask"].append([1] * len(s.token_ids) + [0] * room)
-        arrays["labels"].append([*targets[1:].tolist(), IGNORED, *[IGNORED] * room])
+        arrays["shifted_labels"].append([*targets[1:].tolist(), IGNORED, *[IGNORED] * room])
     return arrays
