@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-slow docs-test lint format clean
+.PHONY: setup demo test test-slow docs docs-test wheel lint format clean
 
 setup: $(VENV)/.ready
 
@@ -32,8 +32,16 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+docs: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
+
 docs-test: $(VENV)/.installed
 	$(BIN)/python docs/run_blocks.py docs/tutorial.md
+
+# Without isolation, so that no network is needed; the building leaves nothing but dist/.
+wheel: setup
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	rm -rf build
 
 lint: setup
 	$(BIN)/ruff check .

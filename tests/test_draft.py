@@ -88,7 +88,7 @@ def test_files_beside_it_are_used_as_validation_and_test(tmp_path):
 def test_few_rows_are_cross_validated_and_many_are_limited(tmp_path):
     assert drafted(write_csv(tmp_path / "few.csv", columns(60))).data.folds == 5
     many = drafted(write_csv(tmp_path / "many.csv", columns(9000))).data
-    assert (many.folds, many.limit_validation, many.limit_test) == (0, 300, 1000)
+    assert (many.folds, many.limit_train, many.limit_validation, many.limit_test) == (0, 2000, 200, 500)
 
 
 def test_free_texts_are_no_labels(tmp_path):

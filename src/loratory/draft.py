@@ -22,7 +22,8 @@ SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("te
 GENERIC_STEMS = {"train", "training", "data", "dataset", "examples"}
 ANSWER_WORDS = ("label", "category", "answer", "intent", "class", "target", "topic", "sentiment")
 LONGEST_LABEL_LIST = 4_000  # characters that a prompt may spend on naming the labels
-LIMITS = {"validation": 300, "test": 1_000}  # more of either costs time and tells little more
+# More of any makes a first run long: it should end while one waits.
+LIMITS = {"train": 2_000, "validation": 200, "test": 500}
 FEW_ROWS = 200  # below this a single test set is too small to tell anything
 LONGEST_BESIDE = 70  # a comment stands beside shorter settings, and above longer ones
 STEPS_AT_LEAST, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
@@ -66,7 +67,7 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
         *_model_lines(model),
         *_data_lines(data, answer, answers, other, path.parent),
         *_prompt_lines(shown, left_out, answers),
-        *_train_lines(len(rows)),
+        *_train_lines(min(len(rows), LIMITS["train"])),
         "[run]",
         _line("out", f"runs/{_name(data)}"),
     ]
@@ -187,7 +188,7 @@ def _data_lines(
     per_label = f"{rare}" if rare == common else f"{rare} to {common}"
     lines = ["[data]", _line("train", written(data), f"{len(answers)} rows")]
     lines += [_line("answer", answer, f"{len(counts)} labels, {per_label} rows each")]
-    sizes = {"validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
+    sizes = {"train": len(answers), "validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
     folds = other["test"] is None and len(answers) < FEW_ROWS and rare >= 5
     for split, name in other.items():
         if name is not None:
@@ -199,7 +200,9 @@ def _data_lines(
         lines.append(_line("folds", 5, "few rows: each is tested by a model trained on the others"))
     for split, limit in LIMITS.items():
         if sizes[split] > limit:
-            lines.append(_line(f"limit_{split}", limit, f"of {sizes[split]}; more takes time and tells little more"))
+            lines.append(
+                _line(f"limit_{split}", limit, f"of {sizes[split]}, for a first run; remove it for the final one")
+            )
     return [*lines, ""]
 
 

@@ -100,6 +100,8 @@ def cross_validate(job: Job, tell: Tell) -> None:
     tell(Event("stage", "all examples", {}))
     model = trained_model(job, tell)
     for name in wanted(job, (*BEFORE, *AFTER)):
+        if not all(evaluate.is_measured(fold.run, name) for fold in folds):
+            continue
         rule = after(job, model, name)(lambda done, total: None).rule if name == "tuned-choose" else None
         pool_folds(job, folds, name, rule)
 

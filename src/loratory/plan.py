@@ -10,7 +10,7 @@ from loratory.charts import duration
 from loratory.examples import stratified
 from loratory.job import Job
 from loratory.optim import make_optimizer
-from loratory.systems import AFTER, BEFORE, before
+from loratory.systems import AFTER, BEFORE, FEW_SHOT, asked, before
 from loratory.train import StepResult, total_steps, train
 from loratory.tune import learning_rates, restore
 
@@ -34,7 +34,7 @@ def make_plan(job: Job, baselines: bool) -> Plan:
     seconds = {"train": repeats * probed.seconds * probed.steps * len(learning_rates(job))}
     if baselines:
         # The tuned model costs what the untouched one does.
-        names = {name: name.replace("tuned", "prompt") for name in (*BEFORE, *AFTER) if name in job.config.run.systems}
+        names = {name: name.replace("tuned", "prompt") for name in asked(job, (*BEFORE, *AFTER))}
         each = {name: _try_system(job, name) for name in sorted(set(names.values()))}
         total = {part: sum(each[names[name]] for name in part if name in names) for part in (BEFORE, AFTER)}
         seconds = {"baselines": total[BEFORE], **seconds, "evaluate": job.config.train.seeds * total[AFTER]}
@@ -80,11 +80,13 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         parts = f"{config.data.folds} folds of {len(split.test):,} examples"
     shared = probed.tokens / probed.unique_tokens
     saving = f"; shared prefixes make that {shared:.1f} times less work than one by one" if shared >= 1.05 else ""
+    none_fits = {*FEW_SHOT} & {*config.run.systems} - {*asked(job, FEW_SHOT)}
     return [
         f"{parts}, {len(split.labels)} labels; {seeds}",
         f"Training {what}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}",
         f"{probed.tokens:,} tokens a step{saving}",
+        *(["Few-shot prompting is left out: no example fits into the prompt"] if none_fits else []),
     ]
 
 

@@ -10,14 +10,22 @@ from loratory.examples import Example, draw_few_shot
 from loratory.generate import Progress
 from loratory.job import Job
 
-PROMPTED = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
-BEFORE = (*PROMPTED, "linear", "embed")
+FEW_SHOT = ("few-shot", "few-shot-choose")
+BEFORE = ("prompt", "prompt-choose", *FEW_SHOT, "linear", "embed")
 AFTER = ("tuned", "tuned-choose")
 
 
+def asked(job: Job, names: Sequence[str]) -> list[str]:
+    """The systems of ``names`` that the settings ask for; few-shot prompting only where an example fits the prompt."""
+    found = [name for name in names if name in job.config.run.systems]
+    if any(name in FEW_SHOT for name in found) and not few_shot(job)[0]:
+        return [name for name in found if name not in FEW_SHOT]
+    return found
+
+
 def wanted(job: Job, names: Sequence[str]) -> list[str]:
-    """The systems of ``names`` that the settings ask for and that are not measured yet."""
-    return [n for n in names if n in job.config.run.systems and not evaluate.is_measured(job.run, n)]
+    """Those of ``asked`` that are not measured yet."""
+    return [name for name in asked(job, names) if not evaluate.is_measured(job.run, name)]
 
 
 def before(job: Job, name: str) -> Callable[[Progress], System]:

@@ -1,0 +1,151 @@
+"""The documentation says what the code does: generated pages, messages, links, commands and names of files."""
+
+import ast
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from loratory.cli import VERBS
+from loratory.config import Config, DataConfig, PromptConfig, config_to_dict
+from loratory.errors import UserError
+from loratory.examples import load_split
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+SPEC = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+assert SPEC and SPEC.loader
+generate = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(generate)
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# ---- generated pages -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_a_generated_page_is_current(name: str, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "57")  # the terminal at hand must not matter
+    assert text_of(DOCS / name) == generate.PAGES[name](), "run: python docs/generate.py"
+
+
+def test_every_setting_is_on_both_pages_and_says_what_it_means():
+    tables, flags = text_of(DOCS / "task-file.md"), text_of(DOCS / "command-line.md")
+    for section, keys in config_to_dict(Config()).items():
+        for key in keys if isinstance(keys, dict) else ():
+            assert f"--{section}.{key.replace('_', '-')} " in flags.replace("\n", " ")
+            assert re.search(rf"^\| `{key}` \| [^|]+ \| [^|]+ \| [^|]+\w[^|]* \|$", tables, re.MULTILINE), key
+
+
+def test_the_example_is_a_task_file():
+    config = Config.parse(generate.EXAMPLE, Path("/tasks/task.toml"))
+    assert config.data.train == ("/tasks/messages-2024.csv", "/tasks/messages-2025.jsonl")
+    assert generate.EXAMPLE in text_of(DOCS / "task-file.md")
+    assert set(tomllib.loads(generate.EXAMPLE)) == set(config_to_dict(Config())), "every section is shown"
+
+
+@pytest.mark.parametrize("key", generate.REQUIRED)
+def test_what_is_called_required_is(key: str, tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n" + "1,a\n2,b\n" * 9)
+    values = {"train": (str(tmp_path / "a.csv"),), "answer": "y"}
+    assert load_split(DataConfig(**values), PromptConfig(), 0).labels == ("a", "b")
+    values.pop(key.removeprefix("data."))
+    with pytest.raises(UserError, match=r"No training data|not named"):
+        load_split(DataConfig(**values), PromptConfig(), 0)
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
+
+
+def written(node: ast.expr | None) -> str | None:
+    """A text as it stands in the code, with … for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def messages() -> set[str]:
+    """The first lines of all UserErrors in the sources."""
+    found = set()
+    for path in (ROOT / "src" / "loratory").rglob("*.py"):
+        tree = ast.parse(text_of(path))
+        names = {
+            node.targets[0].id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "UserError":
+                first = node.args[0]
+                message = written(names.get(first.id) if isinstance(first, ast.Name) else first)
+                assert message, f"{path}:{node.lineno}: a message that is not written down"
+                found.add(message)
+    return found
+
+
+def headings() -> dict[str, list[str]]:
+    """The headings of the troubleshooting page, by section."""
+    sections = re.split(r"^## ", text_of(DOCS / "troubleshooting.md"), flags=re.MULTILINE)[1:]
+    return {s.partition("\n")[0]: re.findall(r"^### (.*)$", s, re.MULTILINE) for s in sections}
+
+
+def test_headings_are_messages_that_exist():
+    _, *by_message = headings().values()
+    found = [heading for section in by_message for heading in section]
+    assert len(found) >= 45
+    assert len(found) == len(set(found))
+    assert set(found) <= messages()
+
+
+# ---- links, commands, files ------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page may say after #."""
+    found = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@by_page
+def test_relative_links_lead_somewhere(page: Path):
+    prose = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose)):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            place = page.parent / path if path else page
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), target
+
+
+def test_the_index_names_every_page():
+    index = text_of(DOCS / "README.md")
+    assert all(f"({page.name})" in index for page in DOCS.glob("*.md") if page.name != "README.md")
+
+
+@by_page
+def test_commands_and_flags_exist(page: Path):
+    text = text_of(page)
+    code = "\n".join(
+        re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+    )
+    commands = re.findall(r"(?:^|\s|/)loratory (\S[^\n`#|]*)", code)
+    assert {command.split()[0] for command in commands} <= {*VERBS, "VERB", "--version", "--help"}
+    flags = {flag for command in commands for flag in re.findall(r"(?<=\s)--[a-z][\w.-]*", command)}
+    known = set(re.findall(r"--[a-z][\w.-]*", text_of(DOCS / "command-line.md")))
+    assert flags <= {*known, "--help"}
+
+
+@by_page
+def test_tests_and_make_targets_that_are_named_exist(page: Path):
+    for name in re.findall(r"\btests/\w+\.py\b", text_of(page)):
+        assert (ROOT / name).exists(), name
+    targets = re.findall(r"^([\w-]+):", text_of(ROOT / "Makefile"), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)(?:\w+=\S+ )*make ([\w-]+)", text_of(page), re.MULTILINE)) <= set(targets)
