@@ -40,6 +40,7 @@ docs-test: $(VENV)/.installed
 
 # Without isolation, so that no network is needed; the building leaves nothing but dist/.
 wheel: setup
+	rm -rf build
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	rm -rf build
 

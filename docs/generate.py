@@ -30,7 +30,7 @@ EXAMPLE = """\
 task = "classification"
 
 [model]
-name = "meta-llama/Llama-3.2-1B-Instruct"   # a hub id, or a folder relative to this file
+name = "Qwen/Qwen3-0.6B"                    # a hub id, or a folder relative to this file
 revision = "main"                           # a branch, tag or commit; the commit found is recorded
 
 [data]
@@ -42,7 +42,7 @@ validation_share = 0.15
 [prompt]
 system = "Which team answers this message? Answer with one of: {labels}."
 user = "Subject: {subject}\\nText: {text}"   # columns in braces; {{ writes a brace
-template_kwargs = { enable_thinking = false }
+template_kwargs = { enable_thinking = false }   # only what this model's chat template knows
 
 [adapter]
 rank = 16

@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import sequence
 
+from loratory.batches import build_batch
 from loratory.cli import VERBS
 from loratory.config import Config, DataConfig, PromptConfig, config_to_dict
 from loratory.errors import UserError
@@ -147,5 +149,35 @@ def test_commands_and_flags_exist(page: Path):
 def test_tests_and_make_targets_that_are_named_exist(page: Path):
     for name in re.findall(r"\btests/\w+\.py\b", text_of(page)):
         assert (ROOT / name).exists(), name
+    for name, test in re.findall(r"\(\.\./(tests/\w+\.py)\) \| `(\w+)`", text_of(page)):
+        assert f"def {test}(" in text_of(ROOT / name), test
     targets = re.findall(r"^([\w-]+):", text_of(ROOT / "Makefile"), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)(?:\w+=\S+ )*make ([\w-]+)", text_of(page), re.MULTILINE)) <= set(targets)
+
+
+# ---- what pages say of the code --------------------------------------------------------------------------------------
+
+
+def test_the_picture_of_a_tree_is_the_tree_that_is_built():
+    page = text_of(DOCS / "exactness.md")
+    leaves = [line[:7].split() for line in page.splitlines() if re.fullmatch(r"[A-Z] [A-Z] [A-Z] [a-z] .*", line)]
+    row, tokens, depth, ends = (
+        re.search(rf"^{name} +(.*)$", page, re.MULTILINE)[1].split()  # type: ignore[index]
+        for name in ("row", "token", "depth", "subtree ends")
+    )
+    batch = build_batch([sequence([ord(token) for token in leaf], 1) for leaf in leaves])
+    assert [chr(i) for i in batch.token_ids_T] == tokens
+    assert batch.position_ids_T.tolist() == [int(d) for d in depth]
+    assert batch.subtree_end_T.tolist() == [int(e) for e in ends]
+    sees = dict(re.findall(r"^row (\d) sees +([#. ]+)$", page, re.MULTILINE))
+    for q in map(int, row):
+        ancestors = [k <= q < int(ends[k]) for k in range(q + 1)]
+        assert sees[str(q)].split() == ["#" if sees_it else "." for sees_it in ancestors]
+
+
+def test_a_wheel_holds_every_file_of_the_package():
+    package = ROOT / "src" / "loratory"
+    patterns = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["setuptools"]["package-data"]["loratory"]
+    held = {path for pattern in ["**/*.py", *patterns] for path in package.glob(pattern)}
+    files = {p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert files <= held

@@ -224,7 +224,7 @@ def test_the_characters_of_the_trained_tokens_are_answer_and_ending(name: str, a
     found = tokenize(asked("Is it so?", answer=answer), renderer)[0]
     spans = found.char_spans[found.loss_weights > 0]
     assert (spans[:, 0] <= spans[:, 1]).all()
-    assert "".join(found.text[start:end] for start, end in spans) == answer + renderer.ending_text
+    assert "".join(found.text[start:end] for start, end in spans) == renderer.lead + answer + renderer.ending_text
     assert spans[-1][1] == len(found.text)
 
 

@@ -339,9 +339,9 @@ def prompt_is_a_prefix(name: str) -> str:
         completion, in_context = completion_ids(prompt, answer, renderer)
         found = sequences(SINGLE[0], answer, renderer)[0]
         assert found.token_ids.tolist() == [*prompt.token_ids.tolist(), *completion]
-        assert found.text == prompt.text + answer + renderer.ending_text
-        with_answer = renderer.tokenizer(prompt.text + answer, add_special_tokens=False)["input_ids"]
-        alone = renderer.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        assert found.text == prompt.text + renderer.lead + answer + renderer.ending_text
+        with_answer = renderer.tokenizer(prompt.text + renderer.lead + answer, add_special_tokens=False)["input_ids"]
+        alone = renderer.tokenizer(renderer.lead + answer, add_special_tokens=False)["input_ids"]
         start = len(prompt.token_ids)
         assert in_context == (with_answer[:start] == prompt.token_ids.tolist())
         assert completion == [*(with_answer[start:] if in_context else alone), *renderer.ending]
@@ -377,7 +377,7 @@ def turns_are_sequences(name: str) -> str:
     assert len(found) == 3
     for sequence, end, answer in zip(found, (1, 3, 5), ("no", "New York", "ü 日本"), strict=True):
         text, ids = own(name, SEVERAL[:end], prompt=True)
-        assert sequence.text == text + answer + renderer.ending_text
+        assert sequence.text == text + renderer.lead + answer + renderer.ending_text
         assert sequence.token_ids[: len(ids)].tolist() == ids
         alone = sequences(SEVERAL[:end], answer, renderer)[-1]
         assert alone.token_ids.tolist() == sequence.token_ids.tolist()
@@ -424,9 +424,9 @@ def trained_text_is_the_answer(name: str) -> str:
     renderer = renderer_of(name)
     for answer in ANSWERS:
         found = sequences(SINGLE[0], answer, renderer)[0]
-        assert renderer.tokenizer.decode(trained(found)) == answer + renderer.ending_text
+        assert renderer.tokenizer.decode(trained(found)).lstrip() == answer + renderer.ending_text
         spans = found.char_spans[found.loss_weights > 0]
-        assert "".join(found.text[start:end] for start, end in spans) == answer + renderer.ending_text
+        assert "".join(found.text[start:end] for start, end in spans) == renderer.lead + answer + renderer.ending_text
         assert found.text.endswith(answer + renderer.ending_text)
     return "ok"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory import adapters, models, render, runs
-from loratory.attention import Layout, choose_layout
+from loratory.attention import Layout, Mismatch, choose_layout
 from loratory.config import BUILTIN, Config, config_to_dict
 from loratory.errors import UserError
 from loratory.examples import Example, Split, load_split
@@ -116,7 +116,13 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     tell(Event("stage", "check", {}))
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
     trained = tuple(tuple(render.tokenize(example, renderer)) for example in split.train)
-    layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching)
+    try:
+        layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching)
+    except Mismatch as error:
+        fix = 'set batching = "auto"'
+        raise UserError(
+            "Token trees are not exact for this model", "[train] batching", found=str(error), fix=fix
+        ) from error
     tell(Event("say", f"Batches: {layout.kind} ({layout.why})", {}))
     for check in checks:
         tell(Event("say", check["message"], check))

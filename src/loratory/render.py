@@ -59,6 +59,8 @@ class Renderer:
     """Generation stops on any of these."""
     note: str
     """How the ending was found."""
+    lead: str = ""
+    """White space that the template puts between prompt and answer; trained and scored with the answer."""
 
     @functools.cached_property
     def ending_text(self) -> str:
@@ -82,7 +84,8 @@ class Renderer:
     @functools.lru_cache(maxsize=100)  # noqa: B019
     def longest_answer(self, tail: str, answers: tuple[str, ...]) -> int:
         """Tokens of the longest of the answers after ``tail``."""
-        ids = (self.tail_answer_ids(tail, answer)[1] or self.encode(answer)[0] for answer in answers)
+        texts = [self.lead + answer for answer in answers]
+        ids = (self.tail_answer_ids(tail, text)[1] or self.encode(text)[0] for text in texts)
         return max(map(len, ids), default=0)
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
@@ -141,7 +144,7 @@ def make_renderer(
     frozen: dict[str, Any] = {"chat_template": shown} if shown != source else {}
     renderer = Renderer(tokenizer, {**prompt.template_kwargs, **frozen}, date, (), tuple(stop_ids), "")
     _check_user_is_shown(renderer)
-    return _with_ending(renderer)
+    return _with_ending(dataclasses.replace(renderer, lead=_lead(renderer)))
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -223,6 +226,15 @@ def check_system_is_shown(renderer: Renderer) -> None:
         raise UserError("The chat template drops the system message", fix="put its text into [prompt] user")
 
 
+def _lead(renderer: Renderer) -> str:
+    """The white space between prompt and answer in the template's own conversations."""
+    question, answer = Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])
+    prompt = apply_template(renderer, [question], prompt=True)
+    whole = apply_template(renderer, [question, answer], prompt=False)
+    between = whole.removeprefix(prompt).partition(answer.content)[0] if whole.startswith(prompt) else ""
+    return between if between.isspace() else ""
+
+
 def _with_ending(renderer: Renderer) -> Renderer:
     turns = [Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])]
     before, found, tail = apply_template(renderer, turns, prompt=False).rpartition(PROBE["assistant"])
@@ -278,7 +290,9 @@ def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> t
 
     In context means: encode(prompt + answer) begins with the prompt's ids, and the rest is the answer. Where the
     tokenizer would merge the two, the answer is tokenized alone, because inference sees the prompt's ids and no others.
+    The answer takes the template's white space before it along.
     """
+    answer = renderer.lead + answer
     if prompt.tail is None:
         both = renderer.encode(prompt.text + answer)[0]
         merged = both[: len(prompt.token_ids)].tolist() != prompt.token_ids.tolist()
@@ -300,7 +314,7 @@ def template_deviation(renderer: Renderer) -> str | None:
     question, answer = Message("user", PROBE["user"]), PROBE["assistant"]
     prompt = render_prompt([question], renderer)
     ids = [*prompt.token_ids.tolist(), *completion_ids(prompt, answer, renderer)[0]]
-    ours = prompt.text + answer + renderer.ending_text
+    ours = prompt.text + renderer.lead + answer + renderer.ending_text
     own = apply_template(renderer, [question, Message("assistant", answer)], prompt=False)
     if renderer.encode(own)[0][: len(ids)].tolist() == ids:
         return None
@@ -330,8 +344,11 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
     completion, _ = completion_ids(prompt, answer, renderer)
     if len(completion) == len(renderer.ending):
         raise UserError("The answer has no tokens, so nothing would be trained", source, found=repr(answer))
-    text = prompt.text + answer + renderer.ending_text
-    ends = len(prompt.text) + np.array(renderer.text_lengths(tuple(completion)), dtype=np.int64)
+    completed = renderer.lead + answer + renderer.ending_text
+    text = prompt.text + completed
+    lengths = np.array(renderer.text_lengths(tuple(completion)), dtype=np.int64)
+    lengths[1:] += max(0, len(completed) - lengths[-1])  # decoded alone, some first tokens lose their space
+    ends = len(prompt.text) + lengths
     spans = np.stack([ends[:-1], ends[1:]], axis=1)
     return TokenizedExample(
         np.concatenate([prompt.token_ids, np.array(completion, dtype=np.int64)]),
