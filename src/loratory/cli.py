@@ -68,6 +68,11 @@ class RunFlags:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainFlags(RunFlags):
+    """Fine-tune only: write the adapter, measure no baseline. The first argument is as for run."""
+
+
+@dataclasses.dataclass(frozen=True)
 class InitFlags:
     """Guess a task file from data: which columns the prompt shows, what it says, how the data is split."""
 
@@ -185,7 +190,7 @@ def run(arguments: list[str]) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    flags, draft = _with_task(RunFlags, arguments, "train")
+    flags, draft = _with_task(TrainFlags, arguments, "train")
     from loratory.finetune import train_only
 
     with terminal() as tell:
