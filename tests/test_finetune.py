@@ -309,6 +309,13 @@ def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind)
     assert load(run).answer({"text": "The cow number 99 sleeps"}) in ANIMALS.values()
 
 
+def test_an_unfinished_cross_validation_is_not_measured_on_what_it_trained_on(config):
+    run = train_only(changed(config, "data", folds=3))
+    (run / "adapter/loratory.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        evaluate_run(run)
+
+
 def test_the_folds_of_a_split_partition_it_and_do_not_leak(config):
     split = load_split(dataclasses.replace(config.data, folds=4), config.prompt, 0)
     assert len(split.test) == 48

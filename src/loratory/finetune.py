@@ -11,7 +11,7 @@ from torch import nn
 
 from loratory import adapters, evaluate, report, runs
 from loratory.config import Config
-from loratory.errors import Interrupted
+from loratory.errors import Interrupted, UserError
 from loratory.evaluate import System
 from loratory.generate import Progress
 from loratory.job import Event, Job, Tell, chooses_on_validation, load_job, open_job, quiet, timed
@@ -50,8 +50,16 @@ def train_only(config: Config, tell: Tell = quiet, overwrite: bool = False, conf
 
 
 def evaluate_run(run: Path, tell: Tell = quiet) -> Path:
-    """Measures all systems of an existing run again, the tuned ones as they are on disk, and rewrites the report."""
+    """Measures all systems of an existing run again, the tuned ones as they are on disk, and rewrites the report.
+
+    Raises UserError where the run is none, or is a cross-validation that was not finished.
+    """
     job = load_job(runs.read_config(run), run, tell)
+    if job.config.data.folds and not is_trained(job):
+        fix = "repeat the command that started it"
+        raise UserError(
+            "A cross-validation is measured as it is trained, and this one is not finished", str(run), fix=fix
+        )
     for folder in (run, *parts_of(run)):
         for old in (folder / "systems").glob("*.json"):
             old.unlink()
