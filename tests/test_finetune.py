@@ -326,3 +326,32 @@ def test_the_folds_of_a_split_partition_it_and_do_not_leak(config):
         assert sum(map(len, parts)) == len(set.union(*parts)) == 48
         assert {e.answer for e in fold.test} == {e.answer for e in fold.train} == set(ANIMALS.values())
         assert len(fold.test) == 12
+
+
+@pytest.mark.parametrize(
+    ("option", "seen"),
+    [
+        ({"rslora": True}, lambda saved, names: saved["use_rslora"]),
+        ({"dora": True}, lambda saved, names: saved["use_dora"] and any("magnitude" in name for name in names)),
+        ({"layers": (1,)}, lambda saved, names: all(".layers.1." in name for name in names)),
+        ({"targets": ("q_proj",)}, lambda saved, names: all("q_proj" in name for name in names)),
+        ({"rank": 3, "alpha": 5}, lambda saved, names: (saved["r"], saved["lora_alpha"]) == (3, 5)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_option_of_lora_is_trained_saved_and_loaded(config, option, seen):
+    run = train_only(changed(config, "adapter", **option))
+    assert seen(json.loads((run / "adapter/adapter_config.json").read_text()), adapter(run))
+    assert load(run).answer({"text": "The cow number 99 sleeps"}) in ANIMALS.values()
+
+
+def test_lora_plus_makes_the_second_matrix_learn_faster(config, tmp_path):
+    one = changed(
+        changed(config, "train", epochs=1, batch_size=64, learning_rate=1e-3, warmup=0.0), "adapter", dropout=0.0
+    )
+    plain = adapter(train_only(one))
+    plus = adapter(train_only(changed(changed(one, "adapter", lora_plus=16.0), "run", out=str(tmp_path / "plus"))))
+    for name, tensor in plain.items():
+        # B starts at zero, and one step of Adam moves every entry by the learning rate; A's gradient is zero then.
+        factor = 16 if "lora_B" in name else 1
+        assert torch.allclose(plus[name], factor * tensor, rtol=1e-3), name

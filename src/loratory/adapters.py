@@ -33,6 +33,9 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
     if config.kind == "full":
         return base.model.requires_grad_(True)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    left_alone = _left_alone(base.model) if targets == "all-linear" else None
+    if targets == "all-linear" and config.layers != "all":  # PEFT chooses among layers by the names of modules only
+        targets = sorted(_linear_names(base.model, inside_layers=True))
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -41,7 +44,7 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
         use_dora=config.dora,
         layers_to_transform=None if config.layers == "all" else list(config.layers),
         target_modules=targets,
-        exclude_modules=_left_alone(base.model) if targets == "all-linear" else None,
+        exclude_modules=left_alone,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
@@ -61,7 +64,7 @@ def _left_alone(model: nn.Module) -> str | None:
 
 def check_targets(model: nn.Module, config: AdapterConfig) -> None:
     """Raises UserError for a target or a layer that the model does not have."""
-    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}
+    linear = _linear_names(model)
     for target in () if isinstance(config.targets, str) else config.targets:
         if target.rpartition(".")[2] not in linear:
             raise UserError("The model has no such module", "[adapter] targets", ", ".join(sorted(linear)), target)
@@ -85,6 +88,12 @@ def lora_plus_groups(model: nn.Module, ratio: float, weight_decay: float) -> lis
     )
     keys = {"lr": "scale", "params": "params", "weight_decay": "weight_decay"}
     return [{new: group[old] for old, new in keys.items()} for group in made.param_groups if group["params"]]
+
+
+def _linear_names(model: nn.Module, inside_layers: bool = False) -> set[str]:
+    """The last parts of the names of linear modules; with ``inside_layers`` of those in numbered layers alone."""
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
+    return {name.rpartition(".")[2] for name in names if not inside_layers or re.search(r"\.\d+\.", name)}
 
 
 def _is_conv1d(module: nn.Module) -> bool:
