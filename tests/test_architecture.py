@@ -15,8 +15,8 @@ import loratory
 PACKAGE = Path(loratory.__file__).parent
 # A module may import only modules above it in this list.
 ORDER = (
-    "errors", "config", "world", "runs", "models", "adapters", "examples", "draft", "render", "batches", "attention",
-    "loss", "optim", "train", "checkpoint", "generate", "score", "metrics", "significance", "charts", "baselines",
+    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "examples", "draft", "render", "batches",
+    "kernels", "flex", "attention", "verify", "loss", "optim", "train", "checkpoint", "generate", "score", "metrics", "significance", "charts", "baselines",
     "evaluate", "report", "compare", "job", "systems", "tune", "repeats", "plan", "finetune", "predict", "show", "chat",
     "cli",
 )  # fmt: skip

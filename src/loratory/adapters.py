@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
+from loratory.lora_linear import lora_linear
 from loratory.models import LoadedModel, read_json
 from loratory.runs import whole_folder, write_json, write_text
 
@@ -23,6 +25,29 @@ CARD = "loratory.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # A mixture's router and its fused experts are left alone by "all-linear".
 NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
+
+
+class FusedLoraLinear(PeftLinear):
+    """PEFT's LoRA layer, with the usual case of one plain branch on a frozen weight computed by ``lora_linear``."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        names = self.active_adapters
+        usual = len(names) == 1 and names[0] in self.lora_A and not self.lora_variant
+        if args or kwargs or self.disable_adapters or self.merged or not usual:
+            return super().forward(x, *args, **kwargs)
+        base, [name] = self.base_layer, names
+        a, b = self.lora_A[name], self.lora_B[name]
+        if base.weight.requires_grad or b.bias is not None:
+            return super().forward(x)
+        dropout = self.lora_dropout[name]
+        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return lora_linear(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name], share)
+
+
+def _make_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> nn.Module | None:
+    """The fused layer for a plain linear one; None leaves others, subclasses included, to PEFT."""
+    base = getattr(target, "base_layer", target)
+    return FusedLoraLinear(target, adapter_name, **kwargs) if type(base) is nn.Linear else None
 
 
 def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
@@ -49,6 +74,7 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )
+    settings._register_custom_module({nn.Linear: _make_layer})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(base.model, settings)
@@ -206,7 +232,9 @@ def load_trained(base: LoadedModel, folder: Path, force: bool = False) -> nn.Mod
             fix="load the base model of that revision, or add --force",
         )
     try:
-        model = PeftModel.from_pretrained(base.model, str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
+        config._register_custom_module({nn.Linear: _make_layer})
+        model = PeftModel.from_pretrained(base.model, str(folder), config=config)
     except Exception as error:  # damaged files fail in many ways
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
     return model.eval()

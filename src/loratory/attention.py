@@ -1,32 +1,31 @@
-"""Tree attention, handed to Transformers through its own registries, and the checks that it is right for a model.
+"""Tree attention, handed to Transformers through its own registries, and the forward of a token tree.
 
-T: tokens in the layout.  N: targets.  U: rows that some target needs.  V: vocabulary.
-H, K: query and key/value heads.  D: head width.  R: rows of a chunk.  L: live keys of a chunk.
+T: tokens in the layout.  P: tokens of a prefix that was computed before.  N: targets.  U: rows that some target needs.
+S: rows that ask.  H, K: query and key/value heads.  D, E: width of keys, of values.  X: width of the hidden states.
 """
 
 import contextvars
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
-from loratory.batches import Batch, build_batch
-from loratory.render import TokenizedExample
+from loratory.batches import Batch, padded
+from loratory.flex import FlexPlan, bucket, flex_plan
+from loratory.kernels import RowChunk, attend, cut_rows
 
 NAME = "loratory_tree"
-CHUNK_ROWS = 256
 # Arguments that layers hand to the attention function and that change nothing here: windows come with the mask.
 HARMLESS = {"sliding_window", "position_ids", "cache_position", "use_cache", "is_causal"}
-LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,12 @@ class Layout:
 
     kind: Literal["tree", "padded", "one-by-one"]
     why: str
+    skips_rows: bool = False
+    """Rows that no target needs skip the last layer after its keys and values."""
+    plain_head: bool = False
+    """Logits are the head's linear layer of the last hidden states and nothing more."""
+    by_hand: bool = True
+    """Attention with the derivative by hand; else PyTorch's own, chunk by chunk."""
 
     @property
     def share(self) -> bool:
@@ -45,22 +50,17 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class RowChunk:
-    """Rows [start, end) of the layout with the keys that any of them may attend to."""
-
-    start: int
-    end: int
-    keys_L: Int64[Tensor, "L"]
-    allowed_RL: Bool[Tensor, "R L"]
-
-
-@dataclass(frozen=True)
 class LayerMask:
     """What arrives as ``attention_mask`` in the layers of one type."""
 
     chunks: tuple[RowChunk, ...]
-    called: list[int]
+    by_hand: bool = True
+    called: list[int] = field(default_factory=list)
     """Identities of the layers that called tree attention in this forward; read by the checks."""
+    flex: FlexPlan | None = None
+    """On a GPU in place of the chunks."""
+    some_rows: "LayerMask | None" = None
+    """The same for the rows that targets need alone, for the last layer."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ class TreeCall:
     """The batch of the forward that is under way; read by the mask function alone, before the first layer."""
 
     batch: Batch
+    rows_U: Tensor | None
+    prefix: int
+    by_hand: bool
     called: list[int]
 
 
@@ -82,33 +85,55 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
     """
     call = _CALL.get()
     assert batch_size == 1, "a token tree is one row"
-    end_T, depth_T = call.batch.subtree_end_T, call.batch.position_ids_T
-    zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=depth_T.device)
-    chunks = []
-    for start in range(0, len(end_T), CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, len(end_T))
-        keys_L = (end_T[:stop] > start).nonzero()[:, 0]
-        rows_R1 = torch.arange(start, stop, device=depth_T.device)[:, None]
-        ancestor_RL = (keys_L <= rows_R1) & (rows_R1 < end_T[keys_L])
-        own_RL = mask_function(zero, zero, depth_T[start:stop][None, None, :, None], depth_T[keys_L][None, None, None])
+    # Keys are the prefix, which every row descends from, and the tree.
+    end_T, depth_T, p = call.batch.subtree_end_T, call.batch.position_ids_T, call.prefix
+    before = torch.arange(p, device=end_T.device)
+    end = torch.cat([torch.full_like(before, len(end_T) + p), end_T + p])
+    depth = torch.cat([before, depth_T])
+    cuts = cut_rows(depth_T.cpu().numpy())
+    some = None
+    if call.rows_U is not None:
+        within = torch.searchsorted(torch.tensor(cuts[1:], device=end.device), call.rows_U, right=True)
+        groups = [call.rows_U[within == i] + p for i in within.unique().tolist()]
+        some = LayerMask(_chunks(groups, end, depth, mask_function), call.by_hand, call.called)
+    if end_T.is_cuda:
+        plan = flex_plan(end, depth, p, mask_function)
+        return LayerMask((), call.by_hand, call.called, flex=plan, some_rows=some)
+    spans = [torch.arange(a, b) + p for a, b in itertools.pairwise(cuts)]
+    return LayerMask(_chunks(spans, end, depth, mask_function), call.by_hand, call.called, some_rows=some)
+
+
+def _chunks(
+    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor]
+) -> tuple[RowChunk, ...]:
+    """One chunk for each group of rows (ascending), numbered in the order of the groups."""
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=end.device)
+    chunks, start = [], 0
+    for rows_R in groups:
+        keys_L = (end[: int(rows_R[-1]) + 1] > rows_R[0]).nonzero()[:, 0]
+        ancestor_RL = (keys_L <= rows_R[:, None]) & (rows_R[:, None] < end[keys_L])
+        own_RL = mask_function(zero, zero, depth[rows_R][None, None, :, None], depth[keys_L][None, None, None])
         allowed_RL = ancestor_RL & own_RL[0, 0]
         live_L = allowed_RL.any(0)  # a window leaves many ancestors out
-        chunks.append(RowChunk(start, stop, keys_L[live_L], allowed_RL[:, live_L]))
-    return LayerMask(tuple(chunks), call.called)
+        bias_RL = torch.zeros(allowed_RL.shape, device=end.device).masked_fill(~allowed_RL, float("-inf"))
+        chunks.append(RowChunk(start, start + len(rows_R), keys_L[live_L], bias_RL[:, live_L]))
+        start += len(rows_R)
+    return tuple(chunks)
 
 
+@torch.compiler.disable  # compiled layers would be compiled anew for each tree
 def tree_attention(
     module: nn.Module,
-    query: Float[Tensor, "1 H T D"],
+    query: Float[Tensor, "1 H S D"],
     key: Float[Tensor, "1 K T D"],
-    value: Float[Tensor, "1 K T Dv"],
+    value: Float[Tensor, "1 K T E"],
     attention_mask: LayerMask,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **rest: Any,
-) -> tuple[Float[Tensor, "1 T H Dv"], None]:
+) -> tuple[Float[Tensor, "1 S H E"], None]:
     """Attention over a token tree, one chunk of rows after another over its live keys.
 
     ``softcap``: logits become softcap * tanh(logits / softcap). ``s_aux``: one extra logit a head that takes part in
@@ -117,17 +142,23 @@ def tree_attention(
     unknown = sorted(k for k, v in rest.items() if k not in HARMLESS and v is not None and v is not False)
     if unknown or dropout:
         raise TypeError(f"tree attention does not know: {', '.join(unknown) or 'dropout'}")
-    attention_mask.called.append(id(module))
+    mask = attention_mask
+    mask.called.append(id(module))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary positions make them wider
+    if mask.flex is not None:
+        return mask.flex.attend(query, key, value, scaling, softcap, s_aux), None
+    if softcap is None and s_aux is None and mask.by_hand:
+        return attend(query, key, value, mask.chunks, scaling), None
     parts = []
-    for chunk in attention_mask.chunks:
+    for chunk in mask.chunks:
         q = query[:, :, chunk.start : chunk.end]
         k, v = key.index_select(2, chunk.keys_L), value.index_select(2, chunk.keys_L)
         if softcap is None and s_aux is None:
-            part = scaled_dot_product_attention(
-                q, k, v, chunk.allowed_RL[None, None], scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
+            bias = chunk.bias_RL[None, None].to(q.dtype)
+            part = scaled_dot_product_attention(q, k, v, bias, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
         else:
-            part = _explicit_attention(q, k, v, chunk.allowed_RL, scaling, softcap, s_aux)
+            part = _explicit_attention(q, k, v, chunk.bias_RL, scaling, softcap, s_aux)
         parts.append(part)
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -136,18 +167,17 @@ def _explicit_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    allowed_RL: Tensor,
-    scaling: float | None,
+    bias_RL: Tensor,
+    scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = q @ k.transpose(2, 3) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~allowed_RL, float("-inf"))
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias_RL
     if sinks is not None:
         column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
         scores = torch.cat([scores, column], dim=-1)
@@ -176,6 +206,31 @@ def prepared(model: nn.Module, layout: Layout) -> Iterator[None]:
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
 
+def body_of(model: nn.Module) -> nn.Module:
+    """The model below its head, with its adapter if it has one."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return inner.base_model  # type: ignore[return-value]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, first to last."""
+    body = body_of(model)
+    count = body.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    lists = [m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return list(lists[0]) if lists else []
+
+
+def target_states(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float[Tensor, "U X"], Int64[Tensor, "N"]]:
+    """Last hidden states of the rows that some target needs, each once, and for every target its row among them.
+
+    To be called inside ``prepared(model, layout)``, with a layout of trees.
+    """
+    rows_U, inverse_N = torch.unique(batch.target_rows_N, return_inverse=True)
+    skipped = rows_U if layout.skips_rows and 2 * len(rows_U) < len(batch.token_ids_T) else None
+    states = tree_forward(body_of(model), batch, layout, rows_U=skipped).last_hidden_state[0]
+    return (states if skipped is not None else states[rows_U]), inverse_N
+
+
 def target_logits(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float[Tensor, "U V"], Int64[Tensor, "N"]]:
     """Logits of the rows that some target needs, each once, and for every target its row among them.
 
@@ -183,13 +238,107 @@ def target_logits(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float
     """
     rows_U, inverse_N = torch.unique(batch.target_rows_N, return_inverse=True)
     if layout.kind == "tree":
-        return tree_forward(model, batch, logits_to_keep=rows_U).logits[0], inverse_N
+        return tree_forward(model, batch, layout, logits_to_keep=rows_U).logits[0], inverse_N
     logits = []
     for arguments, row, column in _rectangles(batch, rows_U, layout.kind == "one-by-one"):
         if layout.kind == "one-by-one":
             _forget_lengths(model)
         logits.append(model(**arguments).logits[row, column])
     return torch.cat(logits), inverse_N
+
+
+def tree_forward(
+    model: nn.Module,
+    batch: Batch,
+    layout: Layout,
+    called: list[int] | None = None,
+    rows_U: Tensor | None = None,
+    prefix: DynamicCache | None = None,
+    **arguments: Any,
+) -> Any:
+    """The model's output for a token tree; ``model`` must be prepared. ``called`` collects the layers taking part.
+
+    ``rows_U``: the output is that of these rows alone (ascending), and the last layer computes no others.
+    ``prefix``: keys and values of tokens that all sequences begin with and that the batch leaves out; not changed.
+    """
+    length = prefix.get_seq_length() if prefix is not None else 0
+    if batch.token_ids_T.is_cuda:
+        batch = padded(batch, bucket(len(batch.token_ids_T)))
+    token = _CALL.set(TreeCall(batch, rows_U, length, layout.by_hand, [] if called is None else called))
+    if prefix is not None:
+        arguments["past_key_values"] = _shallow(prefix)
+    try:
+        # The mask of ones says that nothing is padded; without any, the library would look for packed sequences.
+        ones = torch.ones(1, length + len(batch.token_ids_T), dtype=torch.int64, device=batch.token_ids_T.device)
+        arguments |= {"input_ids": batch.token_ids_T[None], "position_ids": batch.position_ids_T[None]}
+        with nullcontext() if rows_U is None else _skipping(decoder_layers(model)[-1], rows_U):
+            return model(attention_mask=ones, use_cache=False, **arguments)
+    finally:
+        _CALL.reset(token)
+
+
+def _shallow(cache: DynamicCache) -> DynamicCache:
+    """A cache with the same keys and values, which grows without changing the other."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
+
+
+class _Found(Exception):
+    """Ends a layer early: its keys and values are known."""
+
+
+@dataclass
+class _KeysAndValues:
+    """Stands in a layer for the cache of keys and values, which layers hand what they made to and get all back from."""
+
+    found: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.found is None:
+            self.found = (key, value)
+            raise _Found
+        return self.found
+
+
+@contextmanager
+def _skipping(layer: nn.Module, rows_U: Tensor) -> Iterator[None]:
+    """While open, the layer computes keys and values of all rows, and everything else of some rows only."""
+
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        hidden, named = args[0], _by_name(module, args, kwargs)
+        cache, known = named.get("past_key_values"), _KeysAndValues()
+        handle.remove()  # what follows calls the layer itself
+        with suppress(_Found):
+            module(hidden, **{**named, "past_key_values": known})
+        assert known.found is not None, "the layer hands its keys and values to no cache"
+        if cache is not None:
+            index = next(m.layer_idx for m in module.modules() if hasattr(m, "layer_idx"))
+            known.found = cache.update(*known.found, index)
+        chosen = {name: _choose(value, rows_U, hidden.shape[1]) for name, value in named.items()}
+        mask = named["attention_mask"].some_rows
+        return (hidden[:, rows_U],), {**chosen, "attention_mask": mask, "past_key_values": known}
+
+    handle = layer.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _by_name(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's forward by name, but for the first one."""
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+
+
+def _choose(value: Any, rows_U: Tensor, size: int) -> Any:
+    """The rows of what has one row a token, wherever it stands in a tuple."""
+    if isinstance(value, tuple):
+        return tuple(_choose(part, rows_U, size) for part in value)
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == (1, size):
+        return value[:, rows_U]
+    return value
 
 
 def _forget_lengths(model: nn.Module) -> None:
@@ -204,18 +353,6 @@ def _forget_lengths(model: nn.Module) -> None:
                 kind = name.removesuffix("original_inv_freq").removesuffix("_")
                 position = torch.zeros(1, 1, dtype=torch.int64, device=buffer.device)
                 module(buffer.new_zeros(1, 1, 1), position, **({"layer_type": kind} if kind else {}))
-
-
-def tree_forward(model: nn.Module, batch: Batch, called: list[int] | None = None, **arguments: Any) -> Any:
-    """The model's output for a token tree; ``model`` must be prepared. ``called`` collects the layers taking part."""
-    token = _CALL.set(TreeCall(batch, [] if called is None else called))
-    try:
-        # The mask of ones says that nothing is padded; without any, the library would look for packed sequences.
-        ones = torch.ones(1, len(batch.token_ids_T), dtype=torch.int64, device=batch.token_ids_T.device)
-        ids, depth = batch.token_ids_T[None], batch.position_ids_T[None]
-        return model(input_ids=ids, position_ids=depth, attention_mask=ones, use_cache=False, **arguments)
-    finally:
-        _CALL.reset(token)
 
 
 def _rectangles(batch: Batch, rows_U: Tensor, one_by_one: bool) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
@@ -238,137 +375,3 @@ def _rectangles(batch: Batch, rows_U: Tensor, one_by_one: bool) -> Iterator[tupl
         yield arguments, owner_U[wanted] - group[0], column
 
 
-# ---- is it right for this model? -------------------------------------------------------------------------------------
-
-
-class Mismatch(Exception):
-    """Tree attention is not exact for this model; the message says how it showed."""
-
-
-def choose_layout(model: PreTrainedModel, sequences: Sequence[TokenizedExample], batching: str) -> Layout:
-    """Token trees if they are exact for this model on the deepest tree of these sequences, else right-padded batches.
-
-    Checked: every layer calls tree attention with arguments that it knows; tokens outside a path do not change that
-    path's logits by a bit; an fp32 copy of the first layers of each type agrees with the model's stock attention.
-    """
-    deepest = max(len(s.token_ids) for s in sequences)
-    limit = length_dependent_beyond(model)
-    if deepest > limit:
-        return Layout("one-by-one", f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed")
-    if batching == "padded":
-        return Layout("padded", "as the settings say")
-    tree = Layout("tree", "verified on this model")
-    batch = _deepest_tree(sequences).to(model.device)
-    try:
-        with torch.no_grad(), prepared(model, tree):
-            _check_calls(model, batch)
-            _check_separation(model, batch)
-        with torch.no_grad():
-            _check_numbers(model, batch, tree)
-    except Exception as error:  # an architecture that is not made for this fails in ways of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if batching == "tree":
-            raise Mismatch(reason) from error
-        return Layout("padded", f"token trees are not exact for {type(model).__name__} ({reason[:160]})")
-    return tree
-
-
-def length_dependent_beyond(model: nn.Module) -> int:
-    """Sequences longer than this get other rotary frequencies from the model."""
-    settings: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    rope = getattr(settings, "rope_parameters", None) or {}
-    kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    for kind in kinds:
-        if kind.get("rope_type") in LENGTH_DEPENDENT_ROPE:
-            return kind.get("original_max_position_embeddings") or settings.max_position_embeddings
-    return 2**31
-
-
-def _deepest_tree(sequences: Sequence[TokenizedExample]) -> Batch:
-    """The longest sequence with its nearest neighbours; the last 64 tokens of each path are targets."""
-    longest = max(sequences, key=lambda s: len(s.token_ids))
-
-    def shared(other: TokenizedExample) -> int:
-        length = min(len(other.token_ids), len(longest.token_ids))
-        return int((other.token_ids[:length] == longest.token_ids[:length]).cumprod().sum())
-
-    others = sorted((s for s in sequences if s is not longest), key=shared, reverse=True)[:3]
-    probes = []
-    for s in [*others, longest]:
-        weights = np.zeros(len(s.token_ids), dtype=np.float32)
-        weights[-64:] = 1
-        probes.append(dataclasses.replace(s, loss_weights=weights))
-    return build_batch(probes)
-
-
-def _check_calls(model: PreTrainedModel, batch: Batch) -> None:
-    if model.config._attn_implementation != NAME:
-        raise Mismatch("its attention cannot be replaced")
-    called: list[int] = []
-    tree_forward(model, batch, called, logits_to_keep=1)
-    layers = model.config.get_text_config().num_hidden_layers
-    if len(set(called)) != layers or len(called) != layers:
-        raise Mismatch(f"{len(set(called))} of {layers} layers use attention that can be replaced")
-
-
-def _check_separation(model: PreTrainedModel, batch: Batch) -> None:
-    """Other tokens outside the last path must leave its logits bitwise as they are."""
-    size = len(batch.token_ids_T)
-    on_path_T = batch.subtree_end_T == size
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    changed = torch.where(on_path_T, batch.token_ids_T, (batch.token_ids_T + 1) % vocabulary)
-    rows = batch.target_rows_N.unique()
-    rows = rows[on_path_T[rows]]
-    one = tree_forward(model, batch, logits_to_keep=rows).logits
-    two = tree_forward(model, dataclasses.replace(batch, token_ids_T=changed), logits_to_keep=rows).logits
-    if not torch.equal(one, two):
-        raise Mismatch("tokens of one sequence reach another")
-
-
-def _check_numbers(model: PreTrainedModel, batch: Batch, layout: Layout) -> None:
-    """The first layers in float32: the tree against the stock attention, sequence by sequence."""
-    twin = _first_layers(model)
-    with prepared(twin, layout):
-        tree_TD = tree_forward(twin, batch).last_hidden_state[0]
-    for last in _leaf_rows(batch):
-        path = (
-            (batch.subtree_end_T > last) & (torch.arange(len(batch.token_ids_T), device=model.device) <= last)
-        ).nonzero()
-        rows = path[:, 0]
-        stock_PD = twin(input_ids=batch.token_ids_T[rows][None], use_cache=False).last_hidden_state[0]
-        error = (tree_TD[rows] - stock_PD).abs().max() / stock_PD.abs().max()
-        if not error <= 1e-3:
-            raise Mismatch(f"differs from the stock attention by {error:.1e}")
-
-
-def _leaf_rows(batch: Batch) -> list[int]:
-    """Rows of the tokens that no other token continues."""
-    own = torch.arange(len(batch.token_ids_T), device=batch.subtree_end_T.device)
-    return (batch.subtree_end_T == own + 1).nonzero()[:, 0].tolist()
-
-
-def _first_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """A float32 copy (float64 stays) of the model's body with as few layers as cover every layer type, at least two."""
-    body = model.base_model
-    assert isinstance(body, PreTrainedModel)
-    config = copy.deepcopy(body.config)
-    settings = config.get_text_config()
-    count = settings.num_hidden_layers
-    kinds = getattr(settings, "layer_types", None) or ["full_attention"] * count
-    keep = min(count, max(2, 1 + max(kinds.index(kind) for kind in set(kinds))))
-    for name, value in list(vars(settings).items()):
-        if isinstance(value, list) and len(value) == count:
-            setattr(settings, name, value[:keep])
-    settings.num_hidden_layers = keep
-    dtype = torch.promote_types(body.dtype, torch.float32)
-    config._attn_implementation = model.config._attn_implementation
-    with torch.random.fork_rng():  # the first weights are drawn and replaced; nobody else's draws may move
-        twin = type(body)(config)
-    twin.to(dtype=dtype, device=body.device)  # type: ignore[call-arg]
-    twin.eval()
-    wanted = twin.state_dict()
-    # Under an adapter, the base model's own weights are one level down.
-    own = {name.replace(".base_layer.", "."): tensor for name, tensor in body.state_dict().items()}
-    found = {name: tensor.to(dtype) for name, tensor in own.items() if name in wanted}
-    twin.load_state_dict(found)
-    return twin

@@ -144,7 +144,7 @@ def _as_targets(example: Example, renderer: Renderer) -> TokenizedExample:
 def _target_states(body, batch: Batch, layout: Layout) -> Tensor:
     """The hidden state of every target's row."""
     if layout.kind == "tree":
-        return tree_forward(body, batch).last_hidden_state[0][batch.target_rows_N]
+        return tree_forward(body, batch, layout).last_hidden_state[0][batch.target_rows_N]
     starts = [*(batch.position_ids_T == 0).nonzero()[:, 0].tolist(), len(batch.token_ids_T)]
     rows = [
         body(input_ids=batch.token_ids_T[a:b][None], use_cache=False).last_hidden_state[0]

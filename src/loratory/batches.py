@@ -3,6 +3,7 @@
 T: tokens in the tree's depth-first layout.  N: targets.  Targets are never merged, so a row may have several.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,16 +43,18 @@ def build_batch(
 ) -> Batch:
     """The tree of the sequences. ``indices`` are their numbers in ``target_sequence_N`` (default 0, 1, ...).
 
-    With ``share`` false every sequence stands by itself, one after another.
+    Tokens that predict no target, being after the last one that does, are left out. With ``share`` false every sequence
+    stands by itself, one after another.
     """
     indices = range(len(sequences)) if indices is None else indices
-    order = _tree_order(sequences) if share else range(len(sequences))
+    needed = [needed_ids(s) for s in sequences]
+    order = _tree_order(needed) if share else range(len(sequences))
     tokens, depths, ends, rows, ids, weights, owners = ([] for _ in range(7))
     path = np.zeros(0, dtype=np.int64)  # rows of the sequence laid out last
     previous = np.zeros(0, dtype=np.int64)
     size = 0
     for i in order:
-        own = sequences[i].token_ids
+        own, ids_of = needed[i], sequences[i].token_ids
         shared = common_prefix(previous, own) if share else 0
         ends.append((path[shared:], size))  # the subtrees that end before this sequence branches off
         path = np.concatenate([path[:shared], np.arange(size, size + len(own) - shared)])
@@ -59,7 +62,7 @@ def build_batch(
         depths.append(np.arange(shared, len(own)))
         targets = np.flatnonzero(sequences[i].loss_weights[1:]) + 1  # the first token has nothing that predicts it
         rows.append(path[targets - 1])
-        ids.append(own[targets])
+        ids.append(ids_of[targets])
         weights.append(sequences[i].loss_weights[targets])
         owners.append(np.full(len(targets), indices[i]))
         size += len(own) - shared
@@ -81,13 +84,12 @@ def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, shar
     Neighbours in the order of the tree go together, so that what can be shared is. Without sharing, sequences of like
     length go together and the budget counts the padding too.
     """
-    order = (
-        _tree_order(sequences) if share else sorted(range(len(sequences)), key=lambda i: len(sequences[i].token_ids))
-    )
+    needed = [needed_ids(s) for s in sequences]
+    order = _tree_order(needed) if share else sorted(range(len(needed)), key=lambda i: len(needed[i]))
     groups: list[list[int]] = []
     size, previous = 0, np.zeros(0, dtype=np.int64)
     for i in order:
-        own = sequences[i].token_ids
+        own = needed[i]
         if share:
             grown = size + len(own) - common_prefix(previous, own)
         else:
@@ -100,6 +102,22 @@ def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, shar
     return [build_batch([sequences[i] for i in group], group, share) for group in groups]
 
 
+def padded(batch: Batch, size: int) -> Batch:
+    """The batch with tokens added at its end, which see themselves alone and predict nothing, up to ``size`` tokens.
+
+    Where kernels are compiled for a length, few lengths should occur.
+    """
+    size_now, device = len(batch.token_ids_T), batch.token_ids_T.device
+    zeros = torch.zeros(size - size_now, dtype=torch.int64, device=device)
+    ends = torch.arange(size_now, size, device=device) + 1
+    return dataclasses.replace(
+        batch,
+        token_ids_T=torch.cat([batch.token_ids_T, zeros]),
+        position_ids_T=torch.cat([batch.position_ids_T, zeros]),
+        subtree_end_T=torch.cat([batch.subtree_end_T, ends]),
+    )
+
+
 def common_prefix(a: Int64[np.ndarray, "A"], b: Int64[np.ndarray, "B"]) -> int:
     """How many leading tokens two sequences have in common."""
     length = min(len(a), len(b))
@@ -107,10 +125,16 @@ def common_prefix(a: Int64[np.ndarray, "A"], b: Int64[np.ndarray, "B"]) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-def _tree_order(sequences: Sequence[TokenizedExample]) -> list[int]:
+def needed_ids(sequence: TokenizedExample) -> Int64[np.ndarray, "_"]:
+    """The tokens up to the one that predicts the last target: what the model must see."""
+    targets = np.flatnonzero(sequence.loss_weights[1:])
+    return sequence.token_ids[: targets[-1] + 1] if len(targets) else sequence.token_ids
+
+
+def _tree_order(sequences: Sequence[Int64[np.ndarray, "_"]]) -> list[int]:
     """Lexicographic order: every prefix's sequences stand together, a sequence before its own continuations."""
     # Big-endian bytes compare like the numbers themselves.
-    return sorted(range(len(sequences)), key=lambda i: sequences[i].token_ids.astype(">u4").tobytes())
+    return sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">u4").tobytes())
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Int64[Tensor, "count"]:

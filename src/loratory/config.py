@@ -133,6 +133,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class SpeedConfig:
+    """How it is computed. Each way gives the same result up to rounding; switch one off to see for yourself."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Fuse what lies between the matrix products with torch.compile; auto: where the training is long enough to repay
+    the compilation, and a C++ compiler is there."""
+    lora: bool = True
+    """LoRA layers as one function, in the base model's number format; off: PEFT's own."""
+    attention: bool = True
+    """Attention with the derivative by hand; off: PyTorch's scaled_dot_product_attention."""
+    head: bool = True
+    """The head in parts that keep the logits small; off: the model's own, all at once."""
+    skip_rows: bool = True
+    """Tokens that nothing is predicted from skip the last layer but for its keys and values."""
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Keep each layer's input only and compute the rest again in the backward; auto: where memory is short."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where it goes."""
 
@@ -157,6 +176,7 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @classmethod

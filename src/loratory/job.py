@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from loratory import adapters, models, render, runs
-from loratory.attention import Layout, Mismatch, choose_layout
+from loratory.attention import Layout
 from loratory.config import BUILTIN, Config, config_to_dict
 from loratory.errors import UserError
 from loratory.examples import Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
+from loratory.verify import Mismatch, choose_layout
 from loratory.world import World, describe, memory_bytes, resolve_world
 
 
@@ -117,7 +118,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
     trained = tuple(tuple(render.tokenize(example, renderer)) for example in split.train)
     try:
-        layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching)
+        layout = choose_layout(base.model, [s for group in trained for s in group], config.train.batching, config.speed)
     except Mismatch as error:
         fix = 'set batching = "auto"'
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from loratory import adapters, models
-from loratory.attention import Layout, choose_layout
+from loratory.attention import Layout
 from loratory.config import ModelConfig, PromptConfig
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, Prompting, answering, choices
@@ -18,6 +18,7 @@ from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
 from loratory.render import Renderer, check_system_is_shown, fit_to_context, make_renderer, render_prompt, tokenize
 from loratory.score import Rule, label_log_probs
+from loratory.verify import choose_layout
 from loratory.world import resolve_world
 
 TOKEN_BUDGET = 4096

@@ -1,0 +1,96 @@
+"""What the benchmark scripts share: the machine, a child process with its peak memory, a result on disk.
+
+Standard library only. On Linux a child's peak memory begins at its parent's, so a script that measures children must
+stay small itself: it imports neither PyTorch nor Loratory.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that has ended."""
+
+    code: int
+    seconds: float
+    """Wall time of the whole process, its imports included."""
+    peak_memory_bytes: int
+    """The most resident memory that it, or a process that it waited for, held."""
+    output: str
+
+
+def run_child(command: Sequence[str | Path]) -> Child:
+    """Runs a command to its end. Its standard error goes to ours, its standard input is empty."""
+    print(f"$ {' '.join(map(str, command))}", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**os.environ, **OFFLINE}
+    )
+    assert process.stdout is not None
+    with process.stdout as stream:
+        output = stream.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Child(process.returncode, time.perf_counter() - started, usage.ru_maxrss * 1024, output)
+
+
+def run_json(command: Sequence[str | Path]) -> dict[str, Any]:
+    """What a script printed on its last line. Raises RuntimeError where it failed."""
+    child = run_child(command)
+    if child.code != 0:
+        raise RuntimeError(f"exit code {child.code}: {' '.join(map(str, command))}")
+    return json.loads(child.output.splitlines()[-1])
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of packages."""
+    return {name: version(name) for name in packages}
+
+
+def provenance(benchmark: str) -> dict[str, Any]:
+    """What a later reader needs to know about a result: which script, when, where, by which command."""
+    return {
+        "benchmark": benchmark,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": ["python", *sys.argv],
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "platform": platform.platform(),
+        },
+    }
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """Writes the whole file or nothing, and prints the result as the last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(result, indent=1) + "\n")
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
+    print(f"Written: {path}", file=sys.stderr)
+    print(json.dumps(result))

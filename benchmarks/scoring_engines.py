@@ -1,0 +1,127 @@
+"""The two ways to an answer that scoring.py compares; it runs this script in processes of its own.
+
+Every paper is a prompt of 150 tokens that all share and a text of its own. Loratory sums the log-probabilities of
+labels of 3 to 7 tokens, which are the same for all papers. Transformers generates up to 7 tokens greedily, in
+left-padded batches of papers of like length. A random model hardly ever ends an answer early, so all 7 are generated; a
+batch of a trained model goes on to its longest answer too.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from common import versions
+from shapes import EOS, SHAPES, rows
+from transformers import GenerationConfig, PreTrainedModel
+from workload import peak_memory_bytes, random_model
+
+from loratory.attention import Layout
+from loratory.config import TrainConfig
+from loratory.score import sequence_log_probs
+
+BATCHES = (1, 8, 16, 32)
+SEARCHED = 32  # papers on which the best batch is looked for
+LABEL_TOKENS = (3, 7)  # fewest and most, the end included
+DTYPE, DEVICE = "bfloat16", "cpu"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same for both."""
+
+    model: PreTrainedModel
+    prompts: list[np.ndarray]
+    labels: list[list[int]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("times", "loratory", "transformers"))
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--papers", type=int, required=True)
+    parser.add_argument("--labels", type=int, required=True)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=1, help="of Transformers, where its memory is measured")
+    asked = parser.parse_args()
+    work = make_work(asked.shape, asked.papers, asked.labels)
+    if asked.task == "times":
+        print(json.dumps(take_turns(work, asked.repeats)))
+        return
+    if asked.task == "loratory":
+        score(work, work.prompts)
+    else:
+        generate(work.model, work.prompts, asked.batch_size)
+    print(json.dumps({"peak_memory_bytes": peak_memory_bytes(DEVICE)}))
+
+
+def make_work(shape: str, papers: int, labels: int) -> Work:
+    """Random weights, papers and labels."""
+    model = random_model(shape, DTYPE, DEVICE)
+    vocab_size = model.config.vocab_size
+    draw = random.Random(1)
+    lengths = [draw.randint(*LABEL_TOKENS) for _ in range(labels)]
+    made = [[*(draw.randrange(3, vocab_size) for _ in range(length - 1)), EOS] for length in lengths]
+    prompts = [np.array(prompt, dtype=np.int64) for prompt, _ in rows("shared", papers, vocab_size)]
+    return Work(model, prompts, made)
+
+
+def take_turns(work: Work, repeats: int) -> dict[str, Any]:
+    """The best batch of Transformers on a few papers, then seconds of both on all of them."""
+    few = work.prompts[:: max(1, len(work.prompts) // SEARCHED)][:SEARCHED]
+    score(work, few[:4])  # both warm up
+    generate(work.model, few[:4], 4)
+    searched = {size: seconds_of(lambda size=size: generate(work.model, few, size)) for size in BATCHES}
+    best = min(searched, key=lambda size: searched[size])
+    print(f"Transformers is fastest at a batch of {best}: {searched}", file=sys.stderr)
+    seconds: dict[str, list[float]] = {"loratory": [], "transformers": []}
+    for _ in range(repeats):
+        seconds["loratory"].append(seconds_of(lambda: score(work, work.prompts)))
+        seconds["transformers"].append(seconds_of(lambda: generate(work.model, work.prompts, best)))
+        print(f"seconds: {seconds}", file=sys.stderr)
+    return {
+        "seconds": seconds,
+        "batch_size": best,
+        "searched_papers": len(few),
+        "searched_seconds": {str(size): value for size, value in searched.items()},
+        "versions": versions("loratory", "torch", "transformers"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def score(work: Work, prompts: Sequence[np.ndarray]) -> None:
+    """Loratory: all labels of every paper."""
+    layout, budget = Layout("tree", "benchmark"), TrainConfig().token_budget
+    completions = [work.labels] * len(prompts)
+    sequence_log_probs(work.model, prompts, completions, layout, budget, lambda done, total: None)
+
+
+def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], batch_size: int) -> None:
+    """Transformers: a greedy answer to every paper, papers of like length together."""
+    settings = GenerationConfig(do_sample=False, max_new_tokens=LABEL_TOKENS[1], eos_token_id=EOS, pad_token_id=0)
+    by_length = sorted(prompts, key=len)
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        width = max(map(len, batch))
+        ids = torch.zeros(len(batch), width, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
+            mask[row, width - len(prompt) :] = 1
+        model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+
+
+if __name__ == "__main__":
+    main()

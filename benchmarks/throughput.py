@@ -1,0 +1,185 @@
+"""Loratory's training loop on random weights: examples a second, peak memory, and the share of what the cores can do.
+
+    python benchmarks/throughput.py SHAPE [--data shared] [--adapter lora] [--examples 64] [--batch-size 16]
+
+Prints one JSON object. A first step on a batch of its own warms up and is not counted. ``roofline`` is the time that
+the products which cannot be avoided would take at the measured GEMM peak, as a share of the time that was taken.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import cpu_name, versions
+from shapes import DATA, SHAPES
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+from workload import DTYPES, peak_memory_bytes, random_model, tokenized, wait_for
+
+from loratory.adapters import attach
+from loratory.attention import Layout
+from loratory.config import AdapterConfig, TrainConfig
+from loratory.models import LoadedModel
+from loratory.optim import make_optimizer
+from loratory.render import TokenizedExample
+from loratory.train import train
+
+LEARNING_RATE = 1e-4
+GEMM_ROWS = 2048
+GEMM_REPEATS = 5
+# Products of 2 FLOP a parameter and row: forward and the input's gradient, and with full fine-tuning the weight's.
+FLOP_PER_PARAMETER = {"lora": 4, "full": 6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--data", choices=DATA, default="shared")
+    parser.add_argument("--adapter", choices=FLOP_PER_PARAMETER, default="lora")
+    parser.add_argument("--examples", type=int, default=64, help="counted examples; the warm-up takes more")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--token-budget", type=int, default=TrainConfig().token_budget)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    print(json.dumps(measure(parser.parse_args())))
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Builds the model, measures the GEMM peak, trains, and says what was seen."""
+    base = random_model(asked.shape, asked.dtype, asked.device)
+    floor = Floor.of(base, FLOP_PER_PARAMETER[asked.adapter])
+    gemm_flops = gemm_peak(base, asked.device)
+    print(f"GEMM peak: {gemm_flops / 1e12:.2f} TFLOP/s", file=sys.stderr)
+    drawn = tokenized(asked.data, max(asked.examples, asked.batch_size), base.config.vocab_size)
+    if asked.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    counted = drawn[: asked.examples]
+    timed = timed_training(base, drawn[: asked.batch_size], counted, asked)
+    seconds = sum(timed.step_seconds)
+    model_flops = floor.flops(timed.unique_tokens, trained_tokens(counted))
+    return {
+        "engine": "loratory",
+        "shape": asked.shape,
+        "data": asked.data,
+        "adapter": asked.adapter,
+        "dtype": asked.dtype,
+        "device": asked.device,
+        "batch_size": asked.batch_size,
+        "token_budget": asked.token_budget,
+        "examples": len(counted),
+        "seconds": seconds,
+        "examples_per_second": len(counted) / seconds,
+        "step_seconds": timed.step_seconds,
+        "tokens": timed.tokens,
+        "unique_tokens": timed.unique_tokens,
+        "peak_memory_bytes": peak_memory_bytes(asked.device),
+        "gemm_flops": gemm_flops,
+        "model_flops": model_flops,
+        "roofline": model_flops / seconds / gemm_flops,
+        "versions": versions("loratory", "torch", "transformers", "peft"),
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The counted steps."""
+
+    step_seconds: list[float]
+    """From the end of one step to the end of the next, so that the making of batches is in it."""
+    tokens: int
+    unique_tokens: int
+
+
+def timed_training(
+    base: PreTrainedModel,
+    warm_up: Sequence[Sequence[TokenizedExample]],
+    counted: Sequence[Sequence[TokenizedExample]],
+    asked: argparse.Namespace,
+) -> Timed:
+    """One step on ``warm_up``, then one epoch over ``counted``."""
+    settings = TrainConfig(epochs=1, batch_size=asked.batch_size, token_budget=asked.token_budget)
+    model = attach(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=asked.adapter), seed=0)
+    optimizer = make_optimizer(model, settings)
+    layout = Layout("tree", "benchmark")
+    for _ in train(model, warm_up, optimizer, settings, LEARNING_RATE, layout):
+        wait_for(asked.device)
+    seconds, tokens, unique_tokens = [], 0, 0
+    before = time.perf_counter()
+    for result in train(model, counted, optimizer, settings, LEARNING_RATE, layout):
+        wait_for(asked.device)
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+        tokens += result.tokens
+        unique_tokens += result.unique_tokens
+        print(f"step {result.step}/{result.steps}: {seconds[-1]:.2f} s, loss {result.loss:.3f}", file=sys.stderr)
+    return Timed(seconds, tokens, unique_tokens)
+
+
+def trained_tokens(examples: Sequence[Sequence[TokenizedExample]]) -> int:
+    """Rows that must reach the head: no two made-up examples share a context, so each trained token has its own."""
+    return sum(int((sequence.loss_weights > 0).sum()) for group in examples for sequence in group)
+
+
+# ---- the least that must be computed ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What cannot be avoided: the linear layers on each unique token, the head on each row that predicts a target."""
+
+    layer_parameters: int
+    head_parameters: int
+    flop_per_parameter: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, flop_per_parameter: int) -> "Floor":
+        layers = sum(weight.numel() for weight in layer_weights(model))
+        return cls(layers, model.get_output_embeddings().weight.numel(), flop_per_parameter)
+
+    def flops(self, unique_tokens: int, target_rows: int) -> int:
+        products = self.layer_parameters * unique_tokens + self.head_parameters * target_rows
+        return self.flop_per_parameter * products
+
+
+def layer_weights(model: PreTrainedModel) -> list[Tensor]:
+    """The weights of the linear layers inside the decoder layers."""
+    return [m.weight for m in model.base_model.layers.modules() if isinstance(m, nn.Linear)]
+
+
+def gemm_peak(model: PreTrainedModel, device: str) -> float:
+    """FLOP/s of the fastest of the model's own matrix products."""
+    by_shape = {weight.shape: weight for weight in layer_weights(model)}
+    return max(gemm_flops(weight, device) for weight in by_shape.values())
+
+
+@torch.no_grad()
+def gemm_flops(weight: Tensor, device: str) -> float:
+    """FLOP/s of a product with ``weight``, the best of a few."""
+    rows = torch.randn(GEMM_ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    calls = 20 if device == "cuda" else 1  # on a GPU one call is over before the next can be timed
+    best = float("inf")
+    for _ in range(GEMM_REPEATS):
+        wait_for(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            linear(rows, weight)
+        wait_for(device)
+        best = min(best, (time.perf_counter() - started) / calls)
+    return 2 * GEMM_ROWS * weight.numel() / best
+
+
+if __name__ == "__main__":
+    main()

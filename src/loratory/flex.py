@@ -1,0 +1,117 @@
+"""Tree attention on a GPU: FlexAttention under the composed rule, or packed FlashAttention where nothing is shared.
+
+T: tokens in the layout.  H, K: query and key/value heads.  D, E: width of keys, of values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+from transformers.masking_utils import causal_mask_function
+
+SMALLEST_BUCKET = 512
+STEPS_A_DOUBLING = 4  # padding costs at most a quarter, and a budget of 4,096 tokens meets 13 lengths
+
+
+@dataclass(frozen=True)
+class FlexPlan:
+    """How the layers of one type attend to a tree."""
+
+    rule: Callable[..., Tensor]
+    rows: int
+    keys: int
+    device: torch.device
+    starts: Int32[Tensor, "sequences_and_one"] | None
+    """Where sequences begin, and the end, where the tree is a plain packing under a causal rule."""
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """The rule, evaluated block by block; once for all layers of the type."""
+        return create_block_mask(self.rule, None, None, self.rows, self.keys, self.device)
+
+    def attend(
+        self,
+        query: Float[Tensor, "1 H S D"],
+        key: Float[Tensor, "1 K T D"],
+        value: Float[Tensor, "1 K T E"],
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Float[Tensor, "1 S H E"]:
+        """The attention's output. Raises TypeError for sinks, which neither kernel has."""
+        if sinks is not None:
+            raise TypeError("tree attention on a GPU does not know: s_aux")
+        if self.starts is not None and softcap is None and value.dtype in (torch.bfloat16, torch.float16):
+            return self._attend_packed(query, key, value, scaling)
+
+        def capped(score: Tensor, *_: Any) -> Tensor:
+            return softcap * torch.tanh(score / softcap)
+
+        out = _kernel(query.is_cuda)(
+            query,
+            key,
+            value,
+            score_mod=None if softcap is None else capped,
+            block_mask=self.blocks,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out.transpose(1, 2).contiguous()
+
+    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """FlashAttention of sequences that stand one after another."""
+        assert self.starts is not None
+        groups = query.shape[1] // key.shape[1]
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        longest = int(torch.diff(self.starts).max())
+        arguments = (self.starts, self.starts, longest, longest)
+        return varlen_attn(q, k, v, *arguments, scale=scaling, window_size=(-1, 0))[None]  # type: ignore[index]
+
+
+def flex_plan(
+    end_T: Int64[Tensor, "T"], depth_T: Int64[Tensor, "T"], prefix: int, mask_function: Callable[..., Tensor]
+) -> FlexPlan:
+    """The plan of one layer type. The first ``prefix`` of the T keys ask for nothing: they were computed before."""
+    rule = composed_rule(end_T, depth_T, prefix, mask_function)
+    starts = None
+    if not prefix and mask_function is causal_mask_function and is_packing(depth_T):
+        bounds = [(depth_T == 0).nonzero()[:, 0], depth_T.new_tensor([len(depth_T)])]
+        starts = torch.cat(bounds).to(torch.int32)
+    return FlexPlan(rule, len(end_T) - prefix, len(end_T), end_T.device, starts)
+
+
+def is_packing(depth_T: Int64[Tensor, "T"]) -> bool:
+    """Whether nothing branches: every token begins a sequence or continues the one before it."""
+    return bool(((depth_T[1:] == 0) | (torch.diff(depth_T) == 1)).all())
+
+
+def composed_rule(
+    end_T: Tensor, depth_T: Tensor, prefix: int, mask_function: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """FlexAttention's ``mask_mod``: the row descends from the key, and the model's own rule allows their depths."""
+
+    def rule(batch: Tensor, head: Tensor, row: Tensor, k: Tensor) -> Tensor:
+        q = row + prefix
+        return (k <= q) & (q < end_T[k]) & mask_function(batch, head, depth_T[q], depth_T[k])
+
+    return rule
+
+
+def bucket(size: int) -> int:
+    """The number of tokens that a batch is padded to, so that kernels are compiled for few lengths."""
+    if size <= SMALLEST_BUCKET:
+        return SMALLEST_BUCKET
+    step = 2 ** (size - 1).bit_length() // 2 // STEPS_A_DOUBLING
+    return -(-size // step) * step
+
+
+@cache
+def _kernel(compiled: bool) -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
