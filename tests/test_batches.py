@@ -4,11 +4,21 @@ import itertools
 from collections import Counter
 
 import numpy as np
+import torch
 from conftest import sequence
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from loratory.batches import Batch, build_batch, common_prefix, epoch_order, micro_batches, step_examples
+from loratory.batches import (
+    Batch,
+    build_batch,
+    common_prefix,
+    epoch_order,
+    micro_batches,
+    needed_ids,
+    padded,
+    step_examples,
+)
 from loratory.render import TokenizedExample
 
 CASES = {
@@ -50,7 +60,8 @@ def with_cases(function):
 
 
 def distinct_prefixes(sequences: list[TokenizedExample]) -> set[tuple[int, ...]]:
-    return {tuple(s.token_ids[:n].tolist()) for s in sequences for n in range(1, len(s.token_ids) + 1)}
+    ids = [needed_ids(s).tolist() for s in sequences]
+    return {tuple(own[:n]) for own in ids for n in range(1, len(own) + 1)}
 
 
 def path_of(batch: Batch, row: int) -> list[int]:
@@ -130,15 +141,32 @@ def test_a_budget_that_suffices_makes_one_micro_batch(sequences):
 
 def test_ids_above_a_byte_are_ordered_as_numbers():
     ids = [[256, 1], [1, 256], [70_000, 3], [255, 2], [256, 0], [128_000, 9], [1, 257]]
-    assert build_batch([sequence(one) for one in ids]).token_ids_T.tolist() == [
+    assert build_batch([sequence([*one, 0]) for one in ids]).token_ids_T.tolist() == [
         1, 256, 257, 255, 2, 256, 0, 1, 70_000, 3, 128_000, 9
     ]  # fmt: skip
 
 
 def test_neighbours_in_the_tree_share_a_micro_batch():
     left, right = [1] * 10, [2] * 10
-    mixed = [sequence([*trunk, i]) for i in range(5) for trunk in (left, right)]
+    mixed = [sequence([*trunk, i, 0]) for i in range(5) for trunk in (left, right)]
     assert [len(b.token_ids_T) for b in micro_batches(mixed, 15, share=True)] == [15, 15]
+
+
+def test_tokens_after_the_last_one_that_predicts_are_left_out():
+    batch = build_batch([sequence([1, 2, 3, 4, 5], [0, 0, 1, 0, 0]), sequence([1, 2, 7, 8], [0, 0, 0, 1])])
+    assert batch.token_ids_T.tolist() == [1, 2, 7]
+    assert (batch.target_rows_N.tolist(), batch.target_ids_N.tolist()) == ([1, 2], [3, 8])
+
+
+@given(trees(), st.integers(0, 9))
+@settings(derandomize=True, deadline=None, max_examples=20)
+def test_added_tokens_see_themselves_alone_and_nobody_sees_them(sequences, more):
+    batch = build_batch(sequences)
+    size = len(batch.token_ids_T)
+    longer = padded(batch, size + more)
+    assert [path_of(longer, row) for row in range(size)] == [path_of(batch, row) for row in range(size)]
+    assert [path_of(longer, row) for row in range(size, size + more)] == [[r] for r in range(size, size + more)]
+    assert torch.equal(longer.target_rows_N, batch.target_rows_N)
 
 
 def test_given_numbers_name_the_owners_of_the_targets():

@@ -1,5 +1,6 @@
 """Greedy decoding: the answer depends on the prompt alone."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -71,6 +72,23 @@ def test_a_shared_beginning_computed_once_changes_no_answer(model, renderer, tok
         assert answer == renderer.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def test_rows_that_have_ended_leave_the_batch_and_change_no_answer(model, renderer, monkeypatch):
+    """Stop ids are chosen so that rows end at different times."""
+    greedy_ids = [by_hand(model, prompt, 12) for prompt in PROMPTS]
+    stops = tuple(sorted({ids[n] for ids, n in zip(greedy_ids, (1, 2, 11, 4, 7), strict=True)}))
+    stopping = dataclasses.replace(renderer, stop_ids=stops)
+    batches = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda m, args, out: batches.append(out.shape[0]))
+    found = generate(model, PROMPTS, stopping, 12, 10_000, lambda done, total: None)
+    handle.remove()
+    assert batches[0] == len(PROMPTS)
+    assert batches[-1] < len(PROMPTS)
+    assert batches == sorted(batches, reverse=True)
+    for ids, answer in zip(greedy_ids, found, strict=True):
+        end = next((n for n, i in enumerate(ids) if i in stops), len(ids))
+        assert answer == renderer.tokenizer.decode(ids[:end], skip_special_tokens=True)
+
+
 def test_the_models_own_sampling_settings_do_not_matter(model, renderer):
     plain = generate(model, PROMPTS, renderer, 8, 1000, lambda done, total: None)
     settings = model.generation_config
@@ -80,8 +98,6 @@ def test_the_models_own_sampling_settings_do_not_matter(model, renderer):
 
 def test_generation_stops_at_every_stop_id(model, renderer):
     first = by_hand(model, PROMPTS[0], 3)
-    import dataclasses
-
     stopping = dataclasses.replace(renderer, stop_ids=(first[1],))
     found = generate(model, PROMPTS[:1], stopping, 8, 1000, lambda done, total: None)
     end = first.index(first[1])

@@ -129,8 +129,8 @@ def test_soft_caps_and_sinks_are_exact(make, sequences):
 
 @pytest.mark.parametrize("make", [gemma2, gpt_oss], ids=lambda make: make.__name__)
 def test_soft_caps_and_sinks_of_these_models_matter(make, monkeypatch):
-    def without(q, k, v, allowed_RL, scaling, softcap, sinks):
-        return _explicit_attention(q, k, v, allowed_RL, scaling, None, None)
+    def without(q, k, v, bias_RL, scaling, softcap, sinks):
+        return _explicit_attention(q, k, v, bias_RL, scaling, None, None)
 
     monkeypatch.setattr("loratory.attention._explicit_attention", without)
     sequences = [sequence(ids, 3) for ids in CASES["three levels"]]
@@ -139,7 +139,8 @@ def test_soft_caps_and_sinks_of_these_models_matter(make, monkeypatch):
 
 
 def test_trees_longer_than_a_chunk_of_rows_are_exact(monkeypatch):
-    monkeypatch.setattr("loratory.attention.CHUNK_ROWS", 4)
+    for name, value in {"CUT_ROWS": 2, "CHUNK_COST": 4, "SAVED_KEYS": 5}.items():
+        monkeypatch.setattr(f"loratory.kernels.{name}", value)
     sequences = [sequence(ids, 3) for name in ("three levels", "duplicates") for ids in CASES[name]]
     for family in ("gpt2", "gemma3"):
         assert_same(model_of(family), sequences, TREE, tolerance(family))

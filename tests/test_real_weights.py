@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_loss import in_batches, one_by_one
 
 from loratory.adapters import attach, load_trained, save_trained
-from loratory.attention import Layout, choose_layout
+from loratory.attention import Layout
 from loratory.config import AdapterConfig, ModelConfig, PromptConfig, TrainConfig
 from loratory.examples import Example, Message
 from loratory.models import LoadedModel, load_model
@@ -26,6 +26,7 @@ from loratory.optim import make_optimizer
 from loratory.render import Renderer, TokenizedExample, make_renderer, tokenize
 from loratory.score import label_log_probs
 from loratory.train import StepResult, train
+from loratory.verify import choose_layout
 from loratory.world import World
 
 pytestmark = [

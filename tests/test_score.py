@@ -17,7 +17,7 @@ from loratory.attention import Layout
 from loratory.config import PromptConfig
 from loratory.examples import Example, Message
 from loratory.render import Renderer, completion_ids, make_renderer, render_prompt
-from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
+from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, sequence_log_probs
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>"
@@ -98,6 +98,34 @@ def test_scores_are_those_of_each_label_alone(family, kind):
     np.testing.assert_array_equal(found.tokens_EL, tokens)
 
 
+SHARED = [(7 * i) % VOCABULARY for i in range(30)]
+
+
+@pytest.mark.parametrize("fast", [{}, {"plain_head": True}, {"plain_head": True, "skips_rows": True}], ids=str)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_beginning_that_all_prompts_share_is_computed_once_and_changes_nothing(family, fast, monkeypatch):
+    model = model_of(family)
+    if fast.get("skips_rows") and family == "gpt2":
+        pytest.skip("its layers put their output into the shape of all rows")
+    lengths = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda m, args, out: lengths.append(out.shape[1]))
+    prompts = [np.array([*SHARED, *rest]) for rest in ([5], [6, 7, 8], [9] * 12, [6, 7, 9])]
+    completions = [[[1, 2, 3], [1, 4], [2]], [[7]], [[3, 3], [3, 3, 3]], [[1, 2, 3]]]
+    layout = Layout("tree", "test", **fast)
+    found = sequence_log_probs(model, prompts, completions, layout, 40, lambda done, total: None)
+    handle.remove()
+    windowed = family in ("gemma3", "mistral")  # whose caches forget
+    assert (sum(lengths) < 2 * len(SHARED) + 30) == (not windowed)
+    for prompt, own, values in zip(prompts, completions, found, strict=True):
+        for completion, value in zip(own, values, strict=True):
+            ids = torch.tensor([*prompt.tolist(), *completion])
+            with torch.no_grad():
+                log_probs = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(dim=-1)
+            rows = torch.arange(len(prompt), len(ids)) - 1
+            expected = log_probs[rows, ids[rows + 1]].sum().item()
+            assert value == pytest.approx(expected, rel=1e-9 if family == "gpt2" else 1e-5)
+
+
 @given(st.integers(1, 300), st.sampled_from(["tree", "padded", "one-by-one"]))
 @settings(derandomize=True, deadline=None, max_examples=15)
 def test_scores_do_not_depend_on_the_token_budget(token_budget, kind):
@@ -109,7 +137,7 @@ def test_scores_do_not_depend_on_the_token_budget(token_budget, kind):
 
 def test_scores_of_many_examples_go_to_their_owners(monkeypatch):
     expected = score(model_of("gpt2"), EXAMPLES, LABELS).log_probs_EL
-    monkeypatch.setattr("loratory.score.EXAMPLES_AT_ONCE", 2)
+    monkeypatch.setattr("loratory.score.PROMPTS_AT_ONCE", 2)
     seen = []
     found = label_log_probs(
         model_of("gpt2"), tiny_renderer(), EXAMPLES, LABELS, TREE, 1000, lambda *counts: seen.append(counts)

@@ -35,8 +35,10 @@ class FusedLoraLinear(PeftLinear):
         usual = len(names) == 1 and names[0] in self.lora_A and not self.lora_variant
         if args or kwargs or self.disable_adapters or self.merged or not usual:
             return super().forward(x, *args, **kwargs)
-        base, [name] = self.base_layer, names
-        a, b = self.lora_A[name], self.lora_B[name]
+        base: Any = self.base_layer
+        [name] = names
+        a: Any = self.lora_A[name]
+        b: Any = self.lora_B[name]
         if base.weight.requires_grad or b.bias is not None:
             return super().forward(x)
         dropout = self.lora_dropout[name]
@@ -50,10 +52,11 @@ def _make_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> nn.Modul
     return FusedLoraLinear(target, adapter_name, **kwargs) if type(base) is nn.Linear else None
 
 
-def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
+def attach(base: LoadedModel, config: AdapterConfig, seed: int, fused: bool = True) -> nn.Module:
     """The model with what trains switched on: a fresh LoRA branch on its targets, or every parameter.
 
-    LoRA parameters are float32 whatever the base model's number format.
+    LoRA parameters are float32 whatever the base model's number format. ``fused``: branches on plain linear layers are
+    computed as one function with them; names and files are PEFT's own either way.
     """
     if config.kind == "full":
         return base.model.requires_grad_(True)
@@ -74,7 +77,8 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int) -> nn.Module:
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )
-    settings._register_custom_module({nn.Linear: _make_layer})
+    if fused:
+        settings._register_custom_module({nn.Linear: _make_layer})  # type: ignore[dict-item]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(base.model, settings)
@@ -215,7 +219,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load_trained(base: LoadedModel, folder: Path, force: bool = False) -> nn.Module:
+def load_trained(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
     """The base model with a saved LoRA adapter on it, for inference.
 
     Raises UserError where the adapter is missing, stored as pickle, or was trained on other weights (unless ``force``).
@@ -233,7 +237,8 @@ def load_trained(base: LoadedModel, folder: Path, force: bool = False) -> nn.Mod
         )
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        config._register_custom_module({nn.Linear: _make_layer})
+        if fused:
+            config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[attr-defined]
         model = PeftModel.from_pretrained(base.model, str(folder), config=config)
     except Exception as error:  # damaged files fail in many ways
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error

@@ -40,6 +40,12 @@ class Layout:
     """Logits are the head's linear layer of the last hidden states and nothing more."""
     by_hand: bool = True
     """Attention with the derivative by hand; else PyTorch's own, chunk by chunk."""
+    compiled: bool = False
+    """What lies between the matrix products is fused by torch.compile; in layers, only while training."""
+    checkpoints: bool = False
+    """In training a layer keeps its input alone and computes the rest again in the backward."""
+    low: torch.dtype | None = None
+    """The number format of matrix products in training, where it is not that of the weights."""
 
     @property
     def share(self) -> bool:
@@ -54,7 +60,7 @@ class LayerMask:
     """What arrives as ``attention_mask`` in the layers of one type."""
 
     chunks: tuple[RowChunk, ...]
-    by_hand: bool = True
+    layout: Layout
     called: list[int] = field(default_factory=list)
     """Identities of the layers that called tree attention in this forward; read by the checks."""
     flex: FlexPlan | None = None
@@ -70,7 +76,7 @@ class TreeCall:
     batch: Batch
     rows_U: Tensor | None
     prefix: int
-    by_hand: bool
+    layout: Layout
     called: list[int]
 
 
@@ -95,12 +101,12 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
     if call.rows_U is not None:
         within = torch.searchsorted(torch.tensor(cuts[1:], device=end.device), call.rows_U, right=True)
         groups = [call.rows_U[within == i] + p for i in within.unique().tolist()]
-        some = LayerMask(_chunks(groups, end, depth, mask_function), call.by_hand, call.called)
+        some = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.called)
     if end_T.is_cuda:
         plan = flex_plan(end, depth, p, mask_function)
-        return LayerMask((), call.by_hand, call.called, flex=plan, some_rows=some)
+        return LayerMask((), call.layout, call.called, flex=plan, some_rows=some)
     spans = [torch.arange(a, b) + p for a, b in itertools.pairwise(cuts)]
-    return LayerMask(_chunks(spans, end, depth, mask_function), call.by_hand, call.called, some_rows=some)
+    return LayerMask(_chunks(spans, end, depth, mask_function), call.layout, call.called, some_rows=some)
 
 
 def _chunks(
@@ -144,21 +150,21 @@ def tree_attention(
         raise TypeError(f"tree attention does not know: {', '.join(unknown) or 'dropout'}")
     mask = attention_mask
     mask.called.append(id(module))
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary positions make them wider
     if mask.flex is not None:
-        return mask.flex.attend(query, key, value, scaling, softcap, s_aux), None
-    if softcap is None and s_aux is None and mask.by_hand:
-        return attend(query, key, value, mask.chunks, scaling), None
+        return mask.flex.attend(query, key, value, scale, softcap, s_aux), None
+    if softcap is None and s_aux is None and mask.layout.by_hand:
+        return attend(query, key, value, mask.chunks, scale, mask.layout.compiled), None
     parts = []
     for chunk in mask.chunks:
         q = query[:, :, chunk.start : chunk.end]
         k, v = key.index_select(2, chunk.keys_L), value.index_select(2, chunk.keys_L)
         if softcap is None and s_aux is None:
             bias = chunk.bias_RL[None, None].to(q.dtype)
-            part = scaled_dot_product_attention(q, k, v, bias, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+            part = scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         else:
-            part = _explicit_attention(q, k, v, chunk.bias_RL, scaling, softcap, s_aux)
+            part = _explicit_attention(q, k, v, chunk.bias_RL, scale, softcap, s_aux)
         parts.append(part)
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -187,6 +193,45 @@ def _explicit_attention(
 
 AttentionInterface.register(NAME, tree_attention)
 AttentionMaskInterface.register(NAME, tree_mask)  # type: ignore[arg-type]
+
+
+@contextmanager
+def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
+    """As ``prepared``, and while open, layers run compiled or keep little for the backward, as the layout says.
+
+    Not the last layer, which may skip rows. Nor is the first one compiled, whose input needs no gradient, so that all
+    run the same code, for any number of tokens.
+    """
+    layers = decoder_layers(model)
+    saving = layout.checkpoints and can_checkpoint(layers)
+    compiled = layers[1:-1] if layout.compiled and layout.share and not saving else []
+    for layer in compiled:
+        layer.compile(dynamic=True)
+    if saving:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # type: ignore[operator]
+        for layer in layers:
+            layer.training = layer is not layers[-1]  # the layer's own flag; its dropouts are modules of their own
+    device = next(model.parameters()).device.type
+    products = torch.autocast(device, layout.low) if layout.low else nullcontext()
+    try:
+        with prepared(model, layout), products:
+            yield
+    finally:
+        for layer in compiled:
+            layer.compile(disable=True)
+        if saving:
+            disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+            disable()  # type: ignore[operator]
+            for layer in layers:
+                layer.training = False
+
+
+def can_checkpoint(layers: list[nn.Module]) -> bool:
+    """Whether the layers know how to, and draw no dropout of their own, which the flag for it would switch on."""
+    known = all(hasattr(layer, "gradient_checkpointing") for layer in layers)
+    draws = any("drop" in name and isinstance(v, float) and v > 0 for la in layers for name, v in vars(la).items())
+    return bool(layers) and known and not draws
 
 
 @contextmanager
@@ -220,25 +265,29 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(lists[0]) if lists else []
 
 
-def target_states(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float[Tensor, "U X"], Int64[Tensor, "N"]]:
+def target_states(
+    model: nn.Module, batch: Batch, layout: Layout, prefix: DynamicCache | None = None
+) -> tuple[Float[Tensor, "U X"], Int64[Tensor, "N"]]:
     """Last hidden states of the rows that some target needs, each once, and for every target its row among them.
 
     To be called inside ``prepared(model, layout)``, with a layout of trees.
     """
     rows_U, inverse_N = torch.unique(batch.target_rows_N, return_inverse=True)
     skipped = rows_U if layout.skips_rows and 2 * len(rows_U) < len(batch.token_ids_T) else None
-    states = tree_forward(body_of(model), batch, layout, rows_U=skipped).last_hidden_state[0]
+    states = tree_forward(body_of(model), batch, layout, rows_U=skipped, prefix=prefix).last_hidden_state[0]
     return (states if skipped is not None else states[rows_U]), inverse_N
 
 
-def target_logits(model: nn.Module, batch: Batch, layout: Layout) -> tuple[Float[Tensor, "U V"], Int64[Tensor, "N"]]:
+def target_logits(
+    model: nn.Module, batch: Batch, layout: Layout, prefix: DynamicCache | None = None
+) -> tuple[Float[Tensor, "U V"], Int64[Tensor, "N"]]:
     """Logits of the rows that some target needs, each once, and for every target its row among them.
 
     To be called inside ``prepared(model, layout)``.
     """
     rows_U, inverse_N = torch.unique(batch.target_rows_N, return_inverse=True)
     if layout.kind == "tree":
-        return tree_forward(model, batch, layout, logits_to_keep=rows_U).logits[0], inverse_N
+        return tree_forward(model, batch, layout, prefix=prefix, logits_to_keep=rows_U).logits[0], inverse_N
     logits = []
     for arguments, row, column in _rectangles(batch, rows_U, layout.kind == "one-by-one"):
         if layout.kind == "one-by-one":
@@ -264,7 +313,7 @@ def tree_forward(
     length = prefix.get_seq_length() if prefix is not None else 0
     if batch.token_ids_T.is_cuda:
         batch = padded(batch, bucket(len(batch.token_ids_T)))
-    token = _CALL.set(TreeCall(batch, rows_U, length, layout.by_hand, [] if called is None else called))
+    token = _CALL.set(TreeCall(batch, rows_U, length, layout, [] if called is None else called))
     if prefix is not None:
         arguments["past_key_values"] = _shallow(prefix)
     try:
@@ -373,5 +422,3 @@ def _rectangles(batch: Batch, rows_U: Tensor, one_by_one: bool) -> Iterator[tupl
             "logits_to_keep": columns,
         }
         yield arguments, owner_U[wanted] - group[0], column
-
-

@@ -44,10 +44,10 @@ def build_batch(
     """The tree of the sequences. ``indices`` are their numbers in ``target_sequence_N`` (default 0, 1, ...).
 
     Tokens that predict no target, being after the last one that does, are left out. With ``share`` false every sequence
-    stands by itself, one after another.
+    stands by itself, one after another, and whole: the models that need this may look at its length.
     """
     indices = range(len(sequences)) if indices is None else indices
-    needed = [needed_ids(s) for s in sequences]
+    needed = [needed_ids(s) if share else s.token_ids for s in sequences]
     order = _tree_order(needed) if share else range(len(sequences))
     tokens, depths, ends, rows, ids, weights, owners = ([] for _ in range(7))
     path = np.zeros(0, dtype=np.int64)  # rows of the sequence laid out last
@@ -84,7 +84,7 @@ def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, shar
     Neighbours in the order of the tree go together, so that what can be shared is. Without sharing, sequences of like
     length go together and the budget counts the padding too.
     """
-    needed = [needed_ids(s) for s in sequences]
+    needed = [needed_ids(s) if share else s.token_ids for s in sequences]
     order = _tree_order(needed) if share else sorted(range(len(needed)), key=lambda i: len(needed[i]))
     groups: list[list[int]] = []
     size, previous = 0, np.zeros(0, dtype=np.int64)

@@ -4,6 +4,7 @@ Results go to standard output, everything else to standard error.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.resources
 import json
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 WIDE = 400
 INIT_EXAMPLES = 3
+COMPUTING = ("run", "train", "evaluate", "predict")
+HELP_FLAGS = {"-h", "--help"}
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = """usage: loratory VERB [ARGUMENTS]
 
@@ -551,8 +559,24 @@ def main(arguments: list[str]) -> int:
     return DONE
 
 
+def keep_freed_memory() -> None:
+    """Starts the program anew with an allocator that keeps what it frees, and asks for it in large pages.
+
+    glibc hands large blocks back to the kernel, which fills them with zeros again at the next step: a tenth of the time
+    of a training step. It reads these settings at the start of a process only. Where any of them is set, all stay.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR) or not sys.orig_argv:
+        return
+    os.environ.update(ALLOCATOR)
+    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # no executable of that name: goes on as it is
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def entry_point() -> None:
     """The console command."""
+    if any(verb in COMPUTING for verb in sys.argv[1:2]) and not HELP_FLAGS & {*sys.argv}:
+        keep_freed_memory()
     sys.exit(main(sys.argv[1:]))
 
 

@@ -50,9 +50,8 @@ class FlexPlan:
         if self.starts is not None and softcap is None and value.dtype in (torch.bfloat16, torch.float16):
             return self._attend_packed(query, key, value, scaling)
 
-        def capped(score: Tensor, *_: Any) -> Tensor:
-            return softcap * torch.tanh(score / softcap)
-
+        cap = softcap or 1.0
+        capped = lambda score, *_: cap * torch.tanh(score / cap)  # noqa: E731 - the kernel counts arguments
         out = _kernel(query.is_cuda)(
             query,
             key,
@@ -97,11 +96,9 @@ def composed_rule(
 ) -> Callable[..., Tensor]:
     """FlexAttention's ``mask_mod``: the row descends from the key, and the model's own rule allows their depths."""
 
-    def rule(batch: Tensor, head: Tensor, row: Tensor, k: Tensor) -> Tensor:
-        q = row + prefix
-        return (k <= q) & (q < end_T[k]) & mask_function(batch, head, depth_T[q], depth_T[k])
-
-    return rule
+    return lambda batch, head, row, k: (
+        (k <= row + prefix) & (row + prefix < end_T[k]) & mask_function(batch, head, depth_T[row + prefix], depth_T[k])
+    )
 
 
 def bucket(size: int) -> int:

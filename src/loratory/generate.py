@@ -63,7 +63,7 @@ def generate(
     context = context_length(model.config)  # type: ignore[arg-type]
     answers = [""] * len(prompts)
     done = 0
-    prefix = _shared_prefix(model, prompts, max_new_tokens)
+    prefix = shared_prefix(model, prompts, max_new_tokens)
     # Tokens to compute for each prompt; those that are only held in the cache take memory, but far less.
     sizes = [max(len(p) - prefix.length + max_new_tokens, -(-(len(p) + max_new_tokens) // HELD)) for p in prompts]
     for group in _groups(sizes, token_budget):
@@ -84,7 +84,8 @@ class Prefix:
     cache: DynamicCache | None
 
 
-def _shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: int) -> Prefix:
+@torch.no_grad()
+def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: int) -> Prefix:
     """The longest shared prefix that leaves every prompt a token; none where it is short or cannot be kept exactly.
 
     It can where every layer keeps all keys: with a sliding window, padding between prefix and rest would count as
@@ -129,12 +130,46 @@ def _generate_batch(
         ids[row, start:] = torch.from_numpy(prompt[prefix.length :])
         mask[row, : prefix.length] = 1
         mask[row, start:] = 1
-    arguments: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    if prefix.cache is not None:
-        arguments["past_key_values"] = copy.deepcopy(prefix.cache)
-        arguments["past_key_values"].batch_repeat_interleave(len(prompts))
-    output = model.generate(generation_config=settings, **arguments)  # type: ignore[operator]
-    return output[:, width:].tolist()
+    cache = copy.deepcopy(prefix.cache)
+    if cache is not None:
+        cache.batch_repeat_interleave(len(prompts))
+    return _with_leaving(model, ids.to(device), mask.to(device), cache, settings)
+
+
+def _with_leaving(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None, settings: GenerationConfig
+) -> list[list[int]]:
+    """The tokens that follow each row of ``ids``. Once half of the rows have ended, they leave; the rest goes on."""
+    width, most = ids.shape[1], settings.max_new_tokens or 0
+    stops = torch.tensor(settings.eos_token_id, device=ids.device)
+    found: list[list[int]] = [[] for _ in ids]
+    rows = torch.arange(len(ids), device=ids.device)
+    while len(rows):
+
+        def half_ended(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            ended = torch.isin(ids[:, width:], stops).any(1)
+            return (2 * ended.sum() >= len(ended)).expand(len(ended))
+
+        left = copy.deepcopy(settings)
+        left.max_new_tokens = width + most - ids.shape[1]
+        output: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            generation_config=left,
+            stopping_criteria=StoppingCriteriaList([half_ended]),  # type: ignore[list-item]
+            return_dict_in_generate=True,
+        )
+        made = output.sequences
+        ended = torch.isin(made[:, width:], stops).any(1) | (made.shape[1] >= width + most)
+        for row, own in zip(rows[ended].tolist(), made[ended, width:].tolist(), strict=True):
+            found[row] = own
+        going = (~ended).nonzero()[:, 0]
+        mask = torch.cat([mask, mask.new_ones(len(mask), made.shape[1] - ids.shape[1])], dim=1)[going]
+        ids, rows, cache = made[going], rows[going], getattr(output, "past_key_values", None)
+        if len(rows) and cache is not None:
+            cache.batch_select_indices(going)
+    return found
 
 
 def decode_answer(ids: Sequence[int], renderer: Renderer) -> str:

@@ -15,6 +15,7 @@ from loratory.config import BUILTIN, Config, config_to_dict
 from loratory.errors import UserError
 from loratory.examples import Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
+from loratory.speed import resolve_speed
 from loratory.verify import Mismatch, choose_layout
 from loratory.world import World, describe, memory_bytes, resolve_world
 
@@ -91,8 +92,8 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
             "Choosing a learning rate, or when to stop, needs validation examples",
             "[train] learning_rate, early_stopping",
         )
-    dtype = "float32" if config.adapter.kind == "full" and config.model.dtype == "auto" else config.model.dtype
-    world = resolve_world(config.model.device, dtype, config.run.threads)
+    full = config.adapter.kind == "full"
+    world = resolve_world(config.model.device, config.model.dtype, config.run.threads, full)
     tell(
         Event(
             "say",
@@ -124,7 +125,12 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
         raise UserError(
             "Token trees are not exact for this model", "[train] batching", found=str(error), fix=fix
         ) from error
-    tell(Event("say", f"Batches: {layout.kind} ({layout.why})", {}))
+    speed, sentences = resolve_speed(config.speed, config.train, full, base.model, trained, layout, world)
+    layout = dataclasses.replace(
+        layout, compiled=speed.compile == "on", checkpoints=speed.checkpointing == "on", low=world.low
+    )
+    for sentence in (f"Batches: {layout.kind} ({layout.why})", *sentences):
+        tell(Event("say", sentence, {}))
     for check in checks:
         tell(Event("say", check["message"], check))
     resolved = dataclasses.replace(
@@ -136,6 +142,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
             revision=base.revision or config.model.revision,
         ),
         prompt=dataclasses.replace(split.prompt, date=renderer.date),
+        speed=speed,
         run=dataclasses.replace(config.run, threads=world.threads),
     )
     seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}

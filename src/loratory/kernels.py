@@ -4,8 +4,9 @@ T: tokens in the layout.  S: rows that ask (all T, or a few of them).  R: rows o
 H, K: query and key/value heads.  G: query heads of each key/value head, H = K * G.  D, E: width of keys, of values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,29 +63,30 @@ def attend(
     value: Float[Tensor, "1 K T E"],
     chunks: Sequence[RowChunk],
     scaling: float,
+    compiled: bool = False,
 ) -> Float[Tensor, "1 S H E"]:
-    """softmax(scaling * query key^T) value over each chunk's allowed keys.
+    """softmax(scaling * query key^T) value over each chunk's allowed keys; ``compiled``: with fused elementwise parts.
 
     Scores and softmax are in float32 at least, products with probabilities in the number format of the values.
     Gradients of keys and values, which many rows share, are summed in float32 at least.
     """
-    return _Attention.apply(query, key, value, chunks, scaling)  # type: ignore[no-any-return]
+    return _Attention.apply(query, key, value, chunks, scaling, compiled)  # type: ignore[no-any-return]
 
 
 class _Attention(torch.autograd.Function):
     """The derivative by hand, because the library's fused one is several times slower than products in bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, chunks: Sequence[RowChunk], scaling: float):
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, chunks, scaling: float, compiled: bool):
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         saves = any(ctx.needs_input_grad)
         kept = []
         for chunk in chunks:
-            probabilities = _probabilities(query, key, chunk, scaling)
+            probabilities = _probabilities(query, key, chunk, scaling, compiled)
             _put_heads(out, chunk, torch.bmm(probabilities, value[0].index_select(1, chunk.keys_L)))
             if saves and len(chunk.keys_L) <= SAVED_KEYS:
                 kept.append(probabilities)
-        ctx.chunks, ctx.scaling = chunks, scaling
+        ctx.chunks, ctx.scaling, ctx.compiled = chunks, scaling, compiled
         if saves:
             ctx.save_for_backward(query, key, value, out, *kept)
         return out
@@ -97,16 +99,19 @@ class _Attention(torch.autograd.Function):
         d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros(x.shape[1:], dtype=wide, device=x.device) for x in (key, value))
         for chunk in ctx.chunks:
-            saved = len(chunk.keys_L) <= SAVED_KEYS
-            probabilities = kept.pop(0) if saved else _probabilities(query, key, chunk, ctx.scaling)
+            if len(chunk.keys_L) <= SAVED_KEYS:
+                probabilities = kept.pop(0)
+            else:
+                probabilities = _probabilities(query, key, chunk, ctx.scaling, ctx.compiled)
             q, k, v = _heads(query, chunk, key), key[0].index_select(1, chunk.keys_L), value[0][:, chunk.keys_L]
             d_out = _heads(grad_out.transpose(1, 2), chunk, key)
             sums = (d_out * _heads(out.transpose(1, 2), chunk, key)).sum(-1, keepdim=True, dtype=wide)
-            d_scores = _score_gradient(probabilities, torch.bmm(d_out, v.transpose(1, 2)), sums, ctx.scaling)
+            d_probabilities = torch.bmm(d_out, v.transpose(1, 2))
+            d_scores = _fused(_score_gradient, ctx.compiled)(probabilities, d_probabilities, sums, ctx.scaling)
             d_query[0, :, chunk.start : chunk.end] = torch.bmm(d_scores, k).view(query.shape[1], -1, query.shape[3])
             d_key.index_add_(1, chunk.keys_L, torch.bmm(d_scores.transpose(1, 2), q).to(wide))
             d_value.index_add_(1, chunk.keys_L, torch.bmm(probabilities.transpose(1, 2), d_out).to(wide))
-        return d_query, d_key[None].to(key.dtype), d_value[None].to(value.dtype), None, None
+        return d_query, d_key[None].to(key.dtype), d_value[None].to(value.dtype), None, None, None
 
 
 def _heads(rows: Float[Tensor, "1 H S D"], chunk: RowChunk, key: Tensor) -> Float[Tensor, "K GR D"]:
@@ -120,7 +125,14 @@ def _put_heads(out: Float[Tensor, "1 S H E"], chunk: RowChunk, rows: Float[Tenso
     out[0, chunk.start : chunk.end] = rows.view(heads, -1, width).transpose(0, 1)
 
 
-def _probabilities(query: Tensor, key: Tensor, chunk: RowChunk, scaling: float) -> Float[Tensor, "K GR L"]:
+@cache
+def _fused(function: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=True) if compiled else function
+
+
+def _probabilities(
+    query: Tensor, key: Tensor, chunk: RowChunk, scaling: float, compiled: bool
+) -> Float[Tensor, "K GR L"]:
     """The softmax of a chunk's scores, in the number format of the query.
 
     Scores must not be rounded to bfloat16, where one of 100 is off by 0.25. A product in bfloat16 and one more for what
@@ -129,18 +141,20 @@ def _probabilities(query: Tensor, key: Tensor, chunk: RowChunk, scaling: float) 
     q, k = _heads(query, chunk, key), key[0].index_select(1, chunk.keys_L).transpose(1, 2)
     if query.dtype == torch.bfloat16:
         rounded = torch.bmm(q, k)
-        return _softmax_of_two(rounded, torch.baddbmm(rounded, q, k, beta=-1), chunk.bias_RL, scaling)
+        rest = torch.baddbmm(rounded, q, k, beta=-1)
+        return _fused(_softmax_of_two, compiled)(rounded, rest, chunk.bias_RL, scaling)
     wide = torch.promote_types(query.dtype, torch.float32)
-    return _softmax(torch.bmm(q.to(wide), k.to(wide)), chunk.bias_RL, scaling).to(query.dtype)
+    scores = torch.bmm(q.to(wide), k.to(wide))
+    return _fused(_softmax, compiled)(scores, chunk.bias_RL, scaling).to(query.dtype)
 
 
 def _softmax(scores: Float[Tensor, "K GR L"], bias_RL: Tensor, scaling: float) -> Float[Tensor, "K GR L"]:
-    by_head = (scores * scaling).view(scores.shape[0], -1, *bias_RL.shape) + bias_RL
+    by_head = torch.add(bias_RL, scores.view(scores.shape[0], -1, *bias_RL.shape), alpha=scaling)
     return by_head.softmax(-1).view_as(scores)
 
 
 def _softmax_of_two(rounded: Tensor, rest: Tensor, bias_RL: Tensor, scaling: float) -> Float[Tensor, "K GR L"]:
-    return _softmax(rounded.float() + rest.float(), bias_RL, scaling).to(rounded.dtype)
+    return _softmax(rounded.float().add_(rest), bias_RL, scaling).to(rounded.dtype)
 
 
 def _score_gradient(probabilities: Tensor, d_probabilities: Tensor, sums: Tensor, scaling: float) -> Tensor:

@@ -5,8 +5,7 @@ T: tokens.  I, O: input and output width.  r: rank.
     y = x W^T + bias + scaling * drop(x) A^T B^T
 
 The branch is computed in the number format of ``x``; A and B, and so their gradients, stay in their own (float32).
-Saved for the backward: ``x`` and, with dropout, which of its values were dropped. The inner state x A^T is computed
-again, which costs r / O of the layer.
+Saved for the backward: ``x``, the narrow x A^T and, with dropout, which values of ``x`` were dropped.
 """
 
 from typing import Any
@@ -35,25 +34,25 @@ def lora_linear(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, a, b, scaling: float, keep, kept_share: float):
-        ctx.save_for_backward(x, weight, a, b, keep)
         ctx.scaling, ctx.kept_share = scaling, kept_share
         rows = x.reshape(-1, x.shape[-1])
         y = linear(rows, weight, bias)
         inner = _branch_input(rows, keep, kept_share) @ a.to(x.dtype).t()
         y.addmm_(inner, b.to(x.dtype).t(), alpha=scaling)
+        ctx.save_for_backward(x, weight, a, b, inner, keep)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor):
-        x, weight, a, b, keep = ctx.saved_tensors
+        x, weight, a, b, inner, keep = ctx.saved_tensors
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
         rows, grad = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
         entering = _branch_input(rows, keep, ctx.kept_share)
         d_inner = (grad @ low_b).mul_(ctx.scaling)
         d_a = (d_inner.t() @ entering).to(a.dtype)
         # r rows of O are cheaper to write than O rows of r
-        d_b = ((entering @ low_a.t()).t() @ grad).t().to(b.dtype).mul_(ctx.scaling)
+        d_b = (inner.t() @ grad).t().to(b.dtype).mul_(ctx.scaling)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = grad @ weight

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+from transformers import DynamicCache
 
 from loratory.attention import Layout, target_logits, target_states
 from loratory.batches import Batch
@@ -27,13 +28,18 @@ class LossSum:
     weight: float
 
 
-def target_log_probs(model: nn.Module, batch: Batch, layout: Layout) -> Float[Tensor, "N"]:
-    """Natural log of the probability of every target, computed in float32 at least."""
+def target_log_probs(
+    model: nn.Module, batch: Batch, layout: Layout, prefix: DynamicCache | None = None
+) -> Float[Tensor, "N"]:
+    """Natural log of the probability of every target, computed in float32 at least.
+
+    ``prefix``: keys and values of tokens before the batch's own, for a layout of trees.
+    """
     if layout.plain_head:
-        states_UX, inverse_N = target_states(model, batch, layout)
+        states_UX, inverse_N = target_states(model, batch, layout, prefix)
         head = _head(model)
         return _WithHead.apply(states_UX, head.weight, head.bias, inverse_N, batch.target_ids_N)
-    logits_UV, inverse_N = target_logits(model, batch, layout)
+    logits_UV, inverse_N = target_logits(model, batch, layout, prefix)
     log_probs_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32)).log_softmax(dim=-1)
     return log_probs_UV[inverse_N, batch.target_ids_N]
 

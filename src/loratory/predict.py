@@ -10,7 +10,7 @@ from torch import nn
 
 from loratory import adapters, models
 from loratory.attention import Layout
-from loratory.config import ModelConfig, PromptConfig
+from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, Prompting, answering, choices
 from loratory.examples import LABELS, Message, Row, fill, placeholders, records_to_examples
@@ -21,7 +21,7 @@ from loratory.score import Rule, label_log_probs
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
 
-TOKEN_BUDGET = 4096
+TOKEN_BUDGET = TrainConfig().token_budget
 
 
 @dataclass(frozen=True)

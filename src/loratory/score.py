@@ -3,6 +3,7 @@
 E: examples.  L: labels.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +17,12 @@ from torch import nn
 from loratory.attention import Layout, prepared
 from loratory.batches import micro_batches
 from loratory.examples import Example
-from loratory.generate import Progress
+from loratory.generate import Prefix, Progress, shared_prefix
 from loratory.loss import target_log_probs
-from loratory.render import Renderer, join, render_prompt
+from loratory.render import Renderer, TokenizedExample, completion_ids, render_prompt
 
 RuleName = Literal["sum", "mean", "prior"]
-EXAMPLES_AT_ONCE = 64  # bounds the memory that rendered candidates take
+PROMPTS_AT_ONCE = 64  # bounds the memory that their sequences take
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ class Rule:
     """Mean log-probability of each label on the validation prompts; zeros unless the rule is "prior"."""
 
 
-@torch.no_grad()
 def label_log_probs(
     model: nn.Module,
     renderer: Renderer,
@@ -58,25 +58,53 @@ def label_log_probs(
     token_budget: int,
     progress: Progress,
 ) -> LabelScores:
-    """Scores every label as a leaf of its example's prompt: the prompt is computed once."""
+    """Scores every label as a leaf of its example's prompt; what all prompts begin with is computed once."""
+    prompts = [render_prompt(e.messages, renderer, e.source) for e in examples]
+    completions = [[completion_ids(prompt, label, renderer)[0] for label in labels] for prompt in prompts]
+    ids = [prompt.token_ids for prompt in prompts]
+    found = sequence_log_probs(model, ids, completions, layout, token_budget, progress)
+    shape = (len(examples), len(labels))
+    tokens = np.array([[len(c) for c in of_one] for of_one in completions], dtype=np.int64)
+    return LabelScores(np.array(found, dtype=np.float64).reshape(shape), tokens.reshape(shape))
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: nn.Module,
+    prompts: Sequence[Int64[np.ndarray, "_"]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    layout: Layout,
+    token_budget: int,
+    progress: Progress,
+) -> list[Float64[np.ndarray, "_"]]:
+    """For each prompt the log-probability of each of its completions: natural log, summed over the completion's tokens.
+
+    Completions of a prompt are leaves of one tree, and the beginning that all prompts share is computed once for all.
+    """
     model.eval()
     device = next(model.parameters()).device
-    log_probs = np.zeros(len(examples) * len(labels))
-    tokens = np.zeros(len(examples) * len(labels), dtype=np.int64)
+    found = [np.zeros(len(of_one)) for of_one in completions]
+    longest = max((len(c) for of_one in completions for c in of_one), default=0)
+    prefix = shared_prefix(model, prompts, longest) if layout.share else Prefix(0, None)
     with prepared(model, layout):
-        for start in range(0, len(examples), EXAMPLES_AT_ONCE):
-            part = examples[start : start + EXAMPLES_AT_ONCE]
-            prompts = [render_prompt(e.messages, renderer, e.source) for e in part]
-            leaves = [join(p, x, renderer, e.source) for p, e in zip(prompts, part, strict=True) for x in labels]
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            owners = [(i, n) for i in range(start, len(prompts))[:PROMPTS_AT_ONCE] for n in range(len(completions[i]))]
+            leaves = [_leaf(prompts[i][prefix.length :], completions[i][n]) for i, n in owners]
             for batch in micro_batches(leaves, token_budget, layout.share):
-                batch = batch.to(device)
-                values = target_log_probs(model, batch, layout).double().cpu().numpy()
-                owner = start * len(labels) + batch.target_sequence_N.cpu().numpy()
-                np.add.at(log_probs, owner, values)
-                np.add.at(tokens, owner, 1)
-            progress(start + len(part), len(examples))
-    shape = (len(examples), len(labels))
-    return LabelScores(log_probs.reshape(shape), tokens.reshape(shape))
+                batch = dataclasses.replace(batch, position_ids_T=batch.position_ids_T + prefix.length).to(device)
+                values = target_log_probs(model, batch, layout, prefix.cache).double().cpu().numpy()
+                for leaf, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
+                    i, n = owners[leaf]
+                    found[i][n] += value
+            progress(min(start + PROMPTS_AT_ONCE, len(prompts)), len(prompts))
+    return found
+
+
+def _leaf(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
+    """A prompt with a completion whose tokens are targets; nothing of it will be shown."""
+    weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt), len(completion)])
+    ids = np.concatenate([prompt, np.array(completion, dtype=np.int64)])
+    return TokenizedExample(ids, weights, "", np.zeros((len(ids), 2), dtype=np.int64), "")
 
 
 def fit_rule(scores: LabelScores, expected: Sequence[int]) -> Rule:

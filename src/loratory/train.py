@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from loratory.attention import Layout, prepared
+from loratory.attention import Layout, prepared, prepared_for_training
 from loratory.batches import Batch, micro_batches, step_examples, steps_per_epoch
 from loratory.config import TrainConfig
 from loratory.loss import LossSum, batch_loss, batch_weight
@@ -93,7 +93,7 @@ def optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     weight = sum(batch_weight(batch) for batch in batches)
     loss = 0.0
-    with prepared(model, layout):
+    with prepared_for_training(model, layout):
         for batch in batches:
             part = batch_loss(model, batch, layout).total / weight
             part.backward()

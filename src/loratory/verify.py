@@ -144,7 +144,7 @@ def _head_is_plain(model: PreTrainedModel, batch: Batch, layout: Layout) -> bool
 
 def _rows_can_be_skipped(model: PreTrainedModel, batch: Batch, layout: Layout) -> bool:
     """Whether the last layer on a few rows gives what it gives on all: the first targets of each path."""
-    few = batch.target_rows_N.unique()[:: max(2, len(batch.target_rows_N) // 8)]
+    few = batch.target_rows_N.unique()[:: max(2, len(batch.target_rows_N) // 8)].contiguous()
     twin = _first_layers(model)
     try:
         with prepared(twin, layout):

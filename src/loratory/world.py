@@ -27,19 +27,27 @@ class World:
 
     device: torch.device
     dtype: torch.dtype
+    """Of the base model's weights."""
     threads: int
     why: str
+    low: torch.dtype | None = None
+    """The number format of matrix products in training, where it is not that of the weights."""
+
+    @property
+    def products(self) -> torch.dtype:
+        return self.low or self.dtype
 
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
 
-def resolve_world(device: str, dtype: str, threads: int) -> World:
+def resolve_world(device: str, dtype: str, threads: int, full: bool = False) -> World:
     """Turns the settings ``auto``/``auto``/0 into what this machine does best, and sets PyTorch's thread count.
 
     bfloat16 on a CPU is chosen only where a timed matrix product shows that it pays: without AMX, AVX512-BF16 or
-    Arm's BF16 it is many times slower than float32.
+    Arm's BF16 it is many times slower than float32. ``full``: all weights train, so ``auto`` keeps them in float32, for
+    updates that are small against them, and may compute products in bfloat16.
 
     Raises UserError for a device that is not there.
     """
@@ -49,6 +57,9 @@ def resolve_world(device: str, dtype: str, threads: int) -> World:
     if dtype != "auto":
         return World(chosen, DTYPES[dtype], torch.get_num_threads(), f"{why}; {dtype} as the settings say")
     number_format, reason = _probe_dtype(chosen)
+    if full and number_format != torch.float32:
+        why = f"{why}; weights in float32, products in {reason}"
+        return World(chosen, torch.float32, torch.get_num_threads(), why, number_format)
     return World(chosen, number_format, torch.get_num_threads(), f"{why}; {reason}")
 
 
@@ -83,14 +94,20 @@ def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"float32, because {measured}"
 
 
-def _matmul_seconds(dtype: torch.dtype, size: int = 384) -> float:
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second in a matrix product of a few hundred rows."""
+    size = 384 if device.type == "cpu" else 4096
+    return 2 * size**3 / _matmul_seconds(dtype, size, device)
+
+
+def _matmul_seconds(dtype: torch.dtype, size: int = 384, device: torch.device | None = None) -> float:
     """The fastest of three products of size x size matrices, in seconds."""
-    a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     torch.mm(a, b)  # the first call sets up the kernel
 
     def once() -> float:
         started = time.perf_counter()
-        torch.mm(a, b)
+        torch.mm(a, b)[0, 0].item()  # waits for a GPU
         return time.perf_counter() - started
 
     return min(once() for _ in range(3))
@@ -126,6 +143,7 @@ def describe(world: World) -> dict:
     return {
         "device": str(world.device),
         "dtype": world.dtype_name,
+        "products": str(world.products).removeprefix("torch."),
         "threads": world.threads,
         "why": world.why,
         "cpu": f"{platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})",

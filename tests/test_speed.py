@@ -1,0 +1,226 @@
+"""Each part of the fast path gives what the slow one gives, and is used where it pays."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONFIGS, RELATIVE, sequence, tiny_model
+from test_loss import one_by_one
+from test_train import EXAMPLES
+
+from loratory import speed
+from loratory.attention import Layout, decoder_layers, prepared_for_training
+from loratory.batches import micro_batches
+from loratory.config import SpeedConfig, TrainConfig
+from loratory.errors import UserError
+from loratory.loss import batch_loss
+from loratory.speed import layer_features, resolve_speed, training_bytes
+from loratory.verify import choose_layout
+from loratory.world import World
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+SEQUENCES = [
+    sequence([1, 2, 3, 4, 5, 6, 7, 8, *tail], 2) for tail in ([9, 10, 11], [9, 20, 21], [30, 31], [40, 41, 42])
+]
+CPU = World(torch.device("cpu"), torch.float32, 1, "test")
+
+
+def gradients(model, layout: Layout, token_budget: int = 1000) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = 0.0
+    with prepared_for_training(model, layout):
+        for batch in micro_batches(SEQUENCES, token_budget, layout.share):
+            part = batch_loss(model, batch, layout).total
+            part.backward()
+            loss += part.item()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return loss, found
+
+
+def assert_same(found, expected, relative: float) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=relative)
+    largest = max(g.abs().max().item() for g in expected[1].values())
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).abs().max() <= relative * largest, name
+
+
+# ---- on equals off ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", ["attention", "head", "skip_rows"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_each_switch_changes_nothing_but_rounding(family, switch):
+    model = tiny_model(family)
+    on = choose_layout(model, SEQUENCES, "tree")
+    off = choose_layout(model, SEQUENCES, "tree", SpeedConfig(**{switch: False}))
+    assert (on != off) or (switch == "skip_rows" and family == "gpt2")
+    exact = one_by_one(model, SEQUENCES)
+    for layout in (on, off):
+        assert_same(gradients(model, layout), exact, 1e-10 if family == "gpt2" else RELATIVE)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_layers_computed_twice_give_the_same_gradients_to_the_bit(family):
+    model = tiny_model(family, torch.float32)
+    layout = dataclasses.replace(choose_layout(model, SEQUENCES, "tree"), skips_rows=False)
+    once = gradients(model, layout)
+    calls = []
+    handle = decoder_layers(model)[0].register_forward_hook(lambda *_: calls.append(1))
+    inner = [
+        m for m in decoder_layers(model)[0].modules() if isinstance(m, torch.nn.LayerNorm) or "Norm" in type(m).__name__
+    ]
+    seen = []
+    handles = [handle, inner[0].register_forward_hook(lambda *_: seen.append(1))]
+    twice = gradients(model, dataclasses.replace(layout, checkpoints=True))
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 2
+    assert_same(twice, once, 0.0)
+    assert not any(layer.training for layer in decoder_layers(model))
+    assert_same(gradients(model, layout), once, 0.0)
+
+
+def test_layers_computed_twice_may_still_skip_rows_in_the_last_one():
+    model = tiny_model("llama")
+    layout = choose_layout(model, SEQUENCES, "tree")
+    assert layout.skips_rows
+    both = gradients(model, dataclasses.replace(layout, checkpoints=True))
+    assert_same(both, one_by_one(model, SEQUENCES), RELATIVE)
+
+
+def test_rows_that_nothing_needs_do_not_enter_the_last_layers_mlp():
+    model = tiny_model("llama")
+    rows = []
+    for layer in decoder_layers(model):
+        layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
+    batch = micro_batches([sequence([1, 2, 3, 4, 5, i, 0], 1) for i in range(6, 9)], 1000, share=True)[0]
+    layout = choose_layout(model, SEQUENCES, "tree")
+    rows.clear()
+    with prepared_for_training(model, layout):
+        batch_loss(model, batch, layout)
+    assert rows == [8, 3]
+
+
+def test_products_in_bfloat16_leave_weights_and_gradients_in_float32_and_lie_close():
+    model = tiny_model("llama", torch.float32)
+    layout = choose_layout(model, SEQUENCES, "tree")
+    exact = gradients(model, layout)
+    low = gradients(model, dataclasses.replace(layout, low=torch.bfloat16))
+    assert all(g.dtype == torch.float32 for g in low[1].values())
+    assert low[0] == pytest.approx(exact[0], rel=0.03)
+    assert low[0] != exact[0]
+    distance = sum((low[1][n] - g).square().sum().item() for n, g in exact[1].items()) ** 0.5
+    assert distance < 0.1 * sum(g.square().sum().item() for g in exact[1].values()) ** 0.5
+
+
+SCRIPT = """
+import dataclasses, json
+import numpy as np, torch, transformers
+from loratory.adapters import attach
+from loratory.config import AdapterConfig, TrainConfig
+from loratory.models import LoadedModel
+from loratory.optim import make_optimizer
+from loratory.render import TokenizedExample
+from loratory.train import train
+from loratory.verify import choose_layout
+
+def sequence(ids, trained):
+    weights = np.array([0.0] * (len(ids) - trained) + [1.0] * trained, dtype=np.float32)
+    return TokenizedExample(np.array(ids), weights, "", np.zeros((len(ids), 2), dtype=np.int64), "")
+
+def model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=4,
+        num_key_value_heads=2, num_hidden_layers=5, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    base = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in sorted(base.named_parameters()):
+            if "norm" not in name:
+                parameter.normal_(0, 0.15)
+    return attach(LoadedModel(base, None, "tiny", None, ""), AdapterConfig(rank=2), 0)
+
+draw = np.random.default_rng(0)
+prefix = draw.integers(0, 64, 12).tolist()
+examples = [[sequence(prefix + draw.integers(0, 64, n).tolist(), 3)] for n in (9, 30, 17, 5, 21, 40, 11, 26, 7, 33)]
+config = TrainConfig(epochs=2, batch_size=2)
+found = []
+for compiled in (False, True):
+    one = model()
+    layout = choose_layout(one.get_base_model(), [s for e in examples for s in e], "tree")
+    layout = dataclasses.replace(layout, compiled=compiled)
+    steps = train(one, examples, make_optimizer(one, config), config, 1e-3, layout)
+    found.append([(r.loss, r.grad_norm) for r in steps])
+print(json.dumps([found, torch._dynamo.utils.counters["stats"]["unique_graphs"]]))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_agree_with_others_and_are_compiled_once_for_all_lengths():
+    """float32, five layers of which three are compiled, ten steps of ten lengths; in a process without type checks."""
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (plain, compiled), graphs = json.loads(done.stdout.splitlines()[-1])
+    assert plain != compiled
+    for (loss, norm), (other, other_norm) in zip(plain, compiled, strict=True):
+        assert other == pytest.approx(loss, rel=1e-4)
+        assert other_norm == pytest.approx(norm, rel=1e-3)
+    assert 3 <= graphs <= 16
+
+
+# ---- what is used where ----------------------------------------------------------------------------------------------
+
+
+def resolved(settings: SpeedConfig, **train_settings):
+    model, layout = tiny_model("llama", torch.float32), Layout("tree", "test")
+    return resolve_speed(settings, TrainConfig(**train_settings), False, model, EXAMPLES, layout, CPU)
+
+
+def test_a_short_training_is_not_compiled_and_a_long_one_is(monkeypatch):
+    monkeypatch.setattr(speed, "compile_problem", lambda device: None)
+    assert resolved(SpeedConfig()) == (SpeedConfig(compile="off", checkpointing="off"), [])
+    monkeypatch.setattr(speed, "matmul_flops", lambda device, dtype: 1e3)
+    found, sentences = resolved(SpeedConfig())
+    assert found.compile == "on"
+    assert "compiled first" in sentences[0]
+
+
+def test_without_a_compiler_a_long_training_goes_on_and_says_so(monkeypatch):
+    monkeypatch.setattr(speed, "compile_problem", lambda device: "No working C++ compiler found")
+    monkeypatch.setattr(speed, "matmul_flops", lambda device, dtype: 1e3)
+    found, [sentence] = resolved(SpeedConfig())
+    assert found.compile == "off"
+    assert "No working C++ compiler" in sentence
+    with pytest.raises(UserError, match=r"torch\.compile does not work here"):
+        resolved(SpeedConfig(compile="on"))
+
+
+def test_the_probe_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", lambda function: 1 / 0)
+    assert "division" in str(speed.compile_problem.__wrapped__("cpu"))
+
+
+def test_short_memory_makes_layers_compute_twice(monkeypatch):
+    monkeypatch.setattr(speed, "memory_bytes", lambda: 1000)
+    found, sentences = resolved(SpeedConfig())
+    assert found.checkpointing == "on"
+    assert "computed twice" in sentences[0]
+    assert resolved(SpeedConfig(checkpointing="off"))[0].checkpointing == "off"
+    monkeypatch.setattr(speed, "memory_bytes", lambda: 0)  # unknown
+    assert resolved(SpeedConfig())[0].checkpointing == "off"
+
+
+def test_estimates_by_hand():
+    model = tiny_model("llama", torch.float32)
+    layer = 32 * 32 * 2 + 32 * 16 * 2 + 32 * 48 * 3
+    widths = 2 * (4 * 32 + 2 * (32 + 16) + 3 * (32 + 48))
+    assert layer_features(model) == (2 * layer, widths)
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    assert training_bytes(model, 10, full=False) == pytest.approx(weights + 1.4 * 10 * widths * 4)
+    assert training_bytes(model, 10, full=True) == pytest.approx(4 * weights + 1.4 * 10 * widths * 4)
