@@ -23,8 +23,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from workload import peak_memory_bytes, random_model
 
 from loratory.attention import Layout
+from loratory.cli import keep_freed_memory
 from loratory.config import TrainConfig
-from loratory.score import sequence_log_probs
+from loratory.score import leaf, sequence_log_probs
+from loratory.verify import choose_layout
 
 BATCHES = (1, 8, 16, 32)
 SEARCHED = 32  # papers on which the best batch is looked for
@@ -34,9 +36,10 @@ DTYPE, DEVICE = "bfloat16", "cpu"
 
 @dataclass(frozen=True)
 class Work:
-    """The same for both."""
+    """The same for both, and how Loratory found that it may compute it."""
 
     model: PreTrainedModel
+    layout: Layout
     prompts: list[np.ndarray]
     labels: list[list[int]]
 
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=1, help="of Transformers, where its memory is measured")
     asked = parser.parse_args()
+    keep_freed_memory()  # for both
     work = make_work(asked.shape, asked.papers, asked.labels)
     if asked.task == "times":
         print(json.dumps(take_turns(work, asked.repeats)))
@@ -69,7 +73,8 @@ def make_work(shape: str, papers: int, labels: int) -> Work:
     lengths = [draw.randint(*LABEL_TOKENS) for _ in range(labels)]
     made = [[*(draw.randrange(3, vocab_size) for _ in range(length - 1)), EOS] for length in lengths]
     prompts = [np.array(prompt, dtype=np.int64) for prompt, _ in rows("shared", papers, vocab_size)]
-    return Work(model, prompts, made)
+    probes = [leaf(prompt, label) for prompt in prompts[:4] for label in made]
+    return Work(model, choose_layout(model, probes, "tree"), prompts, made)
 
 
 def take_turns(work: Work, repeats: int) -> dict[str, Any]:
@@ -103,9 +108,8 @@ def seconds_of(work: Callable[[], None]) -> float:
 
 def score(work: Work, prompts: Sequence[np.ndarray]) -> None:
     """Loratory: all labels of every paper."""
-    layout, budget = Layout("tree", "benchmark"), TrainConfig().token_budget
-    completions = [work.labels] * len(prompts)
-    sequence_log_probs(work.model, prompts, completions, layout, budget, lambda done, total: None)
+    completions, budget = [work.labels] * len(prompts), TrainConfig().token_budget
+    sequence_log_probs(work.model, prompts, completions, work.layout, budget, lambda done, total: None)
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], batch_size: int) -> None:

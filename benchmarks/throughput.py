@@ -7,6 +7,7 @@ the products which cannot be avoided would take at the measured GEMM peak, as a 
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -23,12 +24,13 @@ from transformers import PreTrainedModel
 from workload import DTYPES, peak_memory_bytes, random_model, tokenized, wait_for
 
 from loratory.adapters import attach
-from loratory.attention import Layout
+from loratory.cli import keep_freed_memory
 from loratory.config import AdapterConfig, TrainConfig
 from loratory.models import LoadedModel
 from loratory.optim import make_optimizer
 from loratory.render import TokenizedExample
 from loratory.train import train
+from loratory.verify import choose_layout
 
 LEARNING_RATE = 1e-4
 GEMM_ROWS = 2048
@@ -45,16 +47,20 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=64, help="counted examples; the warm-up takes more")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--token-budget", type=int, default=TrainConfig().token_budget)
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the matrix products")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    print(json.dumps(measure(parser.parse_args())))
+    parser.add_argument("--compile", choices=("on", "off"), default="on")
+    asked = parser.parse_args()
+    keep_freed_memory()  # as the command line does
+    print(json.dumps(measure(asked)))
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Builds the model, measures the GEMM peak, trains, and says what was seen."""
-    base = random_model(asked.shape, asked.dtype, asked.device)
+    # Full fine-tuning keeps its weights in float32, as the command does.
+    base = random_model(asked.shape, "float32" if asked.adapter == "full" else asked.dtype, asked.device)
     floor = Floor.of(base, FLOP_PER_PARAMETER[asked.adapter])
-    gemm_flops = gemm_peak(base, asked.device)
+    gemm_flops = gemm_peak(base, DTYPES[asked.dtype], asked.device)
     print(f"GEMM peak: {gemm_flops / 1e12:.2f} TFLOP/s", file=sys.stderr)
     drawn = tokenized(asked.data, max(asked.examples, asked.batch_size), base.config.vocab_size)
     if asked.device == "cuda":
@@ -72,6 +78,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "device": asked.device,
         "batch_size": asked.batch_size,
         "token_budget": asked.token_budget,
+        "compile": asked.compile,
         "examples": len(counted),
         "seconds": seconds,
         "examples_per_second": len(counted) / seconds,
@@ -112,7 +119,9 @@ def timed_training(
     settings = TrainConfig(epochs=1, batch_size=asked.batch_size, token_budget=asked.token_budget)
     model = attach(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=asked.adapter), seed=0)
     optimizer = make_optimizer(model, settings)
-    layout = Layout("tree", "benchmark")
+    layout = choose_layout(base, [sequence for group in warm_up for sequence in group], "tree")
+    low = DTYPES[asked.dtype] if asked.adapter == "full" else None
+    layout = dataclasses.replace(layout, compiled=asked.compile == "on", low=low)
     for _ in train(model, warm_up, optimizer, settings, LEARNING_RATE, layout):
         wait_for(asked.device)
     seconds, tokens, unique_tokens = [], 0, 0
@@ -159,9 +168,9 @@ def layer_weights(model: PreTrainedModel) -> list[Tensor]:
     return [m.weight for m in model.base_model.layers.modules() if isinstance(m, nn.Linear)]
 
 
-def gemm_peak(model: PreTrainedModel, device: str) -> float:
-    """FLOP/s of the fastest of the model's own matrix products."""
-    by_shape = {weight.shape: weight for weight in layer_weights(model)}
+def gemm_peak(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of the fastest of the model's own matrix products, in the number format of products."""
+    by_shape = {weight.shape: weight.detach().to(dtype) for weight in layer_weights(model)}
     return max(gemm_flops(weight, device) for weight in by_shape.values())
 
 

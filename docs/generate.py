@@ -55,6 +55,9 @@ learning_rate = [1e-4, 3e-4]                # each is tried, the better one on v
 early_stopping = 2
 seeds = 3                                   # trained three times; the report gives mean and spread
 
+[speed]
+compile = "off"                             # how it is computed; the result is the same
+
 [run]
 out = "runs/messages"
 systems = ["prompt-choose", "linear", "tuned-choose"]

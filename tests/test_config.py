@@ -19,6 +19,7 @@ from loratory.config import (
     ModelConfig,
     PromptConfig,
     RunConfig,
+    SpeedConfig,
     TrainConfig,
     check_config,
     config_from_dict,
@@ -86,6 +87,14 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "seeds": st.integers(1, 9),
         "checkpoint_every": st.integers(0, 999),
     },
+    SpeedConfig: {
+        "compile": st.sampled_from(["auto", "on", "off"]),
+        "lora": st.sampled_from(["on", "off"]),
+        "attention": st.sampled_from(["on", "off"]),
+        "head": st.sampled_from(["on", "off"]),
+        "skip_rows": st.sampled_from(["on", "off"]),
+        "checkpointing": st.sampled_from(["auto", "on", "off"]),
+    },
     RunConfig: {
         "out": text,
         "threads": st.integers(0, 999),
@@ -93,7 +102,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
     },
 }
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "adapter": AdapterConfig,
-            "train": TrainConfig, "run": RunConfig}  # fmt: skip
+            "train": TrainConfig, "speed": SpeedConfig, "run": RunConfig}  # fmt: skip
 
 
 def consistent(fields: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -374,6 +383,12 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "train.seed": (["6"], 6),
     "train.seeds": (["3"], 3),
     "train.checkpoint_every": (["7"], 7),
+    "speed.compile": (["off"], "off"),
+    "speed.lora": (["off"], "off"),
+    "speed.attention": (["off"], "off"),
+    "speed.head": (["off"], "off"),
+    "speed.skip_rows": (["off"], "off"),
+    "speed.checkpointing": (["on"], "on"),
     "run.out": (["elsewhere"], "elsewhere"),
     "run.threads": (["1"], 1),
     "run.systems": (["prompt", "tuned"], ("prompt", "tuned")),

@@ -10,7 +10,7 @@ from conftest import ANIMALS, SHARED
 from safetensors.torch import load_file
 
 import loratory.world
-from loratory.attention import Layout, choose_layout
+from loratory.attention import Layout
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.errors import Interrupted, UserError
 from loratory.examples import Example, Message, conversation, fold_splits, load_split
@@ -22,6 +22,7 @@ from loratory.render import make_renderer, tokenize
 from loratory.repeats import parts_of
 from loratory.runs import read_metrics
 from loratory.score import label_log_probs
+from loratory.verify import choose_layout
 from loratory.world import resolve_world
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -237,7 +238,7 @@ def test_the_weights_of_the_best_epoch_are_kept(config, tmp_path, kind, rate, ep
     wild = changed(
         config, "train", epochs=epochs, learning_rate=rate, schedule="constant", early_stopping=9, checkpoint_every=0
     )
-    wild = changed(wild, "adapter", kind=kind, dropout=0.0)
+    wild = changed(changed(wild, "adapter", kind=kind, dropout=0.0), "model", dtype="float32")
     run = train_only(wild)
     losses = validation(run)
     best = min(losses, key=losses.__getitem__)

@@ -14,6 +14,7 @@ from loratory.errors import UserError
 
 BUILTIN = "builtin"
 Scalar = bool | int | float | str
+OnOff = Literal["on", "off"]
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,13 @@ class SpeedConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Fuse what lies between the matrix products with torch.compile; auto: where the training is long enough to repay
     the compilation, and a C++ compiler is there."""
-    lora: bool = True
+    lora: OnOff = "on"
     """LoRA layers as one function, in the base model's number format; off: PEFT's own."""
-    attention: bool = True
+    attention: OnOff = "on"
     """Attention with the derivative by hand; off: PyTorch's scaled_dot_product_attention."""
-    head: bool = True
+    head: OnOff = "on"
     """The head in parts that keep the logits small; off: the model's own, all at once."""
-    skip_rows: bool = True
+    skip_rows: OnOff = "on"
     """Tokens that nothing is predicted from skip the last layer but for its keys and values."""
     checkpointing: Literal["auto", "on", "off"] = "auto"
     """Keep each layer's input only and compute the rest again in the backward; auto: where memory is short."""

@@ -166,10 +166,17 @@ def _with_leaving(
             found[row] = own
         going = (~ended).nonzero()[:, 0]
         mask = torch.cat([mask, mask.new_ones(len(mask), made.shape[1] - ids.shape[1])], dim=1)[going]
-        ids, rows, cache = made[going], rows[going], getattr(output, "past_key_values", None)
+        ids, rows, cache = made[going], rows[going], _growing(output)
         if len(rows) and cache is not None:
             cache.batch_select_indices(going)
     return found
+
+
+def _growing(output: Any) -> DynamicCache | None:
+    """The cache of keys and values, where all of it can lose rows; others' prompts are computed again."""
+    cache = getattr(output, "past_key_values", None)
+    known = type(cache) is DynamicCache and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return cache if known else None
 
 
 def decode_answer(ids: Sequence[int], renderer: Renderer) -> str:

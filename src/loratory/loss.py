@@ -35,12 +35,12 @@ def target_log_probs(
 
     ``prefix``: keys and values of tokens before the batch's own, for a layout of trees.
     """
-    if layout.plain_head:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if layout.plain_head and type(head) is nn.Linear:  # an adapter may have been put on it
         states_UX, inverse_N = target_states(model, batch, layout, prefix)
-        head = _head(model)
         return _WithHead.apply(states_UX, head.weight, head.bias, inverse_N, batch.target_ids_N)
     logits_UV, inverse_N = target_logits(model, batch, layout, prefix)
-    log_probs_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32)).log_softmax(dim=-1)
+    log_probs_UV = logits_UV.to(_wide(logits_UV)).log_softmax(dim=-1)
     return log_probs_UV[inverse_N, batch.target_ids_N]
 
 
@@ -55,20 +55,18 @@ def batch_weight(batch: Batch) -> float:
     return float(batch.target_weights_N.sum(dtype=torch.float64))
 
 
-def _head(model: nn.Module) -> nn.Linear:
-    return model.get_output_embeddings()  # type: ignore[operator, return-value]
-
-
 class _WithHead(torch.autograd.Function):
     """Head and log-probabilities, so many rows at a time that the logits stay small; computed again in the backward."""
 
     @staticmethod
     def forward(ctx: Any, states_UX: Tensor, weight: Tensor, bias: Tensor | None, inverse_N: Tensor, ids_N: Tensor):
         ctx.save_for_backward(states_UX, weight, bias, inverse_N, ids_N)
-        wide = torch.promote_types(states_UX.dtype, torch.float32)
-        found_N = torch.empty(len(ids_N), dtype=wide, device=ids_N.device)
-        for rows, targets in _parts(states_UX, weight, inverse_N):
-            log_probs_CV = linear(states_UX[rows], weight, bias).to(wide).log_softmax(dim=-1)
+        kind = states_UX.device.type
+        ctx.low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states_UX.dtype
+        low_bias = bias if bias is None else bias.to(ctx.low)
+        found_N = torch.empty(len(ids_N), dtype=_wide(states_UX), device=ids_N.device)
+        for rows, targets, logits_CV in _parts(states_UX.to(ctx.low), weight.to(ctx.low), low_bias, inverse_N):
+            log_probs_CV = logits_CV.to(found_N.dtype).log_softmax(dim=-1)
             found_N[targets] = log_probs_CV[inverse_N[targets] - rows.start, ids_N[targets]]
         return found_N
 
@@ -76,29 +74,35 @@ class _WithHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor):
         states_UX, weight, bias, inverse_N, ids_N = ctx.saved_tensors
-        wide = grad_N.dtype
-        d_states = torch.empty_like(states_UX)
+        low_states_UX, low_weight = states_UX.to(ctx.low), weight.to(ctx.low)
+        low_bias = bias if bias is None else bias.to(ctx.low)
+        d_states_UX = torch.empty_like(states_UX)
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        d_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-        for rows, targets in _parts(states_UX, weight, inverse_N):
+        d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for rows, targets, logits_CV in _parts(low_states_UX, low_weight, low_bias, inverse_N):
             row_of = inverse_N[targets] - rows.start
-            grad_C = grad_N.new_zeros(len(states_UX[rows])).index_add_(0, row_of, grad_N[targets])
-            d_logits = linear(states_UX[rows], weight, bias).to(wide).softmax(dim=-1).mul_(-grad_C[:, None])
-            d_logits.index_put_((row_of, ids_N[targets]), grad_N[targets], accumulate=True)
-            d_logits = d_logits.to(states_UX.dtype)
-            d_states[rows] = d_logits @ weight
+            grad_C = grad_N.new_zeros(len(logits_CV)).index_add_(0, row_of, grad_N[targets])
+            d_logits_CV = logits_CV.to(grad_N.dtype).softmax(dim=-1).mul_(-grad_C[:, None])
+            d_logits_CV.index_put_((row_of, ids_N[targets]), grad_N[targets], accumulate=True)
+            d_logits_CV = d_logits_CV.to(ctx.low)
+            d_states_UX[rows] = (d_logits_CV @ low_weight).to(states_UX.dtype)
             if d_weight is not None:
-                d_weight += d_logits.t() @ states_UX[rows]
+                d_weight += d_logits_CV.t() @ low_states_UX[rows]
             if d_bias is not None:
-                d_bias += d_logits.sum(0)
-        return d_states, d_weight, d_bias, None, None
+                d_bias += d_logits_CV.sum(0)
+        return d_states_UX, d_weight, d_bias, None, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _parts(
-    states_UX: Tensor, weight: Tensor, inverse_N: Int64[Tensor, "N"]
-) -> Iterator[tuple[slice, Int64[Tensor, "_"]]]:
-    """Rows of the states, and the targets that hang on them."""
+    states_UX: Tensor, weight: Tensor, bias: Tensor | None, inverse_N: Int64[Tensor, "N"]
+) -> Iterator[tuple[slice, Int64[Tensor, "_"], Float[Tensor, "C V"]]]:
+    """Rows of the states, the targets that hang on them, and the rows' logits."""
     at_once = max(1, LOGITS_AT_ONCE // len(weight))
     for start in range(0, len(states_UX), at_once):
         stop = min(start + at_once, len(states_UX))
-        yield slice(start, stop), ((inverse_N >= start) & (inverse_N < stop)).nonzero()[:, 0]
+        targets = ((inverse_N >= start) & (inverse_N < stop)).nonzero()[:, 0]
+        yield slice(start, stop), targets, linear(states_UX[start:stop], weight, bias)

@@ -43,7 +43,7 @@ def make_plan(job: Job, baselines: bool) -> Plan:
 
 def _try_training(job: Job) -> StepResult:
     """The last of a few steps at a learning rate of 0; nothing of it stays."""
-    model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora)
+    model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
     optimizer = make_optimizer(model, job.config.train, job.config.adapter.lora_plus)
     with torch.random.fork_rng():
         steps = train(model, job.trained, optimizer, job.config.train, 0.0, job.layout)

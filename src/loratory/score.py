@@ -89,18 +89,18 @@ def sequence_log_probs(
     with prepared(model, layout):
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             owners = [(i, n) for i in range(start, len(prompts))[:PROMPTS_AT_ONCE] for n in range(len(completions[i]))]
-            leaves = [_leaf(prompts[i][prefix.length :], completions[i][n]) for i, n in owners]
+            leaves = [leaf(prompts[i][prefix.length :], completions[i][n]) for i, n in owners]
             for batch in micro_batches(leaves, token_budget, layout.share):
                 batch = dataclasses.replace(batch, position_ids_T=batch.position_ids_T + prefix.length).to(device)
                 values = target_log_probs(model, batch, layout, prefix.cache).double().cpu().numpy()
-                for leaf, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
-                    i, n = owners[leaf]
+                for owner, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
+                    i, n = owners[owner]
                     found[i][n] += value
             progress(min(start + PROMPTS_AT_ONCE, len(prompts)), len(prompts))
     return found
 
 
-def _leaf(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
+def leaf(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
     """A prompt with a completion whose tokens are targets; nothing of it will be shown."""
     weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt), len(completion)])
     ids = np.concatenate([prompt, np.array(completion, dtype=np.int64)])

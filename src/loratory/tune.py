@@ -45,7 +45,7 @@ def fit(job: Job, tell: Tell) -> nn.Module:
         rates = learning_rates(job)
         trials = []
         for rate in rates:
-            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora)
+            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
             trials.append(train_one(job, model, rate, tell))
             if rate != rates[-1]:
                 restore(job, model)
@@ -56,7 +56,7 @@ def fit(job: Job, tell: Tell) -> nn.Module:
             runs.append_metric(job.run, "trial", trial=f"{trial.rate:g}", **values)
         if best.rate != rates[-1]:
             restore(job, model)
-            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora)
+            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
             load_checkpoint(checkpoint_at(checkpoint_folder(job, best.rate), best.kept_step), model, None)
         trainable, total = adapters.parameter_counts(model)
         rate = tokens_per_second(job)
@@ -225,6 +225,6 @@ def save_trained(job: Job, model: nn.Module) -> nn.Module:
 def reload_trained(job: Job) -> nn.Module:
     """The tuned model from disk."""
     if job.config.adapter.kind == "lora":
-        return adapters.load_trained(job.base, trained_folder(job), fused=job.config.speed.lora)
+        return adapters.load_trained(job.base, trained_folder(job), fused=job.config.speed.lora == "on")
     config = dataclasses.replace(job.config.model, name=str(trained_folder(job)), revision=None)
     return models.load_model(config, job.world).model

@@ -43,7 +43,7 @@ def choose_layout(
         return Layout("one-by-one", f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed")
     if batching == "padded":
         return Layout("padded", "as the settings say")
-    tree = Layout("tree", "verified on this model", by_hand=speed.attention)
+    tree = Layout("tree", "verified on this model", by_hand=speed.attention == "on")
     batch = _deepest_tree(sequences).to(model.device)
     try:
         with torch.no_grad(), prepared(model, tree):
@@ -57,8 +57,8 @@ def choose_layout(
             raise Mismatch(reason) from error
         return Layout("padded", f"token trees are not exact for {type(model).__name__} ({reason[:160]})")
     with torch.no_grad():
-        plain = speed.head and _head_is_plain(model, batch, tree)
-        skips = speed.skip_rows and _rows_can_be_skipped(model, batch, tree)
+        plain = speed.head == "on" and _head_is_plain(model, batch, tree)
+        skips = speed.skip_rows == "on" and _rows_can_be_skipped(model, batch, tree)
     return dataclasses.replace(tree, plain_head=plain, skips_rows=skips)
 
 
