@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from loratory import cli
 from loratory.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -112,3 +113,39 @@ def test_ctrl_c_in_training_saves_exits_130_and_the_same_command_goes_on(tmp_pat
     assert "Traceback" not in errors
     saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir()]  # the newest, and the best epoch's
     assert max(int(name.removeprefix("step-")) for name in saved) == log.read_text().count('"event": "step"')
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What the process would be started anew as, and whether it would."""
+    calls = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "loratory.cli", "run", "task.toml"])
+    for name in cli.ALLOCATOR:
+        monkeypatch.setenv(name, "1")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    return calls
+
+
+def test_the_program_starts_anew_with_an_allocator_that_keeps_memory(started):
+    cli.keep_freed_memory()
+    assert started == [(sys.executable, [sys.executable, "-m", "loratory.cli", "run", "task.toml"])]
+    assert {name: os.environ[name] for name in cli.ALLOCATOR} == cli.ALLOCATOR
+    cli.keep_freed_memory()
+    assert len(started) == 1, "once"
+
+
+def test_an_allocator_that_somebody_set_up_is_left_alone(started, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    cli.keep_freed_memory()
+    assert started == []
+
+
+@pytest.mark.parametrize("words", [["run", "--help"], ["show"], ["--version"], ["chat"]])
+def test_what_computes_little_is_not_started_anew(started, monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["loratory", *words])
+    monkeypatch.setattr(cli, "main", lambda arguments: 0)
+    with pytest.raises(SystemExit):
+        cli.entry_point()
+    assert started == []
