@@ -1,9 +1,9 @@
 """Loratory and TRL on the same examples, one after the other on the same machine: examples a second and peak memory.
 
     python benchmarks/side_by_side.py --trl-python /path/to/trl/python [--shape llama-1b] [--data shared]
-        [--adapter lora] [--repeats 3] [--out FILE.json]
+        [--adapter lora] [--repeats 3] [--trl-batches 1 4 8 16] [--out FILE.json]
 
-First TRL's best batch of 1, 4, 8 and 16 is found in short runs. Then Loratory and TRL at that batch take turns, so that
+First TRL's best batch of those named is found in short runs. Then Loratory and TRL at that batch take turns, so that
 what else goes on in the machine meets both. Every run is a process of its own and is recorded. Ratios are Loratory's
 figure over TRL's. Run it with Loratory's Python; the machine should have nothing else to do.
 """
@@ -21,7 +21,7 @@ Result = dict[str, Any]
 
 SEARCHED_BATCHES = (1, 4, 8, 16)
 # Examples of a run, so that it takes a minute or two on two slow cores. A multiple of 16, for whole batches.
-EXAMPLES = {"llama-1b": 16, "smollm-135m": 32, "tiny-10m": 192}
+EXAMPLES = {"llama-1b": 16, "smollm-135m": 16, "tiny-10m": 192}
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, default="shared")
     parser.add_argument("--adapter", choices=("lora", "full"), default="lora")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trl-batches", type=int, nargs="+", default=SEARCHED_BATCHES)
     parser.add_argument("--out", type=Path, help="default: in benchmarks/results/")
     asked = parser.parse_args()
     name = f"side-by-side-{asked.shape}-{asked.data}-{asked.adapter}.json"
@@ -39,7 +40,7 @@ def main() -> None:
 
 def compare(asked: argparse.Namespace) -> Result:
     """Searches, takes turns, and draws the medians."""
-    search = [short_run(asked, batch_size) for batch_size in SEARCHED_BATCHES]
+    search = [short_run(asked, batch_size) for batch_size in asked.trl_batches]
     best = best_batch(search)
     print(f"TRL is fastest at a batch of {best}", file=sys.stderr)
     loratory, trl = [], []

@@ -24,7 +24,7 @@ from common import FOLDER, RESULTS, Child, provenance, run_child, save
 Paper = dict[str, str]
 
 TASK = FOLDER.parent / "examples" / "arxiv-category" / "task.toml"
-LORATORY_PAPERS, TRL_PAPERS = (32, 96), (8, 24)
+LORATORY_PAPERS, TRL_PAPERS = (32, 96), (8, 16)
 TRL_BATCHES = (1, 8)
 HELD_OUT = 8  # papers of validation and test each, which the command wants but does not measure
 LEARNING_RATE = 2e-4

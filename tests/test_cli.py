@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -120,7 +121,8 @@ def started(monkeypatch):
     """What the process would be started anew as, and whether it would."""
     calls = []
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "argv", ["loratory", "run"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "loratory.cli", "run", "task.toml"])
     for name in cli.ALLOCATOR:
         monkeypatch.setenv(name, "1")  # so that it is put back afterwards
@@ -138,6 +140,19 @@ def test_the_program_starts_anew_with_an_allocator_that_keeps_memory(started):
 
 def test_an_allocator_that_somebody_set_up_is_left_alone(started, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    cli.keep_freed_memory()
+    assert started == []
+
+
+@pytest.mark.parametrize("library", [("glibc", "2.34"), ("musl", "1.2"), ("", "")])
+def test_an_allocator_that_would_not_gain_is_left_alone(started, monkeypatch, library):
+    monkeypatch.setattr(platform, "libc_ver", lambda: library)
+    cli.keep_freed_memory()
+    assert started == []
+
+
+def test_a_program_on_standard_input_is_not_started_anew(started, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-", "run"])
     cli.keep_freed_memory()
     assert started == []
 

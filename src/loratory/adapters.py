@@ -49,7 +49,8 @@ class FusedLoraLinear(PeftLinear):
 def _make_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> nn.Module | None:
     """The fused layer for a plain linear one; None leaves others, subclasses included, to PEFT."""
     base = getattr(target, "base_layer", target)
-    return FusedLoraLinear(target, adapter_name, **kwargs) if type(base) is nn.Linear else None
+    plain = type(base) is nn.Linear and not kwargs["config"].fan_in_fan_out
+    return FusedLoraLinear(target, adapter_name, **kwargs) if plain else None
 
 
 def attach(base: LoadedModel, config: AdapterConfig, seed: int, fused: bool = True) -> nn.Module:

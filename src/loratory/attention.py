@@ -203,7 +203,7 @@ def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
     run the same code, for any number of tokens.
     """
     layers = decoder_layers(model)
-    saving = layout.checkpoints and can_checkpoint(layers)
+    saving = layout.checkpoints and can_checkpoint(model)
     compiled = layers[1:-1] if layout.compiled and layout.share and not saving else []
     for layer in compiled:
         layer.compile(dynamic=True)
@@ -214,8 +214,10 @@ def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
             layer.training = layer is not layers[-1]  # the layer's own flag; its dropouts are modules of their own
     device = next(model.parameters()).device.type
     products = torch.autocast(device, layout.low) if layout.low else nullcontext()
+    # A layer that cannot be compiled runs as it is.
+    forgiving = torch._dynamo.config.patch(suppress_errors=True) if compiled else nullcontext()
     try:
-        with prepared(model, layout), products:
+        with prepared(model, layout), products, forgiving:
             yield
     finally:
         for layer in compiled:
@@ -223,13 +225,16 @@ def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
         if saving:
             disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
             disable()  # type: ignore[operator]
+            model.disable_input_require_grads()  # type: ignore[operator]  # which enabling had switched on
             for layer in layers:
                 layer.training = False
 
 
-def can_checkpoint(layers: list[nn.Module]) -> bool:
-    """Whether the layers know how to, and draw no dropout of their own, which the flag for it would switch on."""
-    known = all(hasattr(layer, "gradient_checkpointing") for layer in layers)
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether its layers know how to, and draw no dropout of their own, which the flag for it would switch on."""
+    layers = decoder_layers(model)
+    known = getattr(body_of(model), "supports_gradient_checkpointing", False)
+    known = known and all(hasattr(layer, "gradient_checkpointing") for layer in layers)
     draws = any("drop" in name and isinstance(v, float) and v > 0 for la in layers for name, v in vars(la).items())
     return bool(layers) and known and not draws
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.resources
 import json
 import os
+import platform
 import sys
 import time
 import warnings
@@ -565,10 +566,14 @@ def keep_freed_memory() -> None:
     glibc hands large blocks back to the kernel, which fills them with zeros again at the next step: a tenth of the time
     of a training step. It reads these settings at the start of a process only. Where any of them is set, all stay.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR) or not sys.orig_argv:
+    library, number = platform.libc_ver()
+    new_enough = library == "glibc" and tuple(map(int, number.split("."))) >= (2, 35)  # older ones do worse with them
+    from_a_file = bool(sys.executable) and sys.argv[0] != "-"  # a program on standard input has been read already
+    if not new_enough or not from_a_file or any(name in os.environ for name in ALLOCATOR):
         return
     os.environ.update(ALLOCATOR)
-    sys.stdout.flush()
+    if sys.stdout:
+        sys.stdout.flush()
     with contextlib.suppress(OSError):  # no executable of that name: goes on as it is
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

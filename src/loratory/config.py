@@ -148,6 +148,8 @@ class SpeedConfig:
     """The head in parts that keep the logits small; off: the model's own, all at once."""
     skip_rows: OnOff = "on"
     """Tokens that nothing is predicted from skip the last layer but for its keys and values."""
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Full fine-tuning: number format of matrix products in training, over weights in float32; auto: the faster one."""
     checkpointing: Literal["auto", "on", "off"] = "auto"
     """Keep each layer's input only and compute the rest again in the backward; auto: where memory is short."""
 

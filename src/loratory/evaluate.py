@@ -22,6 +22,7 @@ from loratory.runs import write_json, write_json_lines
 from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
+GENERATED_AT_ONCE = 4  # times as many tokens as in training, whose gradients take most of the memory
 SPARE_TOKENS = 8  # room for quotes, stars or a full stop around a free answer
 
 
@@ -106,7 +107,8 @@ def answering(prompting: Prompting, note: str | None) -> System:
         prompts = [render_prompt(with_shots(e, prompting.shots).messages, r, e.source) for e in examples]
         longest = max((len(completion_ids(p, label, r)[0]) for p in prompts[:1] for label in labels), default=1)
         ids = [p.token_ids for p in prompts]
-        texts = generate(prompting.model, ids, r, longest + SPARE_TOKENS, prompting.token_budget, progress)
+        budget = GENERATED_AT_ONCE * prompting.token_budget
+        texts = generate(prompting.model, ids, r, longest + SPARE_TOKENS, budget, progress)
         return [Prediction(parse_label(text, labels) or text.strip(), None, None) for text in texts]
 
     return System(predict, note, None)

@@ -16,6 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.masking_utils import causal_mask_function
 
 SMALLEST_BUCKET = 512
+MOST_KERNELS = 256  # of one function: lengths, layer types, with and without gradients
 STEPS_A_DOUBLING = 4  # padding costs at most a quarter, and a budget of 4,096 tokens meets 13 lengths
 
 
@@ -47,20 +48,21 @@ class FlexPlan:
         """The attention's output. Raises TypeError for sinks, which neither kernel has."""
         if sinks is not None:
             raise TypeError("tree attention on a GPU does not know: s_aux")
-        if self.starts is not None and softcap is None and value.dtype in (torch.bfloat16, torch.float16):
+        if self.starts is not None and softcap is None and _can_pack(query, value):
             return self._attend_packed(query, key, value, scaling)
 
         cap = softcap or 1.0
         capped = lambda score, *_: cap * torch.tanh(score / cap)  # noqa: E731 - the kernel counts arguments
-        out = _kernel(query.is_cuda)(
-            query,
-            key,
-            value,
-            score_mod=None if softcap is None else capped,
-            block_mask=self.blocks,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        with torch._dynamo.config.patch(recompile_limit=MOST_KERNELS):
+            out = _kernel(query.is_cuda)(
+                query,
+                key,
+                value,
+                score_mod=None if softcap is None else capped,
+                block_mask=self.blocks,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         return out.transpose(1, 2).contiguous()
 
     def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -72,6 +74,14 @@ class FlexPlan:
         longest = int(torch.diff(self.starts).max())
         arguments = (self.starts, self.starts, longest, longest)
         return varlen_attn(q, k, v, *arguments, scale=scaling, window_size=(-1, 0))[None]  # type: ignore[index]
+
+
+def _can_pack(query: Tensor, value: Tensor) -> bool:
+    """What FlashAttention asks for."""
+    half = value.dtype in (torch.bfloat16, torch.float16)
+    width = query.shape[-1]
+    fits = width == value.shape[-1] and width % 8 == 0 and width <= 256
+    return half and fits and query.is_cuda and torch.cuda.get_device_capability(query.device)[0] >= 8
 
 
 def flex_plan(

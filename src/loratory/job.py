@@ -93,7 +93,8 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
             "[train] learning_rate, early_stopping",
         )
     full = config.adapter.kind == "full"
-    world = resolve_world(config.model.device, config.model.dtype, config.run.threads, full)
+    products = config.speed.products if full else None
+    world = resolve_world(config.model.device, config.model.dtype, config.run.threads, products)
     tell(
         Event(
             "say",

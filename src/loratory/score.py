@@ -59,9 +59,12 @@ def label_log_probs(
     progress: Progress,
 ) -> LabelScores:
     """Scores every label as a leaf of its example's prompt; what all prompts begin with is computed once."""
-    prompts = [render_prompt(e.messages, renderer, e.source) for e in examples]
-    completions = [[completion_ids(prompt, label, renderer)[0] for label in labels] for prompt in prompts]
-    ids = [prompt.token_ids for prompt in prompts]
+    ids, completions, known = [], [], {}
+    for example in examples:  # most prompts are followed by the same ids, which are kept once
+        prompt = render_prompt(example.messages, renderer, example.source)
+        own = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in labels)
+        ids.append(prompt.token_ids)
+        completions.append(known.setdefault(own, own))
     found = sequence_log_probs(model, ids, completions, layout, token_budget, progress)
     shape = (len(examples), len(labels))
     tokens = np.array([[len(c) for c in of_one] for of_one in completions], dtype=np.int64)

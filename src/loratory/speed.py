@@ -7,10 +7,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from loratory.attention import Layout, decoder_layers
+from loratory.attention import Layout, can_checkpoint, decoder_layers
 from loratory.batches import micro_batches, steps_per_epoch
 from loratory.config import SpeedConfig, TrainConfig
-from loratory.errors import UserError
 from loratory.render import TokenizedExample
 from loratory.world import World, matmul_flops, memory_bytes
 
@@ -28,38 +27,49 @@ def resolve_speed(
     layout: Layout,
     world: World,
 ) -> tuple[SpeedConfig, list[str]]:
-    """Settings without "auto", and a sentence for each thing that was switched on.
-
-    Raises UserError where compiling is asked for and cannot be done.
-    """
+    """Settings without "auto", and a sentence for each thing that was switched on, or could not be."""
     first = [sequence for group in examples[: settings.batch_size] for sequence in group]
-    sizes = [len(batch.token_ids_T) for batch in micro_batches(first, settings.token_budget, layout.share)]
-    steps = settings.epochs * steps_per_epoch(len(examples), settings.batch_size)
-    sentences = []
-    tokens, seconds = max(sizes), steps * step_seconds(model, sum(sizes), full, world)
-    checkpointing = speed.checkpointing
-    if checkpointing == "auto":
-        needed = training_bytes(model, tokens, full)
-        short = needed > MEMORY_SHARE * memory_bytes() > 0
-        checkpointing = "on" if short else "off"
-        if short:
-            sentences.append(
-                f"About {needed / 1024**3:.0f} GiB would be needed, so layers are computed twice to save memory"
-            )
-    compiling = speed.compile
-    if compiling == "auto":
-        worth = layout.share and seconds > COMPILE_REPAYS_AFTER
-        compiling = "on" if worth and compile_problem(str(world.device)) is None else "off"
-        if worth and compiling == "off":
-            sentences.append(
-                f"Not compiled ({compile_problem(str(world.device))}): a C++ compiler would make it faster"
-            )
-    elif compiling == "on" and (problem := compile_problem(str(world.device))):
-        fix = 'install a C++ compiler such as g++, or set compile = "auto"'
-        raise UserError("torch.compile does not work here", "[speed] compile", found=problem, fix=fix)
-    if compiling == "on":
-        sentences.append("Layers are compiled first, which takes up to a minute and makes every step faster")
-    return dataclasses.replace(speed, compile=compiling, checkpointing=checkpointing), sentences
+    unique = sum(len(batch.token_ids_T) for batch in micro_batches(first, settings.token_budget, layout.share))
+    longest = max(len(sequence.token_ids) for group in examples for sequence in group)
+    tokens = max(longest, min(settings.token_budget, unique))
+    seconds = settings.epochs * steps_per_epoch(len(examples), settings.batch_size)
+    seconds *= step_seconds(model, unique, full, world)
+    checkpointing, first_sentence = _checkpointing(speed, model, training_bytes(model, tokens, full, world), world)
+    compiling, second_sentence = _compiling(speed, model, layout, seconds, world)
+    resolved = dataclasses.replace(
+        speed,
+        compile=compiling,
+        checkpointing=checkpointing,
+        products=_name(world.products) if full else speed.products,
+    )
+    return resolved, [sentence for sentence in (first_sentence, second_sentence) if sentence]
+
+
+def _checkpointing(speed: SpeedConfig, model: nn.Module, needed: float, world: World) -> tuple[str, str | None]:
+    short = needed > MEMORY_SHARE * memory_bytes(world.device) > 0
+    if speed.checkpointing == "off" or (speed.checkpointing == "auto" and not short):
+        return "off", None
+    if not can_checkpoint(model):
+        advice = "halve --train.token-budget if memory does not suffice"
+        return "off", f"Layers of {type(model).__name__} cannot be computed twice to save memory; {advice}"
+    why = f"About {needed / 1024**3:.0f} GiB would be needed, so layers" if short else "Layers"
+    return "on", f"{why} are computed twice to save memory"
+
+
+def _compiling(
+    speed: SpeedConfig, model: nn.Module, layout: Layout, seconds: float, world: World
+) -> tuple[str, str | None]:
+    mixture = any("experts" in name for name, _ in model.named_modules())  # compiled anew for each choice of experts
+    worth = speed.compile == "on" or (speed.compile == "auto" and seconds > COMPILE_REPAYS_AFTER and not mixture)
+    if not worth or not layout.share:
+        return "off", None
+    if problem := compile_problem(str(world.device)):
+        return "off", f"Not compiled ({problem}): a C++ compiler would make it faster"
+    return "on", "Layers are compiled first, which takes up to a minute and makes every step faster"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def layer_features(model: nn.Module) -> tuple[int, int]:
@@ -74,12 +84,12 @@ def step_seconds(model: nn.Module, tokens: int, full: bool, world: World) -> flo
     return (6 if full else 4) * parameters * tokens / matmul_flops(world.device, world.products)
 
 
-def training_bytes(model: nn.Module, tokens: int, full: bool) -> float:
+def training_bytes(model: nn.Module, tokens: int, full: bool, world: World) -> float:
     """An estimate of the memory for weights, gradients, optimizer and what ``tokens`` tokens keep for the backward."""
     _, widths = layer_features(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     kept = ACTIVATION_FACTOR * widths * tokens * next(model.parameters()).element_size()
-    return weights * (4 if full else 1) + kept
+    return weights * (4 if full else 1) + (weights / 2 if world.low else 0) + kept
 
 
 @cache

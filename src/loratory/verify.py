@@ -51,6 +51,8 @@ def choose_layout(
             _check_separation(model, batch, tree)
         with torch.no_grad():
             _check_numbers(model, batch, tree)
+            if batch.token_ids_T.is_cuda:  # where a packing has a kernel of its own
+                _check_numbers(model, _deepest_tree(sequences[:1]).to(model.device), tree)
     except Exception as error:  # an architecture that is not made for this fails in ways of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if batching == "tree":
@@ -136,10 +138,13 @@ def _head_is_plain(model: PreTrainedModel, batch: Batch, layout: Layout) -> bool
     if type(head) is not nn.Linear:
         return False
     rows = batch.target_rows_N.unique()
-    with prepared(model, layout):
-        logits = tree_forward(model, batch, layout, logits_to_keep=rows).logits[0]
-        states, _ = target_states(model, batch, layout)
-    return torch.equal(logits, linear(states, head.weight, head.bias))
+    try:
+        with prepared(model, layout):
+            logits = tree_forward(model, batch, layout, logits_to_keep=rows).logits[0]
+            states, _ = target_states(model, batch, layout)
+        return torch.equal(logits, linear(states, head.weight, head.bias))
+    except Exception:  # something between the last states and the head
+        return False
 
 
 def _rows_can_be_skipped(model: PreTrainedModel, batch: Batch, layout: Layout) -> bool:

@@ -42,12 +42,12 @@ class World:
         return str(self.dtype).removeprefix("torch.")
 
 
-def resolve_world(device: str, dtype: str, threads: int, full: bool = False) -> World:
+def resolve_world(device: str, dtype: str, threads: int, products: str | None = None) -> World:
     """Turns the settings ``auto``/``auto``/0 into what this machine does best, and sets PyTorch's thread count.
 
     bfloat16 on a CPU is chosen only where a timed matrix product shows that it pays: without AMX, AVX512-BF16 or
-    Arm's BF16 it is many times slower than float32. ``full``: all weights train, so ``auto`` keeps them in float32, for
-    updates that are small against them, and may compute products in bfloat16.
+    Arm's BF16 it is many times slower than float32. ``products``: all weights train, so ``auto`` keeps them in
+    float32, for updates that are small against them, and products in training are computed in this format.
 
     Raises UserError for a device that is not there.
     """
@@ -55,12 +55,18 @@ def resolve_world(device: str, dtype: str, threads: int, full: bool = False) -> 
         torch.set_num_threads(threads)
     chosen, why = _device(device)
     if dtype != "auto":
-        return World(chosen, DTYPES[dtype], torch.get_num_threads(), f"{why}; {dtype} as the settings say")
-    number_format, reason = _probe_dtype(chosen)
-    if full and number_format != torch.float32:
-        why = f"{why}; weights in float32, products in {reason}"
-        return World(chosen, torch.float32, torch.get_num_threads(), why, number_format)
-    return World(chosen, number_format, torch.get_num_threads(), f"{why}; {reason}")
+        weights, reason = DTYPES[dtype], f"{dtype} as the settings say"
+    elif products:
+        weights, reason = torch.float32, "weights in float32, because all of them train"
+    else:
+        weights, reason = _probe_dtype(chosen)
+    low = None
+    if products and weights == torch.float32 and (products != "auto" or dtype == "auto"):
+        low, because = (
+            _probe_dtype(chosen) if products == "auto" else (DTYPES[products], f"{products}, as the settings say")
+        )
+        reason = f"{reason}; products in {because}"
+    return World(chosen, weights, torch.get_num_threads(), f"{why}; {reason}", None if low == weights else low)
 
 
 def _device(name: str) -> tuple[torch.device, str]:
@@ -113,9 +119,10 @@ def _matmul_seconds(dtype: torch.dtype, size: int = 384, device: torch.device | 
     return min(once() for _ in range(3))
 
 
-def memory_bytes() -> int:
-    """Memory that a model may use: the GPU's where there is one, else the machine's or the container's. 0: unknown."""
-    if torch.cuda.is_available():
+def memory_bytes(device: torch.device | None = None) -> int:
+    """Memory that a model may use: the GPU's where there is one (and ``device`` is no other), else the machine's or the
+    container's. 0: unknown."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
         return torch.cuda.get_device_properties(0).total_memory
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
