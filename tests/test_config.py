@@ -93,6 +93,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "attention": st.sampled_from(["on", "off"]),
         "head": st.sampled_from(["on", "off"]),
         "skip_rows": st.sampled_from(["on", "off"]),
+        "products": st.sampled_from(["auto", "float32", "bfloat16"]),
         "checkpointing": st.sampled_from(["auto", "on", "off"]),
     },
     RunConfig: {
@@ -388,6 +389,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "speed.attention": (["off"], "off"),
     "speed.head": (["off"], "off"),
     "speed.skip_rows": (["off"], "off"),
+    "speed.products": (["float32"], "float32"),
     "speed.checkpointing": (["on"], "on"),
     "run.out": (["elsewhere"], "elsewhere"),
     "run.threads": (["1"], 1),
