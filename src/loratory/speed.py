@@ -40,7 +40,7 @@ def resolve_speed(
         speed,
         compile=compiling,
         checkpointing=checkpointing,
-        products=_name(world.products) if full else speed.products,
+        products=world.products_name if full else speed.products,
     )
     return resolved, [sentence for sentence in (first_sentence, second_sentence) if sentence]
 
@@ -66,10 +66,6 @@ def _compiling(
     if problem := compile_problem(str(world.device)):
         return "off", f"Not compiled ({problem}): a C++ compiler would make it faster"
     return "on", "Layers are compiled first, which takes up to a minute and makes every step faster"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def layer_features(model: nn.Module) -> tuple[int, int]:

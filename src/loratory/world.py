@@ -38,6 +38,10 @@ class World:
         return self.low or self.dtype
 
     @property
+    def products_name(self) -> str:
+        return str(self.products).removeprefix("torch.")
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
@@ -150,7 +154,7 @@ def describe(world: World) -> dict:
     return {
         "device": str(world.device),
         "dtype": world.dtype_name,
-        "products": str(world.products).removeprefix("torch."),
+        "products": world.products_name,
         "threads": world.threads,
         "why": world.why,
         "cpu": f"{platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})",
