@@ -1,220 +1,190 @@
-"""How the package's demonstration model was made: tokenizer, token file, pretraining, saving. One command a stage.
+"""How the model that comes with the package was made, in one command:
 
-    python recipes/builtin/pretrain.py tokens --papers FILE.jsonl.xz --work recipes/builtin/work
-    python recipes/builtin/pretrain.py train --work recipes/builtin/work
-    python recipes/builtin/pretrain.py save --work recipes/builtin/work --out src/loratory/builtin/model
+    python recipes/builtin/pretrain.py --papers FILE.jsonl.xz ... --work recipes/builtin/work --out FOLDER
+        [--recipe cpu] [--minutes 120 | --steps 5000] [--set learning_rate=3e-3 ...]
 
-``papers`` is any jsonl (or jsonl.xz) with "title" and "abstract"; nothing else of a record is read. Training goes on
-from its newest checkpoint when it is started again.
+``papers`` are jsonl (or jsonl.xz) files with "title" and "abstract"; nothing else of a record is read. What exists in
+``work`` is not made again: started anew, the command goes on from the newest checkpoint as if it had never stopped. A
+run whose learning rate has not begun to fall can be given more ``steps``.
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
-import lzma
-import math
-import random
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from corpus import Documents, make_corpus
+from evaluate import evaluate
+from muon import make_optimizer
+from settings import RECIPES, Settings, learning_rate_at, model_config
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from loratory.attention import Layout
+from loratory.attention import Layout, decoder_layers
+from loratory.batches import micro_batches, step_examples
 from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.config import TrainConfig
-from loratory.optim import make_optimizer
-from loratory.render import TokenizedExample
-from loratory.runs import append_metric
-from loratory.train import mean_loss, total_steps, train
+from loratory.cli import keep_freed_memory
+from loratory.runs import append_metric, mend_metrics, write_json
+from loratory.train import optimizer_step
+from loratory.world import World, resolve_world
 
-VOCABULARY = 4096
-CONTEXT = 2304
-WINDOW = 1024
-LONG_EVERY = 8  # one window in so many spans the whole context
-END, TURN, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MODEL = LlamaConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=256,
-    intermediate_size=640,
-    num_hidden_layers=5,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    max_position_embeddings=CONTEXT,
-    tie_word_embeddings=True,
-    bos_token_id=None,
-    eos_token_id=2,
-    pad_token_id=0,
-    rms_norm_eps=1e-5,
-)
-LEARNING_RATE = 2.5e-3
-SETTINGS = TrainConfig(epochs=1, batch_size=4, warmup=0.05, weight_decay=0.1, token_budget=5000, seed=0)
-
-
-def read_papers(path: Path) -> Iterator[tuple[str, str]]:
-    """Title and abstract of each record."""
-    opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            yield " ".join(record["title"].split()), " ".join(record["abstract"].split())
-
-
-def chat(user: str, assistant: str) -> str:
-    return f"{TURN}user\n{user}{STOP}\n{TURN}assistant\n{assistant}{STOP}\n"
-
-
-def document(paper: tuple[str, str], others: list[str], draw: random.Random) -> str:
-    """A paper as plain text, or as one of two tasks: name it, or choose its title among others."""
-    title, abstract = paper
-    form = draw.random()
-    if form < 0.5:
-        return f"{title}\n\n{abstract}{END}"
-    if form < 0.7:
-        return chat(f"Write a title for this abstract.\n\n{abstract}", title)
-    options = [title, *draw.sample(others, draw.randint(1, 5))]
-    draw.shuffle(options)
-    return chat(f"Which of these titles fits the abstract: {'; '.join(options)}?\n\n{abstract}", title)
-
-
-def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END, TURN, STOP], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=STOP, pad_token=END, model_max_length=CONTEXT)
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-def make_tokens(papers: Path, work: Path, count: int) -> None:
-    """The tokenizer, and all documents one after another as 16-bit ids."""
-    work.mkdir(parents=True, exist_ok=True)
-    chosen = list(itertools.islice(read_papers(papers), count))
-    tokenizer = make_tokenizer(f"{title}\n\n{abstract}" for title, abstract in chosen[:20_000])
-    tokenizer.save_pretrained(work / "tokenizer")
-    draw = random.Random(0)
-    titles = [title for title, _ in chosen]
-    ids = []
-    for start in range(0, len(chosen), 1000):
-        texts = [document(paper, titles, draw) for paper in chosen[start : start + 1000]]
-        for found in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            ids.append(np.array(found, dtype=np.uint16))
-    np.concatenate(ids).tofile(work / "tokens.bin")
-    characters = sum(len(title) + len(abstract) for title, abstract in chosen)
-    print(f"{len(chosen)} papers, {sum(map(len, ids)):,} tokens, {characters:,} characters")
-
-
-class Windows(Sequence):
-    """The token file as training sequences: one in LONG_EVERY spans the whole context."""
-
-    def __init__(self, path: Path, first: int, last: int):
-        self.tokens = np.memmap(path, dtype=np.uint16, mode="r")
-        self.first, self.last = first, last
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, index: int) -> list[TokenizedExample]:
-        if index >= len(self):
-            raise IndexError(index)
-        start, length = self.place(self.first + index)
-        ids = np.array(self.tokens[start : start + length], dtype=np.int64)
-        spans = np.zeros((length, 2), dtype=np.int64)
-        return [TokenizedExample(ids, np.ones(length, dtype=np.float32), "", spans, f"window {index}")]
-
-    @staticmethod
-    def place(index: int) -> tuple[int, int]:
-        """Start and length of a window."""
-        groups, rest = divmod(index, LONG_EVERY)
-        start = groups * ((LONG_EVERY - 1) * WINDOW + CONTEXT) + rest * WINDOW
-        return start, CONTEXT if rest == LONG_EVERY - 1 else WINDOW
-
-
-def pretrain(work: Path, minutes: float) -> None:
-    """As many steps as ``minutes`` allow at the speed of the first three, then the whole schedule over them."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(MODEL)
-    optimizer = make_optimizer(model, SETTINGS)
-    plan = work / "plan.json"
-    layout = Layout("tree", "Llama")
-    if not plan.exists():
-        steps = measure(model, work, minutes, layout)
-        plan.write_text(json.dumps({"steps": steps}))
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(MODEL)
-        optimizer = make_optimizer(model, SETTINGS)
-    steps = json.loads(plan.read_text())["steps"]
-    windows = Windows(work / "tokens.bin", 0, steps * SETTINGS.batch_size)
-    found, _ = latest_checkpoint(work / "checkpoints")
-    if found:
-        load_checkpoint(found, model, optimizer)
-    started = time.time()
-    first = found.step if found else 0
-    for result in train(model, windows, optimizer, SETTINGS, LEARNING_RATE, layout, first):
-        append_metric(work, "step", **dataclasses.asdict(result))
-        if result.step % 10 == 0:
-            left = (time.time() - started) / (result.step - first) * (result.steps - result.step) / 60
-            rate = result.tokens / result.seconds
-            print(f"{result.step}/{result.steps} loss {result.loss:.3f} {rate:.0f} tokens/s {left:.0f} min", flush=True)
-        if result.step % 50 == 0 or result.step == result.steps:
-            save_checkpoint(work / "checkpoints", model, optimizer, result.step)
-    held_out = Windows(work / "tokens.bin", len(windows), len(windows) + 40)
-    loss = mean_loss(model, held_out, layout, SETTINGS.token_budget)
-    append_metric(work, "validation", step=total_steps(len(windows), SETTINGS), loss=loss)
-    print(f"held-out loss {loss:.3f} nats a token, perplexity {math.exp(loss):.1f}")
-
-
-def measure(model: LlamaForCausalLM, work: Path, minutes: float, layout: Layout) -> int:
-    """Steps that fit into ``minutes``."""
-    few = Windows(work / "tokens.bin", 0, 3 * SETTINGS.batch_size)
-    results = list(train(model, few, make_optimizer(model, SETTINGS), SETTINGS, 0.0, layout))
-    seconds = sum(r.seconds for r in results[1:]) / (len(results) - 1)
-    return int(minutes * 60 / seconds)
-
-
-def save(work: Path, out: Path) -> None:
-    """The newest checkpoint as a folder that any program can load, weights in bfloat16."""
-    model = LlamaForCausalLM(MODEL)
-    found, _ = latest_checkpoint(work / "checkpoints")
-    assert found, "train first"
-    load_checkpoint(found, model, None)
-    model.generation_config = GenerationConfig(eos_token_id=[0, 2], pad_token_id=0)
-    model.to(torch.bfloat16).save_pretrained(out, max_shard_size="15MB")
-    PreTrainedTokenizerFast.from_pretrained(work / "tokenizer").save_pretrained(out)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters after {found.step} steps -> {out}")
+SAVE_SECONDS = 300.0
+MEASURED_STEPS = 8
+SHARD = "15MB"
 
 
 def main() -> None:
+    args = arguments()
+    keep_freed_memory()
+    if not (args.work / "recipe.json").exists():
+        settings = dataclasses.replace(RECIPES[args.recipe], **dict(args.set))
+        make_corpus(args.papers, args.work, settings, args.held_out, args.count)
+        write_json(args.work / "recipe.json", dataclasses.asdict(settings))
+    settings = Settings(**json.loads((args.work / "recipe.json").read_text()))
+    world = resolve_world(args.device, "auto", 0, products="auto")
+    model = pretrain(args.work, settings, world, args.minutes, args.steps, args.compile)
+    write_json(args.work / "evaluation.json", evaluate(model, args.work, layout_of(world, False)))
+    if args.out:
+        save(model, args.work, args.out)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["tokens", "train", "save"])
-    parser.add_argument("--papers", type=Path)
+    parser.add_argument("--papers", type=Path, nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--count", type=int, default=40_000, help="papers to read")
-    parser.add_argument("--minutes", type=float, default=36.0, help="time for training on this machine")
-    args = parser.parse_args()
-    if args.stage == "tokens":
-        make_tokens(args.papers, args.work, args.count)
-    elif args.stage == "train":
-        pretrain(args.work, args.minutes)
-    else:
-        save(args.work, args.out)
+    parser.add_argument("--out", type=Path, help="folder for the finished model")
+    parser.add_argument("--recipe", choices=RECIPES, default="cpu")
+    parser.add_argument("--held-out", type=int, default=2000, help="papers to measure on, the first ones")
+    parser.add_argument("--count", type=int, help="papers to train on; all by default")
+    parser.add_argument("--minutes", type=float, default=120.0, help="for training, measured on this machine first")
+    parser.add_argument("--steps", type=int, help="in place of minutes")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--set", type=setting, nargs="*", default=[], metavar="KEY=VALUE", help="changes the recipe")
+    return parser.parse_args()
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value in the key's type."""
+    key, _, value = text.partition("=")
+    return key, type(getattr(Settings(), key))(value)
+
+
+def pretrain(
+    work: Path, settings: Settings, world: World, minutes: float, steps: int | None, compiled: bool
+) -> Qwen3ForCausalLM:
+    """The model after the whole schedule."""
+    layout = layout_of(world, compiled)
+    model = make_model(work, settings, world, compiled)
+    optimizer = make_optimizer(model, settings)
+    steps = planned_steps(work, settings, world, minutes, steps, compiled)
+    found, skipped = latest_checkpoint(work / "checkpoints")
+    if found:
+        load_checkpoint(found, model, optimizer)
+        mend_metrics(work)
+        print(" ".join([*skipped, f"Going on after step {found.step:,}"]), flush=True)
+    saved = time.monotonic()
+    for result in train(model, optimizer, Documents(work), settings, layout, found.step if found else 0, steps):
+        append_metric(work, "step", **result)
+        step = result["step"]
+        if step % 20 == 0 or step == steps:
+            left = result["seconds"] * (steps - step) / 60
+            rate = result["tokens"] / result["seconds"]
+            print(f"{step:,}/{steps:,}  loss {result['loss']:.3f}  {rate:,.0f} tokens/s  {left:.0f} min", flush=True)
+        if time.monotonic() - saved > SAVE_SECONDS or step == steps:
+            save_checkpoint(work / "checkpoints", model, optimizer, step)
+            saved = time.monotonic()
+    return model
+
+
+def train(
+    model: Qwen3ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    documents: Documents,
+    settings: Settings,
+    layout: Layout,
+    first_step: int,
+    steps: int,
+) -> Iterator[dict[str, Any]]:
+    """The steps from ``first_step`` on, each a record of what it did."""
+    device = next(model.parameters()).device
+    chosen = step_examples(len(documents), settings.documents_per_step, settings.seed, first_step, steps)
+    for step, indices in enumerate(chosen, first_step):
+        started = time.perf_counter()
+        sequences = [documents[i] for i in indices]
+        batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, share=True)]
+        rate = learning_rate_at(step, steps, settings)
+        loss, norm = optimizer_step(model, optimizer, batches, layout, rate, settings.max_grad_norm)
+        yield {
+            "step": step + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens": sum(len(s.token_ids) for s in sequences),
+            "unique_tokens": sum(len(b.token_ids_T) for b in batches),
+            "seconds": time.perf_counter() - started,
+        }
+
+
+def make_model(work: Path, settings: Settings, world: World, compiled: bool) -> Qwen3ForCausalLM:
+    """Random weights in float32, the same for a seed; matrices that write to the residual stream start smaller."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    torch.manual_seed(settings.seed)
+    model = Qwen3ForCausalLM(model_config(settings, tokenizer.pad_token_id, tokenizer.eos_token_id))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter /= (2 * settings.layers) ** 0.5
+    model.to(world.device)  # type: ignore[arg-type]
+    model.eval()  # it has no dropout
+    if compiled:
+        for layer in decoder_layers(model):
+            layer.compile(dynamic=True)
+    return model
+
+
+def layout_of(world: World, compiled: bool) -> Layout:
+    """Every document by itself, equal beginnings computed once; layers are compiled by ``make_model``."""
+    return Layout("tree", "the model is known", plain_head=True, low=world.low)
+
+
+def planned_steps(
+    work: Path, settings: Settings, world: World, minutes: float, steps: int | None, compiled: bool
+) -> int:
+    """As asked, or as planned when the run began, or as many as fit into ``minutes`` at the speed of the first few."""
+    plan = work / "plan.json"
+    planned = json.loads(plan.read_text())["steps"] if plan.exists() else None
+    if steps is None:
+        steps = planned or measured_steps(work, settings, world, minutes, compiled)
+    found, _ = latest_checkpoint(work / "checkpoints")
+    if planned and found and steps != planned and found.step > (1 - settings.decay) * min(steps, planned):
+        sys.exit(f"The learning rate of the run in {work} has begun to fall towards step {planned}: it cannot change")
+    write_json(plan, {"steps": steps})
+    return steps
+
+
+def measured_steps(work: Path, settings: Settings, world: World, minutes: float, compiled: bool) -> int:
+    """How many steps fit into ``minutes``; the model that is trained for it is thrown away."""
+    model = make_model(work, settings, world, compiled)
+    optimizer = make_optimizer(model, settings)
+    layout = layout_of(world, compiled)
+    few = list(train(model, optimizer, Documents(work), settings, layout, 0, MEASURED_STEPS))[MEASURED_STEPS // 2 :]
+    return max(1, int(minutes * 60 / (sum(r["seconds"] for r in few) / len(few))))
+
+
+def save(model: Qwen3ForCausalLM, work: Path, out: Path) -> None:
+    """A folder that any program can load, weights in bfloat16."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
+    )
+    model.to(torch.bfloat16).save_pretrained(out, max_shard_size=SHARD)
+    tokenizer.save_pretrained(out)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters -> {out}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""Papers -> tokenizer, held-out papers, and one memory-mapped file of all documents' tokens."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from documents import CHAT_TEMPLATE, END, MOST_TURNS, STOP, TURN, Source, count_words, make_document
+from papers import Paper, read_papers
+from settings import Settings
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from loratory.render import TokenizedExample
+
+SAMPLE = 30_000  # papers that the vocabulary and the rarity of words are taken from
+AT_ONCE = 2000
+
+
+def make_corpus(files: Sequence[Path], work: Path, settings: Settings, held_out: int, most: int | None) -> None:
+    """Everything that training reads, in ``work``. The first ``held_out`` papers are never trained on; ``most``: papers
+    after them that are, all if None."""
+    work.mkdir(parents=True, exist_ok=True)
+    papers = read_papers(files)
+    rows = [json.dumps(dataclasses.asdict(paper)) + "\n" for paper in islice(papers, held_out)]
+    (work / "held-out.jsonl").write_text("".join(rows))
+    chosen = list(islice(papers, most))
+    tokenizer = make_tokenizer((paper.text for paper in chosen[:SAMPLE]), settings)
+    source = Source(chosen, count_words(chosen[:SAMPLE]))
+    written = write_tokens(documents(chosen, source, settings), tokenizer, work, settings.context)
+    tokenizer.save_pretrained(work / "tokenizer")
+    print(f"{len(chosen):,} papers, {written:,} tokens, {len(rows):,} papers held out", flush=True)
+
+
+def documents(papers: Sequence[Paper], source: Source, settings: Settings) -> Iterator[str]:
+    """One a paper; a conversation of several turns is about the papers that follow too."""
+    draw = random.Random(settings.seed)
+    for start in range(len(papers)):
+        yield make_document(papers[start : start + MOST_TURNS], source, draw, settings.plain)
+
+
+def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, digits one by one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        special_tokens=[END, TURN, STOP],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=STOP, pad_token=END, model_max_length=settings.context
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work: Path, context: int) -> int:
+    """``tokens.bin``: 16-bit ids, documents one after another, each cut to the context. ``starts.npy``: where."""
+    lengths = []
+    with (work / "tokens.bin").open("wb") as file:
+        while some := list(islice(texts, AT_ONCE)):
+            for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+                lengths.append(min(len(ids), context))
+                np.array(ids[:context], dtype=np.uint16).tofile(file)
+    np.save(work / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    return sum(lengths)
+
+
+class Documents(Sequence[TokenizedExample]):
+    """The token file as training sequences: all tokens of a document are trained."""
+
+    def __init__(self, work: Path):
+        self.tokens = np.memmap(work / "tokens.bin", dtype=np.uint16, mode="r")
+        self.starts = np.load(work / "starts.npy")
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        ids = np.array(self.tokens[self.starts[index] : self.starts[index + 1]], dtype=np.int64)
+        spans = np.zeros((len(ids), 2), dtype=np.int64)
+        return TokenizedExample(ids, np.ones(len(ids), dtype=np.float32), "", spans, f"document {index}")
+
+
+def held_out_papers(work: Path) -> list[Paper]:
+    return list(read_papers([work / "held-out.jsonl"]))

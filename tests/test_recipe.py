@@ -1,0 +1,203 @@
+"""The recipe of the built-in model: what it reads, what it asks, and that a run is a function of its seed."""
+
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "builtin"))
+
+import pretrain as recipe
+from corpus import Documents, make_corpus
+from documents import CHAT_TEMPLATE, FORMS, Source, chat, conversation, count_words, make_document
+from papers import read_papers
+from settings import RECIPES, learning_rate_at
+from transformers import PreTrainedTokenizerFast
+
+from loratory.checkpoint import latest_checkpoint
+from loratory.runs import read_metrics
+from loratory.world import resolve_world
+
+TINY = RECIPES["tiny"]
+HELD_OUT = 24
+TOPICS = ("glaciers", "enzymes", "galaxies", "harmonics", "markets", "lattices", "beetles", "turbines", "dialects")
+
+
+@pytest.fixture(scope="module")
+def papers_file(tmp_path_factory) -> Path:
+    """Papers whose other fields hold words that occur nowhere else."""
+    draw, path = random.Random(0), tmp_path_factory.mktemp("papers") / "papers.jsonl"
+    with path.open("w") as file:
+        for n in range(240):
+            topic, other = draw.sample(TOPICS, 2)
+            sentences = [f"The {topic} of kind {draw.randrange(99)} resemble {other} closely." for _ in range(5)]
+            row = {"id": f"zzid{n}", "title": f"On {topic} number {n}", "abstract": " ".join(sentences)}
+            file.write(json.dumps({**row, "category": "zzcategory", "authors": "zzauthor"}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(papers_file) -> Source:
+    papers = list(read_papers([papers_file]))
+    return Source(papers, count_words(papers))
+
+
+@pytest.fixture
+def work(papers_file, tmp_path) -> Path:
+    make_corpus([papers_file], tmp_path / "work", TINY, HELD_OUT, None)
+    return tmp_path / "work"
+
+
+def pretrained(work: Path, steps: int, minutes: float = 1.0) -> dict[str, torch.Tensor]:
+    world = resolve_world("cpu", "float32", 0)
+    return recipe.pretrain(work, TINY, world, minutes, steps, compiled=False).state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_only_title_and_abstract_are_read(work):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    text = "".join(tokenizer.decode(d.token_ids) for d in Documents(work))
+    assert "glaciers" in text
+    held_out = (work / "held-out.jsonl").read_text()
+    assert "zz" not in text + held_out + (work / "tokenizer" / "tokenizer.json").read_text()
+
+
+def test_held_out_papers_are_not_trained_on(work):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    text = "".join(tokenizer.decode(d.token_ids) for d in Documents(work))
+    held_out = [p.title for p in read_papers([work / "held-out.jsonl"])]
+    assert held_out
+    assert not [title for title in held_out if title + "\n" in text]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_every_form_asks_what_the_paper_answers(form, source):
+    for seed in range(20):
+        papers = source.others[seed : seed + 1 + seed % 3]
+        questions = form(papers, source, random.Random(seed))
+        assert len(questions.turns) == len(papers)
+        for paper, (text, answer) in zip(papers, questions.turns, strict=True):
+            assert answer
+            known = f"{paper.title} {paper.abstract}".lower()
+            assert all(word in known for word in answer.lower().replace(",", "").split())
+            if form.__name__.startswith("choose"):
+                assert answer in questions.instruction
+                assert answer not in text or "keywords" in form.__name__
+
+
+def test_conversations_are_what_the_chat_template_makes(source, work):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    for seed, form in enumerate(FORMS):
+        messages = conversation(form(source.others[:2], source, random.Random(seed)), random.Random(seed))
+        as_dicts = [{"role": role, "content": content} for role, content in messages]
+        assert tokenizer.apply_chat_template(as_dicts, tokenize=False) == chat(messages)
+
+
+def test_a_document_is_a_function_of_its_draws(source):
+    def made(seed: int) -> list[str]:
+        draw = random.Random(seed)
+        return [make_document(source.others[n : n + 8], source, draw) for n in range(50)]
+
+    assert made(1) == made(1) != made(2)
+
+
+def test_token_ids_of_a_document_come_back_whole(work):
+    documents = Documents(work)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    assert len(documents) == 240 - HELD_OUT
+    for document in documents:
+        assert 0 < len(document.token_ids) <= TINY.context
+        assert tokenizer.decode(document.token_ids).startswith(("On ", "<|im_start|>"))
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    rates = [learning_rate_at(step, 100, TINY) for step in range(101)]
+    assert rates[0] == TINY.learning_rate / 5
+    assert set(rates[4:76]) == {TINY.learning_rate}
+    assert all(a > b for a, b in itertools.pairwise(rates[75:]))
+    assert rates[100] == 0
+    longer = [learning_rate_at(step, 200, TINY) for step in range(75)]
+    assert longer == rates[:75]
+
+
+def test_the_same_seed_makes_the_same_weights_and_an_interruption_changes_nothing(papers_file, tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("whole", "again", "resumed")]
+    for folder in folders:
+        make_corpus([papers_file], folder, TINY, HELD_OUT, None)
+    whole, again = pretrained(folders[0], 30), pretrained(folders[1], 30)
+    assert same(whole, again)
+
+    def interrupt(folder, event, **values):
+        if values["step"] == 17:
+            raise KeyboardInterrupt
+        append(folder, event, **values)
+
+    append = recipe.append_metric
+    monkeypatch.setattr(recipe, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(recipe, "append_metric", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pretrained(folders[2], 30)
+    monkeypatch.setattr(recipe, "append_metric", append)
+    found, _ = latest_checkpoint(folders[2] / "checkpoints")
+    assert found
+    assert found.step == 16
+    assert same(whole, pretrained(folders[2], 30))
+    steps = [m["step"] for m in read_metrics(folders[2])]
+    assert steps == list(range(1, 31))
+
+
+def test_training_learns(work):
+    pretrained(work, 60)
+    losses = [m["loss"] for m in read_metrics(work)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_run_can_be_made_longer_until_its_learning_rate_falls(work, monkeypatch):
+    monkeypatch.setattr(recipe, "SAVE_SECONDS", 0.0)
+    append = recipe.append_metric
+
+    def stop_after(last):
+        def once(folder, event, **values):
+            append(folder, event, **values)
+            if values["step"] > last:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(recipe, "append_metric", once)
+
+    stop_after(5)
+    with pytest.raises(KeyboardInterrupt):
+        pretrained(work, 10)
+    stop_after(18)
+    with pytest.raises(KeyboardInterrupt):
+        pretrained(work, 20)
+    with pytest.raises(SystemExit, match="has begun to fall"):
+        pretrained(work, 40)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_trained_once_by_one_optimizer(work, optimizer):
+    import dataclasses
+
+    from muon import make_optimizer
+
+    settings = dataclasses.replace(TINY, optimizer=optimizer)
+    model = recipe.make_model(work, settings, resolve_world("cpu", "float32", 0), compiled=False)
+    groups = make_optimizer(model, settings).param_groups
+    trained = [id(p) for group in groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in model.parameters())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    together = make_optimizer(model, settings)
+    for group in together.param_groups:
+        group["lr"] = 1e-2
+    together.step()
+    assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
