@@ -1,5 +1,6 @@
 """The recipe of the built-in model: what it reads, what it asks, and that a run is a function of its seed."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -12,8 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "builtin"))
 
 import pretrain as recipe
-from corpus import Documents, make_corpus
+from corpus import Windows, make_corpus
 from documents import CHAT_TEMPLATE, FORMS, Source, chat, conversation, count_words, make_document
+from muon import make_optimizer
 from papers import read_papers
 from settings import RECIPES, learning_rate_at
 from transformers import PreTrainedTokenizerFast
@@ -63,7 +65,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_only_title_and_abstract_are_read(work):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    text = "".join(tokenizer.decode(d.token_ids) for d in Documents(work))
+    text = tokenizer.decode(Windows(work, 1).tokens.astype(int))
     assert "glaciers" in text
     held_out = (work / "held-out.jsonl").read_text()
     assert "zz" not in text + held_out + (work / "tokenizer" / "tokenizer.json").read_text()
@@ -71,7 +73,7 @@ def test_only_title_and_abstract_are_read(work):
 
 def test_held_out_papers_are_not_trained_on(work):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    text = "".join(tokenizer.decode(d.token_ids) for d in Documents(work))
+    text = tokenizer.decode(Windows(work, 1).tokens.astype(int))
     held_out = [p.title for p in read_papers([work / "held-out.jsonl"])]
     assert held_out
     assert not [title for title in held_out if title + "\n" in text]
@@ -109,13 +111,22 @@ def test_a_document_is_a_function_of_its_draws(source):
     assert made(1) == made(1) != made(2)
 
 
-def test_token_ids_of_a_document_come_back_whole(work):
-    documents = Documents(work)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    assert len(documents) == 240 - HELD_OUT
-    for document in documents:
-        assert 0 < len(document.token_ids) <= TINY.context
-        assert tokenizer.decode(document.token_ids).startswith(("On ", "<|im_start|>"))
+def test_windows_cover_the_token_file_once_and_carry_the_token_that_follows(work):
+    windows = Windows(work, 64)
+    rows = windows.rows(range(len(windows)))
+    assert rows.shape == (len(windows), 65)
+    assert torch.equal(rows[:-1, -1], rows[1:, 0])
+    assert rows[:, :-1].flatten().tolist() == windows.tokens[:-1].tolist()
+
+
+def test_every_step_reads_windows_of_its_length_that_no_other_step_reads(work):
+    steps = [[row.tolist() for batch in batches for row in batch] for batches in recipe.batches_of(work, TINY, 0, 16)]
+    lengths = [{len(row) - 1 for row in step} for step in steps]
+    assert lengths == ([{TINY.window}] * 7 + [{TINY.context}]) * 2
+    short = [tuple(row) for step, length in zip(steps, lengths, strict=True) if length == {TINY.window} for row in step]
+    assert len(set(short)) == len(short)
+    later = [[row.tolist() for batch in batches for row in batch] for batches in recipe.batches_of(work, TINY, 9, 16)]
+    assert later == steps[9:]
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
@@ -184,12 +195,8 @@ def test_a_run_can_be_made_longer_until_its_learning_rate_falls(work, monkeypatc
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_is_trained_once_by_one_optimizer(work, optimizer):
-    import dataclasses
-
-    from muon import make_optimizer
-
     settings = dataclasses.replace(TINY, optimizer=optimizer)
-    model = recipe.make_model(work, settings, resolve_world("cpu", "float32", 0), compiled=False)
+    model = recipe.make_model(work, settings, resolve_world("cpu", "float32", 0))
     groups = make_optimizer(model, settings).param_groups
     trained = [id(p) for group in groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in model.parameters())

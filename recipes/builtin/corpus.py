@@ -8,13 +8,14 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from documents import CHAT_TEMPLATE, END, MOST_TURNS, STOP, TURN, Source, count_words, make_document
+from jaxtyping import Int64
 from papers import Paper, read_papers
 from settings import Settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-
-from loratory.render import TokenizedExample
 
 SAMPLE = 30_000  # papers that the vocabulary and the rarity of words are taken from
 AT_ONCE = 2000
@@ -64,31 +65,30 @@ def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokeni
 
 
 def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work: Path, context: int) -> int:
-    """``tokens.bin``: 16-bit ids, documents one after another, each cut to the context. ``starts.npy``: where."""
-    lengths = []
+    """``tokens.bin``: 16-bit ids, documents one after another, each cut to the context. Returns how many ids."""
+    written = 0
     with (work / "tokens.bin").open("wb") as file:
         while some := list(islice(texts, AT_ONCE)):
             for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
-                lengths.append(min(len(ids), context))
                 np.array(ids[:context], dtype=np.uint16).tofile(file)
-    np.save(work / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))
-    return sum(lengths)
+                written += len(ids[:context])
+    return written
 
 
-class Documents(Sequence[TokenizedExample]):
-    """The token file as training sequences: all tokens of a document are trained."""
+class Windows:
+    """The token file as rows of equal length, each with one token more, which the last one predicts."""
 
-    def __init__(self, work: Path):
-        self.tokens = np.memmap(work / "tokens.bin", dtype=np.uint16, mode="r")
-        self.starts = np.load(work / "starts.npy")
+    def __init__(self, work: Path, length: int):
+        tokens = np.memmap(work / "tokens.bin", dtype=np.uint16, mode="r")
+        self.length = length
+        self.tokens = tokens[: (len(tokens) - 1) // length * length + 1]
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return (len(self.tokens) - 1) // self.length
 
-    def __getitem__(self, index: int) -> TokenizedExample:
-        ids = np.array(self.tokens[self.starts[index] : self.starts[index + 1]], dtype=np.int64)
-        spans = np.zeros((len(ids), 2), dtype=np.int64)
-        return TokenizedExample(ids, np.ones(len(ids), dtype=np.float32), "", spans, f"document {index}")
+    def rows(self, indices: Sequence[int]) -> Int64[Tensor, "rows length+1"]:
+        rows = [self.tokens[i * self.length : (i + 1) * self.length + 1] for i in indices]
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 def held_out_papers(work: Path) -> list[Paper]:

@@ -13,27 +13,29 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Documents, make_corpus
+from corpus import Windows, make_corpus
 from evaluate import evaluate
+from jaxtyping import Float, Int64
 from muon import make_optimizer
 from settings import RECIPES, Settings, learning_rate_at, model_config
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from loratory.attention import Layout, decoder_layers
-from loratory.batches import micro_batches, step_examples
+from loratory.batches import step_examples
 from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.cli import keep_freed_memory
 from loratory.runs import append_metric, mend_metrics, write_json
-from loratory.train import optimizer_step
 from loratory.world import World, resolve_world
 
 SAVE_SECONDS = 300.0
-MEASURED_STEPS = 8
 SHARD = "15MB"
 
 
@@ -47,7 +49,7 @@ def main() -> None:
     settings = Settings(**json.loads((args.work / "recipe.json").read_text()))
     world = resolve_world(args.device, "auto", 0, products="auto")
     model = pretrain(args.work, settings, world, args.minutes, args.steps, args.compile)
-    write_json(args.work / "evaluation.json", evaluate(model, args.work, layout_of(world, False)))
+    write_json(args.work / "evaluation.json", evaluate(model, args.work))
     if args.out:
         save(model, args.work, args.out)
 
@@ -78,8 +80,7 @@ def pretrain(
     work: Path, settings: Settings, world: World, minutes: float, steps: int | None, compiled: bool
 ) -> Qwen3ForCausalLM:
     """The model after the whole schedule."""
-    layout = layout_of(world, compiled)
-    model = make_model(work, settings, world, compiled)
+    model = make_model(work, settings, world)
     optimizer = make_optimizer(model, settings)
     steps = planned_steps(work, settings, world, minutes, steps, compiled)
     found, skipped = latest_checkpoint(work / "checkpoints")
@@ -88,7 +89,8 @@ def pretrain(
         mend_metrics(work)
         print(" ".join([*skipped, f"Going on after step {found.step:,}"]), flush=True)
     saved = time.monotonic()
-    for result in train(model, optimizer, Documents(work), settings, layout, found.step if found else 0, steps):
+    first = found.step if found else 0
+    for result in train(model, optimizer, work, settings, world, compiled, first, steps):
         append_metric(work, "step", **result)
         step = result["step"]
         if step % 20 == 0 or step == steps:
@@ -104,33 +106,82 @@ def pretrain(
 def train(
     model: Qwen3ForCausalLM,
     optimizer: torch.optim.Optimizer,
-    documents: Documents,
+    work: Path,
     settings: Settings,
-    layout: Layout,
+    world: World,
+    compiled: bool,
     first_step: int,
     steps: int,
 ) -> Iterator[dict[str, Any]]:
     """The steps from ``first_step`` on, each a record of what it did."""
-    device = next(model.parameters()).device
-    chosen = step_examples(len(documents), settings.documents_per_step, settings.seed, first_step, steps)
-    for step, indices in enumerate(chosen, first_step):
+    loss_of = partial(summed_loss, model)
+    # One compilation for each of the two lengths.
+    loss_of = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    for step, batches in enumerate(batches_of(work, settings, first_step, steps), first_step):
         started = time.perf_counter()
-        sequences = [documents[i] for i in indices]
-        batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, share=True)]
         rate = learning_rate_at(step, steps, settings)
-        loss, norm = optimizer_step(model, optimizer, batches, layout, rate, settings.max_grad_norm)
+        loss, norm = update(loss_of, model, optimizer, batches, world, rate, settings.max_grad_norm)
         yield {
             "step": step + 1,
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": norm,
-            "tokens": sum(len(s.token_ids) for s in sequences),
-            "unique_tokens": sum(len(b.token_ids_T) for b in batches),
+            "tokens": sum(b[:, 1:].numel() for b in batches),
             "seconds": time.perf_counter() - started,
         }
 
 
-def make_model(work: Path, settings: Settings, world: World, compiled: bool) -> Qwen3ForCausalLM:
+def batches_of(work: Path, settings: Settings, first_step: int, steps: int) -> Iterator[list[Tensor]]:
+    """The micro-batches of each step: short windows, and in every ``long_every``-th step whole contexts."""
+    long_before = first_step // settings.long_every
+    short = rows_of(work, settings, settings.window, settings.seed, first_step - long_before)
+    long = rows_of(work, settings, settings.context, settings.seed + 1, long_before)
+    for step in range(first_step, steps):
+        yield next(long if (step + 1) % settings.long_every == 0 else short)
+
+
+def rows_of(work: Path, settings: Settings, length: int, seed: int, first: int) -> Iterator[list[Tensor]]:
+    """The windows of one length, step after step from step ``first`` of that length on, in a new order each epoch."""
+    windows = Windows(work, length)
+    rows = settings.step_tokens // length
+    whole_steps = len(windows) // rows * rows
+    for indices in step_examples(whole_steps, rows, seed, first, sys.maxsize):
+        yield list(windows.rows(indices).split(max(1, settings.micro_batch_tokens // length)))
+
+
+def update(
+    loss_of: Callable[[Tensor], Tensor],
+    model: Qwen3ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Tensor],
+    world: World,
+    rate: float,
+    max_grad_norm: float,
+) -> tuple[float, float]:
+    """One optimizer step. Returns the mean loss in nats a token and the gradient's norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    targets = sum(batch[:, 1:].numel() for batch in batches)
+    loss = 0.0
+    for batch in batches:
+        with torch.autocast(world.device.type, world.low) if world.low else nullcontext():
+            part = loss_of(batch.to(world.device)) / targets
+        part.backward()
+        loss += part.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+    optimizer.step()
+    return loss, float(norm)
+
+
+def summed_loss(model: Qwen3ForCausalLM, rows: Int64[Tensor, "rows length+1"]) -> Float[Tensor, ""]:
+    """The sum of the cross-entropies, in nats, of every token but the first of each row."""
+    states = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(states).flatten(0, 1).float()
+    return cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum")
+
+
+def make_model(work: Path, settings: Settings, world: World) -> Qwen3ForCausalLM:
     """Random weights in float32, the same for a seed; matrices that write to the residual stream start smaller."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     torch.manual_seed(settings.seed)
@@ -141,15 +192,7 @@ def make_model(work: Path, settings: Settings, world: World, compiled: bool) -> 
                 parameter /= (2 * settings.layers) ** 0.5
     model.to(world.device)  # type: ignore[arg-type]
     model.eval()  # it has no dropout
-    if compiled:
-        for layer in decoder_layers(model):
-            layer.compile(dynamic=True)
     return model
-
-
-def layout_of(world: World, compiled: bool) -> Layout:
-    """Every document by itself, equal beginnings computed once; layers are compiled by ``make_model``."""
-    return Layout("tree", "the model is known", plain_head=True, low=world.low)
 
 
 def planned_steps(
@@ -169,11 +212,11 @@ def planned_steps(
 
 def measured_steps(work: Path, settings: Settings, world: World, minutes: float, compiled: bool) -> int:
     """How many steps fit into ``minutes``; the model that is trained for it is thrown away."""
-    model = make_model(work, settings, world, compiled)
+    model = make_model(work, settings, world)
     optimizer = make_optimizer(model, settings)
-    layout = layout_of(world, compiled)
-    few = list(train(model, optimizer, Documents(work), settings, layout, 0, MEASURED_STEPS))[MEASURED_STEPS // 2 :]
-    return max(1, int(minutes * 60 / (sum(r["seconds"] for r in few) / len(few))))
+    few = list(train(model, optimizer, work, settings, world, compiled, 0, 2 * settings.long_every))
+    last = [r["seconds"] for r in few[settings.long_every :]]  # both lengths are compiled by then
+    return max(1, int(minutes * 60 / (sum(last) / len(last))))
 
 
 def save(model: Qwen3ForCausalLM, work: Path, out: Path) -> None:

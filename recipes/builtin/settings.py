@@ -25,15 +25,17 @@ class Settings:
     warmup_steps: int = 100
     decay: float = 0.25
     """Share of the steps, at the end, in which the learning rate falls to zero; before, it stays."""
-    documents_per_step: int = 64
-    token_budget: int = 4096
-    """Tokens of a micro-batch."""
+    window: int = 512
+    """Tokens that are read together; every ``long_every``-th step reads whole contexts."""
+    long_every: int = 8
+    step_tokens: int = 16384
+    micro_batch_tokens: int = 4096
     max_grad_norm: float = 1.0
     seed: int = 0
 
 
 RECIPES = {
-    "tiny": Settings(512, 256, 32, 2, 2, 1, 64, documents_per_step=4, token_budget=512, warmup_steps=4),
+    "tiny": Settings(512, 256, 32, 2, 2, 1, 64, window=64, step_tokens=1024, micro_batch_tokens=512, warmup_steps=4),
     "cpu": Settings(),
     "gpu": Settings(
         vocabulary=8192,
@@ -43,8 +45,8 @@ RECIPES = {
         inner=1024,
         learning_rate=3e-3,
         warmup_steps=500,
-        documents_per_step=256,
-        token_budget=32768,
+        step_tokens=131072,
+        micro_batch_tokens=32768,
     ),
 }
 
