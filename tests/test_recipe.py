@@ -7,14 +7,15 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "builtin"))
 
 import pretrain as recipe
-from corpus import Windows, make_corpus
-from documents import CHAT_TEMPLATE, FORMS, Source, chat, conversation, count_words, make_document
+from corpus import Windows, make_corpus, packed
+from documents import CHAT_TEMPLATE, FORMS, SEVERAL_TURNS, Source, chat, conversation, count_words, make_document
 from muon import make_optimizer
 from papers import read_papers
 from settings import RECIPES, learning_rate_at
@@ -82,16 +83,30 @@ def test_held_out_papers_are_not_trained_on(work):
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_every_form_asks_what_the_paper_answers(form, source):
     for seed in range(20):
-        papers = source.others[seed : seed + 1 + seed % 3]
-        questions = form(papers, source, random.Random(seed))
-        assert len(questions.turns) == len(papers)
-        for paper, (text, answer) in zip(papers, questions.turns, strict=True):
-            assert answer
-            known = f"{paper.title} {paper.abstract}".lower()
-            assert all(word in known for word in answer.lower().replace(",", "").split())
-            if form.__name__.startswith("choose"):
-                assert answer in questions.instruction
-                assert answer not in text or "keywords" in form.__name__
+        [paper] = source.others[seed : seed + 1]
+        questions = form([paper], source, random.Random(seed))
+        [(text, answer)] = questions.turns
+        known = f"{paper.title} {paper.abstract}".lower()
+        assert answer
+        assert all(word in known for word in answer.lower().replace(",", "").split())
+        assert text in (paper.title, paper.abstract, paper.text) or text[-40:] in paper.abstract or "On " in text
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if f not in SEVERAL_TURNS], ids=lambda form: form.__name__)
+def test_several_turns_ask_the_same_of_each_paper(form, source):
+    questions = form(source.others[:3], source, random.Random(0))
+    assert len(questions.turns) == 3
+
+
+@pytest.mark.parametrize("form", SEVERAL_TURNS, ids=lambda form: form.__name__)
+def test_a_choice_lists_every_answer_and_may_repeat_it(form, source):
+    repeated = 0
+    for seed in range(20):
+        questions = form(source.others[seed : seed + 1 + seed % 3], source, random.Random(seed))
+        answers = [answer for _, answer in questions.turns]
+        assert all(answer in questions.instruction for answer in answers)
+        repeated += len(set(answers)) < len(answers)
+    assert repeated
 
 
 def test_conversations_are_what_the_chat_template_makes(source, work):
@@ -109,6 +124,20 @@ def test_a_document_is_a_function_of_its_draws(source):
         return [make_document(source.others[n : n + 8], source, draw) for n in range(50)]
 
     assert made(1) == made(1) != made(2)
+
+
+def test_documents_are_packed_whole_where_they_fit():
+    draw = random.Random(0)
+    documents = [np.full(draw.randint(5, 150), n, dtype=np.uint16) for n in range(500)]
+    tokens = np.concatenate(list(packed(iter(documents), 100, 999)))
+    numbers, counts = np.unique(tokens, return_counts=True)
+    assert numbers[:-1].tolist() == list(range(500))
+    assert counts[:-1].tolist() == [len(ids) for ids in documents]
+    assert counts[-1] < 0.1 * len(tokens)
+    starts = {int(n): int(start) for start, n in reversed(list(enumerate(tokens)))}
+    for n, ids in enumerate(documents):
+        within = starts[n] % 100
+        assert within + len(ids) <= 100 if len(ids) <= 100 else within == 0
 
 
 def test_windows_cover_the_token_file_once_and_carry_the_token_that_follows(work):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from documents import CHAT_TEMPLATE, END, MOST_TURNS, STOP, TURN, Source, count_words, make_document
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from papers import Paper, read_papers
 from settings import Settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -19,6 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 SAMPLE = 30_000  # papers that the vocabulary and the rarity of words are taken from
 AT_ONCE = 2000
+WAITING = 64  # documents that a window is filled from
+
+Ids = NDArray[np.uint16]
 
 
 def make_corpus(files: Sequence[Path], work: Path, settings: Settings, held_out: int, most: int | None) -> None:
@@ -31,7 +35,7 @@ def make_corpus(files: Sequence[Path], work: Path, settings: Settings, held_out:
     chosen = list(islice(papers, most))
     tokenizer = make_tokenizer((paper.text for paper in chosen[:SAMPLE]), settings)
     source = Source(chosen, count_words(chosen[:SAMPLE]))
-    written = write_tokens(documents(chosen, source, settings), tokenizer, work, settings.context)
+    written = write_tokens(documents(chosen, source, settings), tokenizer, work, settings)
     tokenizer.save_pretrained(work / "tokenizer")
     print(f"{len(chosen):,} papers, {written:,} tokens, {len(rows):,} papers held out", flush=True)
 
@@ -64,15 +68,42 @@ def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokeni
     return fast
 
 
-def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work: Path, context: int) -> int:
-    """``tokens.bin``: 16-bit ids, documents one after another, each cut to the context. Returns how many ids."""
+def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work: Path, settings: Settings) -> int:
+    """``tokens.bin``: 16-bit ids, each document cut to the context, packed. Returns how many ids."""
+    found = (
+        np.array(ids[: settings.context], dtype=np.uint16)
+        for some in batched(texts, AT_ONCE)
+        for ids in tokenizer(some, add_special_tokens=False)["input_ids"]
+    )
     written = 0
     with (work / "tokens.bin").open("wb") as file:
-        while some := list(islice(texts, AT_ONCE)):
-            for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
-                np.array(ids[:context], dtype=np.uint16).tofile(file)
-                written += len(ids[:context])
+        for ids in packed(found, settings.window, tokenizer.pad_token_id):
+            ids.tofile(file)
+            written += len(ids)
     return written
+
+
+def packed(documents: Iterator[Ids], window: int, filler: int) -> Iterator[Ids]:
+    """The documents, in an order in which as few as possible lie across a multiple of ``window``.
+
+    The oldest one begins a window, and the longest that fit of some that wait come behind it. What then is left of the
+    window is filled.
+    """
+    waiting = list(islice(documents, WAITING))
+    room = 0
+    while waiting:
+        fitting = [i for i, ids in enumerate(waiting) if len(ids) <= room]
+        if room and not fitting:
+            yield np.full(room, filler, dtype=np.uint16)
+        chosen = waiting.pop(max(fitting, key=lambda i: len(waiting[i])) if fitting else 0)
+        room = ((room if fitting else window) - len(chosen)) % window
+        yield chosen
+        waiting += islice(documents, 1)
+
+
+def batched(items: Iterator[str], count: int) -> Iterator[list[str]]:
+    while some := list(islice(items, count)):
+        yield some
 
 
 class Windows:

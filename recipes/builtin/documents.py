@@ -19,7 +19,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PLAIN = 0.45  # share of documents that are plain text
-SEVERAL_TURNS = 0.12  # share of conversations that ask the same of several papers
 MOST_TURNS = 8
 KEYWORDS = 4
 MOST_OPTIONS = 10
@@ -122,8 +121,7 @@ def ask_short(papers: Sequence[Paper], source: Source, draw: random.Random) -> Q
 
 def choose_title(papers: Sequence[Paper], source: Source, draw: random.Random) -> Questions:
     ways = ("Which of these titles belongs to the abstract", "Choose the title that fits", "Pick the right title")
-    options = [paper.title for paper in others_of(papers, source, draw)]
-    return choice(draw.choice(ways), [(paper.abstract, paper.title) for paper in papers], options, draw)
+    return choice(draw.choice(ways), papers, source, draw, lambda paper: paper.title)
 
 
 def choose_keywords(papers: Sequence[Paper], source: Source, draw: random.Random) -> Questions:
@@ -132,28 +130,41 @@ def choose_keywords(papers: Sequence[Paper], source: Source, draw: random.Random
         "Choose the terms that fit the text",
         "The text is about one of these",
     )
-    options = [keywords(paper, source.words) for paper in others_of(papers, source, draw)]
-    return choice(draw.choice(ways), [(as_text(p, draw), keywords(p, source.words)) for p in papers], options, draw)
+    return choice(draw.choice(ways), papers, source, draw, lambda paper: keywords(paper, source.words))
 
 
 FORMS: dict[Form, float] = {
-    ask_title: 0.2,
-    ask_abstract: 0.08,
-    ask_keywords: 0.14,
-    ask_rest: 0.1,
-    ask_short: 0.08,
-    choose_title: 0.2,
-    choose_keywords: 0.2,
+    ask_title: 0.16,
+    ask_abstract: 0.06,
+    ask_keywords: 0.12,
+    ask_rest: 0.08,
+    ask_short: 0.06,
+    choose_title: 0.22,
+    choose_keywords: 0.3,
 }
+SEVERAL_TURNS = {choose_title: 0.7, choose_keywords: 0.7}  # share of a form's conversations that ask about several
+FEW_HAVE_SEVERAL_TURNS = 0.1  # of the other forms
 
 
-def choice(instruction: str, turns: list[tuple[str, str]], wrong: list[str], draw: random.Random) -> Questions:
-    """The answers of all turns and some wrong ones, listed once in the instruction."""
-    options = [*(answer for _, answer in turns), *wrong]
+def choice(
+    instruction: str, papers: Sequence[Paper], source: Source, draw: random.Random, answer: Callable[[Paper], str]
+) -> Questions:
+    """The answers of the papers and of some others, listed once in the instruction.
+
+    One paper is asked about with its abstract. Of several, each turn draws a paper and a sentence of it: an answer can
+    be right more than once, so that what is left over tells nothing.
+    """
+    listed = [*papers, *others_of(papers, source, draw)]
+    if len(papers) == 1:
+        turns = [(papers[0].abstract, answer(papers[0]))]
+    else:
+        asked = draw.choices(listed, k=draw.randint(2, MOST_TURNS))
+        turns = [(draw.choice(sentences_of(paper.abstract)), answer(paper)) for paper in asked]
+    options = [answer(paper) for paper in listed]
     draw.shuffle(options)
     form = draw.randrange(3)
-    listed = "\n" + "\n".join(f"- {o}" for o in options) if form == 0 else ("; " if form == 1 else " | ").join(options)
-    return Questions(f"{instruction}: {listed}", turns)
+    text = "\n" + "\n".join(f"- {o}" for o in options) if form == 0 else ("; " if form == 1 else " | ").join(options)
+    return Questions(f"{instruction}: {text}", turns)
 
 
 def others_of(papers: Sequence[Paper], source: Source, draw: random.Random) -> list[Paper]:
@@ -183,8 +194,9 @@ def make_document(papers: Sequence[Paper], source: Source, draw: random.Random, 
     """The first of the papers as plain text, or a conversation about it; one of several turns is about others too."""
     if draw.random() < plain:
         return papers[0].text + END
-    turns = draw.randint(2, MOST_TURNS) if draw.random() < SEVERAL_TURNS else 1
     form = draw.choices(list(FORMS), list(FORMS.values()))[0]
+    several = draw.random() < SEVERAL_TURNS.get(form, FEW_HAVE_SEVERAL_TURNS)
+    turns = draw.randint(2, MOST_TURNS) if several else 1
     return chat(conversation(form(papers[:turns], source, draw), draw))
 
 

@@ -10,7 +10,7 @@ class Settings:
     """Of the model, the documents and the schedule. Two runs with equal settings and steps give equal weights."""
 
     vocabulary: int = 6144
-    context: int = 2304
+    context: int = 2560
     width: int = 256
     layers: int = 7
     heads: int = 4
@@ -26,7 +26,8 @@ class Settings:
     decay: float = 0.25
     """Share of the steps, at the end, in which the learning rate falls to zero; before, it stays."""
     window: int = 512
-    """Tokens that are read together; every ``long_every``-th step reads whole contexts."""
+    """Tokens that are read together, and across whose multiples few documents lie; every ``long_every``-th step reads
+    whole contexts."""
     long_every: int = 8
     step_tokens: int = 16384
     micro_batch_tokens: int = 4096

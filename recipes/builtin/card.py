@@ -1,0 +1,128 @@
+"""The model card, written from what a run left behind:
+
+    python recipes/builtin/card.py --work FOLDER --out FOLDER/README.md [--ablations ablations.jsonl]
+        [--results NAME=results.json ...]
+
+``work`` is the folder of ``pretrain.py``, ``results`` are files of ``real_papers.py``.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loratory.runs import read_metrics, write_text
+
+Record = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ablations", type=Path)
+    parser.add_argument("--results", nargs="*", default=[], metavar="NAME=FILE")
+    asked = parser.parse_args()
+    parts = [about(asked.work), measured(read(asked.work / "evaluation.json"))]
+    for name, _, path in (text.partition("=") for text in asked.results):
+        parts.append(on_real_papers(name, read(Path(path))))
+    if asked.ablations:
+        parts.append(chosen_by([json.loads(line) for line in asked.ablations.read_text().splitlines()]))
+    write_text(asked.out, "\n".join([*parts, LIMITS]))
+
+
+def read(path: Path) -> Record:
+    return json.loads(path.read_text())
+
+
+def about(work: Path) -> str:
+    """What it is, and the run that made it."""
+    recipe = read(work / "recipe.json")
+    steps = [m for m in read_metrics(work) if m["event"] == "step"]
+    tokens, hours = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps) / 3600
+    tail = steps[-max(1, len(steps) // 50) :]
+    loss = sum(s["loss"] for s in tail) / len(tail)
+    return f"""# A small language model of scientific abstracts
+
+Made by `recipes/builtin/pretrain.py` to show Loratory without a download: Qwen3 architecture,
+{recipe["layers"]} layers of width {recipe["width"]}, {recipe["vocabulary"]:,} tokens of vocabulary,
+contexts of {recipe["context"]:,} tokens.
+
+| pretraining | |
+| --- | --- |
+| text | titles and abstracts of arXiv papers (CC0); no category, no label of any kind |
+| documents | {recipe["plain"]:.0%} plain papers; else conversations about titles, keywords, abstracts |
+| tokens read | {tokens / 1e6:.1f} million in {len(steps):,} steps of {recipe["step_tokens"]:,} |
+| time | {hours:.1f} hours, {tokens / hours / 3600:,.0f} tokens a second |
+| optimizer | {recipe["optimizer"]} |
+| learning rate | {recipe["learning_rate"]:g}, falling to zero over the last {recipe["decay"]:.0%} of the steps |
+| loss at the end | {loss:.3f} nats a token |
+"""
+
+
+def measured(found: Record) -> str:
+    titles = "\n".join(f"| {t['paper']} | {cell(t['model'])} |" for t in found["titles"])
+    return f"""## On {found["papers"]:,} papers that it never read
+
+{found["bits_per_byte"]:.3f} bits a byte; the right one of six titles for {found["title_choice"]:.0%} of abstracts
+(chance: 17 %).
+
+Its own titles for {len(found["titles"])} of those abstracts, greedy, unedited:
+
+| the paper | the model |
+| --- | --- |
+{titles}
+"""
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def on_real_papers(name: str, found: Record) -> str:
+    """Each system of each model, the mean over the seeds and the range."""
+    models, settings = found["models"], found["settings"]
+    systems = list(dict.fromkeys(system for own in models.values() for system in own))
+    rows = [f"| {s} | " + " | ".join(spread(own.get(s)) for own in models.values()) + " |" for s in systems]
+    head = f"| system | {' | '.join(models)} |\n|{' --- |' * (len(models) + 1)}"
+    changed = ", ".join(f"`{text}`" for text in settings["set"]) or "none"
+    return f"""## {name}
+
+Title and abstract to one of ten fields: {settings["train"]:,} training papers, {settings["test"]:,} test papers,
+mean of {settings["seeds"]} seeds (lowest to highest). Settings that differ from `examples/arxiv-category/task.toml`: {changed}.
+
+{head}
+{chr(10).join(rows)}
+"""
+
+
+def spread(own: dict[str, float] | None) -> str:
+    return f"{own['mean']:.1%} ({own['lowest']:.1%} to {own['highest']:.1%})" if own else ""
+
+
+def chosen_by(runs: Sequence[Record]) -> str:
+    rows = [
+        f"| {r['name']} | {r['changes']} | {r['parameters'] / 1e6:.1f} M | {r['tokens'] / 1e6:.2f} M "
+        f"| {r['bits_per_byte']:.3f} | {r['probe']:.1%} |"
+        for r in runs
+    ]
+    return f"""## Short runs that the settings were chosen by
+
+{runs[0]["minutes"]:g} minutes each on one thread, two at a time (`ablate.py`). *Fields*: accuracy of a linear model on
+the mean of its hidden states, 500 training papers, 500 others.
+
+| run | changes | parameters | tokens read | bits a byte | fields |
+| --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
+
+
+LIMITS = """## What it is not
+
+A model for work. It knows the wording of abstracts and little else, and what it writes is not true.
+"""
+
+
+if __name__ == "__main__":
+    main()
