@@ -20,14 +20,14 @@ import torch
 from corpus import Windows, held_out_papers, make_corpus
 from evaluate import TOKEN_BUDGET, bits_per_byte, encode, title_choice
 from muon import make_optimizer
+from objectives import next_tokens
 from papers import Paper
-from pretrain import make_model, setting, summed_loss, update
+from pretrain import make_loss, make_model, setting, update
 from settings import RECIPES, Settings, learning_rate_at
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from loratory.attention import Layout
 from loratory.cli import keep_freed_memory
@@ -82,28 +82,30 @@ def ablation(
     }
 
 
-def train_for(model: nn.Module, work: Path, settings: Settings, world: World, seconds: float) -> tuple[int, float]:
+def train_for(
+    model: PreTrainedModel, work: Path, settings: Settings, world: World, seconds: float
+) -> tuple[int, float]:
     """Trains on short windows for the time. Returns the tokens read and the mean loss of the last tenth of steps."""
     optimizer = make_optimizer(model, settings)
-    compiled = torch.compile(lambda rows: summed_loss(model, rows), dynamic=False)
+    loss_of = make_loss(model, settings, compiled=True)
     windows = Windows(work, settings.window)
     rows = settings.step_tokens // settings.window
     micro = settings.micro_batch_tokens // settings.window
-    update(compiled, model, optimizer, [windows.rows(range(micro))], world, 0.0, settings.max_grad_norm)
+    update(loss_of, model, optimizer, [next_tokens(windows.rows(range(micro)))], world, 0.0, settings.max_grad_norm)
     losses: list[float] = []
     started = time.monotonic()
     while (spent := time.monotonic() - started) < seconds:
         step = len(losses)
         steps = round(step * seconds / spent) if step else 10**6
         first = step * rows % (len(windows) - rows)
-        batches = list(windows.rows(range(first, first + rows)).split(micro))
+        batches = [next_tokens(part) for part in windows.rows(range(first, first + rows)).split(micro)]
         rate = learning_rate_at(step, max(step + 1, steps), settings)
-        losses.append(update(compiled, model, optimizer, batches, world, rate, settings.max_grad_norm)[0])
+        losses.append(update(loss_of, model, optimizer, batches, world, rate, settings.max_grad_norm)[0])
     return len(losses) * rows * settings.window, float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
 @torch.no_grad()
-def probe(model: nn.Module, tokenizer: PreTrainedTokenizerFast, labelled: list[dict[str, str]]) -> float:
+def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, labelled: list[dict[str, str]]) -> float:
     """Accuracy of logistic regression on mean hidden states of papers that it was not fitted on."""
     chosen = labelled[: FITTED + PROBED]
     states = []

@@ -43,9 +43,10 @@ def about(work: Path) -> str:
     tokens, hours = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps) / 3600
     tail = steps[-max(1, len(steps) // 50) :]
     loss = sum(s["loss"] for s in tail) / len(tail)
+    name = "ModernBERT (masked)" if recipe["masked"] else "Qwen3 (causal)"
     return f"""# A small language model of scientific abstracts
 
-Made by `recipes/builtin/pretrain.py` to show Loratory without a download: Qwen3 architecture,
+Made by `recipes/builtin/pretrain.py` to show Loratory without a download: {name},
 {recipe["layers"]} layers of width {recipe["width"]}, {recipe["vocabulary"]:,} tokens of vocabulary,
 contexts of {recipe["context"]:,} tokens.
 
@@ -62,11 +63,14 @@ contexts of {recipe["context"]:,} tokens.
 
 
 def measured(found: Record) -> str:
+    head = f"## On {found['papers']:,} papers that it never read\n\n"
+    if "hidden_found" in found:
+        return f"""{head}Of the {found["hidden_share"]:.0%} of tokens that were hidden it finds
+{found["hidden_found"]:.1%} ({found["hidden_loss"]:.3f} nats a token).
+"""
     titles = "\n".join(f"| {t['paper']} | {cell(t['model'])} |" for t in found["titles"])
-    return f"""## On {found["papers"]:,} papers that it never read
-
-{found["bits_per_byte"]:.3f} bits a byte; the right one of six titles for {found["title_choice"]:.0%} of abstracts
-(chance: 17 %).
+    return f"""{head}{found["bits_per_byte"]:.3f} bits a byte; the right one of six titles for
+{found["title_choice"]:.0%} of abstracts (chance: 17 %).
 
 Its own titles for {len(found["titles"])} of those abstracts, greedy, unedited:
 
@@ -90,7 +94,8 @@ def on_real_papers(name: str, found: Record) -> str:
     return f"""## {name}
 
 Title and abstract to one of ten fields: {settings["train"]:,} training papers, {settings["test"]:,} test papers,
-mean of {settings["seeds"]} seeds (lowest to highest). Settings that differ from `examples/arxiv-category/task.toml`: {changed}.
+mean of {settings["seeds"]} seeds (lowest to highest).
+Settings that differ from `examples/arxiv-category/task.toml`: {changed}.
 
 {head}
 {chr(10).join(rows)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from documents import CHAT_TEMPLATE, END, MOST_TURNS, STOP, TURN, Source, count_words, make_document
+from documents import CHAT_TEMPLATE, END, MASK, MOST_TURNS, STOP, TURN, Source, count_words, make_document
 from jaxtyping import Int64
 from numpy.typing import NDArray
 from papers import Paper, read_papers
@@ -56,13 +56,17 @@ def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokeni
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocabulary,
-        special_tokens=[END, TURN, STOP],
+        special_tokens=[END, TURN, STOP, MASK],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=STOP, pad_token=END, model_max_length=settings.context
+        tokenizer_object=tokenizer,
+        eos_token=STOP,
+        pad_token=END,
+        mask_token=MASK,
+        model_max_length=settings.context,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -84,19 +88,20 @@ def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work:
 
 
 def packed(documents: Iterator[Ids], window: int, filler: int) -> Iterator[Ids]:
-    """The documents, in an order in which as few as possible lie across a multiple of ``window``.
+    """The documents, in an order in which few lie across a multiple of ``window``.
 
     The oldest one begins a window, and the longest that fit of some that wait come behind it. What then is left of the
-    window is filled.
+    window is filled; the oldest one begins in it where that would be more than an eighth.
     """
     waiting = list(islice(documents, WAITING))
     room = 0
     while waiting:
         fitting = [i for i, ids in enumerate(waiting) if len(ids) <= room]
-        if room and not fitting:
+        if not fitting and room <= window // 8:
             yield np.full(room, filler, dtype=np.uint16)
+            room = 0
         chosen = waiting.pop(max(fitting, key=lambda i: len(waiting[i])) if fitting else 0)
-        room = ((room if fitting else window) - len(chosen)) % window
+        room = (room - len(chosen)) % window
         yield chosen
         waiting += islice(documents, 1)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from papers import Paper
 
-END, TURN, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+END, TURN, STOP, MASK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

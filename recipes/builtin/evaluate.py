@@ -1,5 +1,7 @@
-"""What a pretrained model is worth: bits a byte on papers that it never saw, and a choice among titles."""
+"""What a pretrained model is worth on papers that it never saw: bits a byte and a choice among titles, or, of a masked
+language model, the hidden tokens that it finds."""
 
+import dataclasses
 import json
 import math
 import random
@@ -12,9 +14,12 @@ import numpy as np
 import torch
 from corpus import held_out_papers
 from documents import END, STOP, TURN, chat
+from objectives import hidden_tokens
 from papers import Paper
+from settings import Settings
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loratory.attention import Layout
 from loratory.render import TokenizedExample
@@ -25,23 +30,50 @@ OPTIONS = 6
 CHOICES = 300  # papers asked for their title
 TITLES = 5
 TOKEN_BUDGET = 4096
+HIDDEN = 0.15
 
 
-def evaluate(model: nn.Module, work: Path) -> dict[str, Any]:
-    """Figures on the held-out papers, and titles for the first few of them."""
+def evaluate(model: PreTrainedModel, work: Path, settings: Settings) -> dict[str, Any]:
+    """Figures on the held-out papers."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     papers = held_out_papers(work)
-    layout = Layout("tree", "the model is known", plain_head=True)
     started = time.perf_counter()
-    found = {
-        "papers": len(papers),
+    measure = masked_figures if settings.masked else causal_figures
+    found = {"papers": len(papers), **measure(model, tokenizer, papers, settings)}
+    found["seconds"] = time.perf_counter() - started
+    print(json.dumps(found, indent=2, ensure_ascii=False), flush=True)
+    return found
+
+
+def causal_figures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, papers: Sequence[Paper], settings: Settings
+) -> dict[str, Any]:
+    """With titles for the first few papers."""
+    layout = Layout("tree", "the model is known", plain_head=True)
+    return {
         "bits_per_byte": bits_per_byte(model, tokenizer, papers, layout),
         "title_choice": title_choice(model, tokenizer, papers[:CHOICES], layout),
         "titles": [{"paper": p.title, "model": title_of(model, tokenizer, p)} for p in papers[:TITLES]],
-        "seconds": time.perf_counter() - started,
     }
-    print(json.dumps(found, indent=2, ensure_ascii=False), flush=True)
-    return found
+
+
+@torch.no_grad()
+def masked_figures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, papers: Sequence[Paper], settings: Settings
+) -> dict[str, Any]:
+    """Of one token in seven, hidden as in training: the mean loss in nats, and how many are found."""
+    draw = torch.Generator().manual_seed(0)
+    shares = dataclasses.replace(settings, masked=HIDDEN)
+    loss = found = hidden = 0.0
+    for paper in papers:
+        row = torch.from_numpy(encode(tokenizer, paper.text + END))[None]
+        inputs, chosen_H, targets_H = hidden_tokens(row, shares, tokenizer.mask_token_id, draw)
+        states = model.model(input_ids=inputs.to(model.device)).last_hidden_state[0, chosen_H]  # type: ignore[operator]
+        logits = model.decoder(model.head(states)).float().cpu()  # type: ignore[operator]
+        loss += float(cross_entropy(logits, targets_H, reduction="sum"))
+        found += int((logits.argmax(1) == targets_H).sum())
+        hidden += len(targets_H)
+    return {"hidden_share": HIDDEN, "hidden_loss": loss / hidden, "hidden_found": found / hidden}
 
 
 def bits_per_byte(

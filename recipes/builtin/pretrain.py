@@ -13,7 +13,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,17 @@ from typing import Any
 import torch
 from corpus import Windows, make_corpus
 from evaluate import evaluate
-from jaxtyping import Float, Int64
 from muon import make_optimizer
-from settings import RECIPES, Settings, learning_rate_at, model_config
+from objectives import Batch, Loss, hidden_token_loss, hidden_tokens, next_token_loss, next_tokens
+from settings import RECIPES, Settings, causal_config, learning_rate_at, masked_config
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3ForCausalLM,
+)
 
 from loratory.batches import step_examples
 from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -49,7 +54,7 @@ def main() -> None:
     settings = Settings(**json.loads((args.work / "recipe.json").read_text()))
     world = resolve_world(args.device, "auto", 0, products="auto")
     model = pretrain(args.work, settings, world, args.minutes, args.steps, args.compile)
-    write_json(args.work / "evaluation.json", evaluate(model, args.work))
+    write_json(args.work / "evaluation.json", evaluate(model, args.work, settings))
     if args.out:
         save(model, args.work, args.out)
 
@@ -78,7 +83,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 def pretrain(
     work: Path, settings: Settings, world: World, minutes: float, steps: int | None, compiled: bool
-) -> Qwen3ForCausalLM:
+) -> PreTrainedModel:
     """The model after the whole schedule."""
     model = make_model(work, settings, world)
     optimizer = make_optimizer(model, settings)
@@ -104,7 +109,7 @@ def pretrain(
 
 
 def train(
-    model: Qwen3ForCausalLM,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     work: Path,
     settings: Settings,
@@ -114,9 +119,7 @@ def train(
     steps: int,
 ) -> Iterator[dict[str, Any]]:
     """The steps from ``first_step`` on, each a record of what it did."""
-    loss_of = partial(summed_loss, model)
-    # One compilation for each of the two lengths.
-    loss_of = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    loss_of = make_loss(model, settings, compiled)
     for step, batches in enumerate(batches_of(work, settings, first_step, steps), first_step):
         started = time.perf_counter()
         rate = learning_rate_at(step, steps, settings)
@@ -126,18 +129,27 @@ def train(
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": norm,
-            "tokens": sum(b[:, 1:].numel() for b in batches),
+            "tokens": sum(inputs.numel() for inputs, *_ in batches),
             "seconds": time.perf_counter() - started,
         }
 
 
-def batches_of(work: Path, settings: Settings, first_step: int, steps: int) -> Iterator[list[Tensor]]:
+def make_loss(model: PreTrainedModel, settings: Settings, compiled: bool) -> Loss:
+    loss_of = partial(hidden_token_loss if settings.masked else next_token_loss, model)
+    # One compilation for each of the two lengths.
+    return torch.compile(loss_of, dynamic=False) if compiled else loss_of
+
+
+def batches_of(work: Path, settings: Settings, first_step: int, steps: int) -> Iterator[list[Batch]]:
     """The micro-batches of each step: short windows, and in every ``long_every``-th step whole contexts."""
+    mask_id = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer").mask_token_id
     long_before = first_step // settings.long_every
     short = rows_of(work, settings, settings.window, settings.seed, first_step - long_before)
     long = rows_of(work, settings, settings.context, settings.seed + 1, long_before)
     for step in range(first_step, steps):
-        yield next(long if (step + 1) % settings.long_every == 0 else short)
+        parts = next(long if (step + 1) % settings.long_every == 0 else short)
+        draw = torch.Generator().manual_seed(settings.seed * 2**32 + step)
+        yield [hidden_tokens(p, settings, mask_id, draw) if settings.masked else next_tokens(p) for p in parts]
 
 
 def rows_of(work: Path, settings: Settings, length: int, seed: int, first: int) -> Iterator[list[Tensor]]:
@@ -150,23 +162,23 @@ def rows_of(work: Path, settings: Settings, length: int, seed: int, first: int) 
 
 
 def update(
-    loss_of: Callable[[Tensor], Tensor],
-    model: Qwen3ForCausalLM,
+    loss_of: Loss,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
-    batches: list[Tensor],
+    batches: list[Batch],
     world: World,
     rate: float,
     max_grad_norm: float,
 ) -> tuple[float, float]:
-    """One optimizer step. Returns the mean loss in nats a token and the gradient's norm before clipping."""
+    """One optimizer step. Returns the mean loss in nats a target and the gradient's norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
-    targets = sum(batch[:, 1:].numel() for batch in batches)
+    targets = sum(batch[-1].numel() for batch in batches)
     loss = 0.0
     for batch in batches:
         with torch.autocast(world.device.type, world.low) if world.low else nullcontext():
-            part = loss_of(batch.to(world.device)) / targets
-        part.backward()
-        loss += part.item()
+            share = loss_of(*(part.to(world.device) for part in batch)) / targets
+        share.backward()
+        loss += share.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
@@ -174,18 +186,14 @@ def update(
     return loss, float(norm)
 
 
-def summed_loss(model: Qwen3ForCausalLM, rows: Int64[Tensor, "rows length+1"]) -> Float[Tensor, ""]:
-    """The sum of the cross-entropies, in nats, of every token but the first of each row."""
-    states = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
-    logits = model.lm_head(states).flatten(0, 1).float()
-    return cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum")
-
-
-def make_model(work: Path, settings: Settings, world: World) -> Qwen3ForCausalLM:
+def make_model(work: Path, settings: Settings, world: World) -> PreTrainedModel:
     """Random weights in float32, the same for a seed; matrices that write to the residual stream start smaller."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     torch.manual_seed(settings.seed)
-    model = Qwen3ForCausalLM(model_config(settings, tokenizer.pad_token_id, tokenizer.eos_token_id))  # type: ignore[arg-type]
+    if settings.masked:
+        model = ModernBertForMaskedLM(masked_config(settings, tokenizer.pad_token_id))  # type: ignore[arg-type]
+    else:
+        model = Qwen3ForCausalLM(causal_config(settings, tokenizer.pad_token_id, tokenizer.eos_token_id))  # type: ignore[arg-type]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -219,12 +227,12 @@ def measured_steps(work: Path, settings: Settings, world: World, minutes: float,
     return max(1, int(minutes * 60 / (sum(last) / len(last))))
 
 
-def save(model: Qwen3ForCausalLM, work: Path, out: Path) -> None:
+def save(model: PreTrainedModel, work: Path, out: Path) -> None:
     """A folder that any program can load, weights in bfloat16."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    model.generation_config = GenerationConfig(
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
-    )
+    if model.can_generate():
+        stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+        model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     model.to(torch.bfloat16).save_pretrained(out, max_shard_size=SHARD)
     tokenizer.save_pretrained(out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters -> {out}")
