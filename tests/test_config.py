@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from loratory.cli import main
 from loratory.config import (
+    SYSTEMS,
     AdapterConfig,
     Config,
     DataConfig,
@@ -45,6 +46,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "validation": names,
         "test": names,
         "answer": text,
+        "candidates": st.none(),
         "limit_train": limit,
         "limit_validation": st.none() | st.integers(0, 9),
         "limit_test": limit,
@@ -99,7 +101,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
     RunConfig: {
         "out": text,
         "threads": st.integers(0, 999),
-        "systems": st.lists(st.sampled_from(RunConfig().systems), unique=True).map(tuple),
+        "systems": st.lists(st.sampled_from(SYSTEMS["classification"]), unique=True).map(tuple),
     },
 }
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "adapter": AdapterConfig,
@@ -349,6 +351,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "data.validation": (["v.csv"], ("v.csv",)),
     "data.test": (["t.csv"], ("t.csv",)),
     "data.answer": (["label"], "label"),
+    "data.candidates": (["options"], "options"),
     "data.limit_train": (["7"], 7),
     "data.limit_validation": (["8"], 8),
     "data.limit_test": (["9"], 9),

@@ -300,11 +300,13 @@ def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind)
     base = load_model(few.model, resolve_world("cpu", "float32", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, config.prompt)
     examples = [
-        Example((Message("system", "One of: Meow, Moo, Woof woof."), Message("user", text)), (), (), "")
+        Example(
+            (Message("system", "One of: Meow, Moo, Woof woof."), Message("user", text)), (), tuple(data["labels"]), ""
+        )
         for text in data["test_prompts"]
     ]
     layout = Layout("tree", "")
-    scores = label_log_probs(base.model, renderer, examples, data["labels"], layout, 4096, lambda done, total: None)
+    scores = label_log_probs(base.model, renderer, examples, layout, 4096, lambda done, total: None)
     for row, expected in zip(predictions(run, "prompt-choose"), scores.log_probs_EL, strict=True):
         assert list(row["log_probs"].values()) == pytest.approx(expected.tolist(), rel=1e-4)
     assert load(run).answer({"text": "The cow number 99 sleeps"}) in ANIMALS.values()

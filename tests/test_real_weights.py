@@ -158,7 +158,7 @@ def test_plain_peft_in_a_fresh_process_agrees_with_the_trained_model(trained, tm
     assert (own - trained.before).abs().max() > 0.1
 
     scores = label_log_probs(
-        trained.model, trained.renderer, trained.examples, LABELS, trained.layout, 4096, lambda done, total: None
+        trained.model, trained.renderer, trained.examples, trained.layout, 4096, lambda done, total: None
     )
     by_label = found["log_probs"][len(trained.sequences) :].view(len(trained.examples), len(LABELS))
     np.testing.assert_allclose(scores.log_probs_EL, by_label.numpy(), rtol=0, atol=1e-4)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from loratory.config import SYSTEMS as TASK_SYSTEMS
 from loratory.errors import UserError
-from loratory.report import SYSTEMS, build_report, render_table, write_report
+from loratory.report import build_report, render_table, write_report
 from loratory.significance import mcnemar_exact
+
+SYSTEMS = TASK_SYSTEMS["classification"]
 
 SCHEMA = Path(__file__).parents[2] / "shared" / "contract" / "report.schema.json"
 LABELS = ["Computation and Language", "Cryptography", "Databases", "Machine Learning", "Robotics"]
@@ -261,9 +264,7 @@ def test_only_baselines_measured(tmp_path):
     verdict = report["verdict"]
     assert (verdict["before"], verdict["after"], verdict["helped"]) == ("few-shot", "few-shot", False)
     assert report["comparisons"] == [] and verdict["beats_linear"] is None
-    assert (
-        verdict["sentence"] == "Nothing was tuned yet: linear has the most right so far, 60.0 % of 200 test examples."
-    )
+    assert verdict["sentence"] == "Nothing was tuned yet: linear is the best so far, 60.0 % on 200 test examples."
     assert "loratory predict" not in page_of(tmp_path).text
 
 
@@ -271,7 +272,7 @@ def test_only_tuned_systems_measured(tmp_path):
     report = write_report(write_run(tmp_path, {"tuned": 0.9, "linear": 0.4}))
     verdict = report["verdict"]
     assert (verdict["before"], verdict["after"], verdict["helped"]) == ("tuned", "tuned", False)
-    assert verdict["sentence"].startswith("No baseline was measured") and "90.0 % of 200" in verdict["sentence"]
+    assert verdict["sentence"].startswith("No baseline was measured") and "90.0 % on 200" in verdict["sentence"]
     assert verdict["beats_linear"] is True and [c["a"] for c in report["comparisons"]] == ["linear"]
 
 

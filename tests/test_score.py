@@ -1,5 +1,6 @@
 """Label probabilities: what the stock model says of each label alone, and the rules that turn them into a choice."""
 
+import dataclasses
 import functools
 import string
 
@@ -62,7 +63,8 @@ model_of = functools.cache(tiny_model)
 
 
 def score(model, examples, labels, layout=TREE, token_budget=1000) -> LabelScores:
-    return label_log_probs(model, tiny_renderer(), examples, labels, layout, token_budget, lambda done, total: None)
+    own = [dataclasses.replace(e, candidates=tuple(labels)) for e in examples]
+    return label_log_probs(model, tiny_renderer(), own, layout, token_budget, lambda done, total: None)
 
 
 @torch.no_grad()
@@ -140,7 +142,7 @@ def test_scores_of_many_examples_go_to_their_owners(monkeypatch):
     monkeypatch.setattr("loratory.score.PROMPTS_AT_ONCE", 2)
     seen = []
     found = label_log_probs(
-        model_of("gpt2"), tiny_renderer(), EXAMPLES, LABELS, TREE, 1000, lambda *counts: seen.append(counts)
+        model_of("gpt2"), tiny_renderer(), EXAMPLES, TREE, 1000, lambda *counts: seen.append(counts)
     )
     np.testing.assert_allclose(found.log_probs_EL, expected, rtol=0, atol=1e-9)
     assert seen == [(2, 5), (4, 5), (5, 5)]

@@ -1,9 +1,10 @@
-"""What a person would otherwise pick: a linear model on words, or on the frozen model's states.
+"""What a person would otherwise pick: a linear model on words or on the frozen model's states, likeness, copying.
 
 E: examples.  D: hidden size.  N: targets.
 """
 
 import itertools
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from loratory import metrics
 from loratory.attention import Layout, prepared, tree_forward
 from loratory.batches import Batch, micro_batches
 from loratory.examples import Example
@@ -57,6 +59,75 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
         return found
 
     return predict, note
+
+
+def most_similar(train: Sequence[Example]) -> tuple[Classifier, str]:
+    """For rows with candidates of their own: how like each is to the text, by TF-IDF of words and characters.
+
+    The shares of a row's candidates are a softmax of their cosines. Words count by their rarity in the training rows.
+    """
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_features=100_000)
+    features = make_union(words, characters)
+    features.fit([text for e in train for text in (_without_candidates(e), *e.candidates)])
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
+        found = []
+        texts_EV = features.transform([_without_candidates(e) for e in examples])
+        for i, example in enumerate(examples):
+            cosines = (features.transform(example.candidates) @ texts_EV[i].T).toarray()[:, 0] / 2
+            shares = np.exp(cosines) / np.exp(cosines).sum()
+            found.append(dict(zip(example.candidates, shares.tolist(), strict=True)))
+            progress(i + 1, len(examples))
+        return found
+
+    return predict, "TF-IDF similarity of each candidate to the text"
+
+
+def _without_candidates(example: Example) -> str:
+    """The user message without the lines that list the candidates, where it shows them."""
+    listed = {f"- {candidate}" for candidate in example.candidates}
+    return "\n".join(line for line in _text(example).split("\n") if line not in listed)
+
+
+# ---- copying ---------------------------------------------------------------------------------------------------------
+
+COPY_RULES: dict[str, Callable[[list[str]], str]] = {
+    "the first sentence": lambda sentences: sentences[0],
+    "the last sentence": lambda sentences: sentences[-1],
+    "the longest sentence": lambda sentences: max(sentences, key=len),
+    "the first two sentences": lambda sentences: " ".join(sentences[:2]),
+    "the first three sentences": lambda sentences: " ".join(sentences[:3]),
+    "the whole text": lambda sentences: " ".join(sentences),
+}
+COPY_TRIED = 200  # training examples that the rule is chosen on
+
+
+def copy_rule(train: Sequence[Example]) -> tuple[Callable[[Example], str], str]:
+    """The rule that, copying from the text, is closest to the training answers; with a note that says which.
+
+    The text is the user message without the lines, or the name before a colon, that all of them begin or end with.
+    """
+    texts = [_text(e) for e in train]
+    start, end = _shared_start(texts, ("\n", ": ")), _shared_start([t[::-1] for t in texts], ("\n",))
+
+    def sentences(example: Example) -> list[str]:
+        text = _text(example)
+        own = text[start : max(start, len(text) - end)].strip()
+        return [s for s in re.split(r"(?<=[.?!。？！])\s+|\n+", own) if s] or [""]
+
+    def worth(name: str) -> float:
+        return sum(metrics.rouge_l(COPY_RULES[name](sentences(e)), e.answers) for e in train[:COPY_TRIED])
+
+    best = max(COPY_RULES, key=worth)
+    return lambda example: COPY_RULES[best](sentences(example)), f"copies {best}"
+
+
+def _shared_start(texts: Sequence[str], ends: Sequence[str]) -> int:
+    """How many characters all texts begin with, up to and with the last one of ``ends``."""
+    first, last = min(texts), max(texts)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return max(first.rfind(end, 0, same) + len(end) if end in first[:same] else 0 for end in ends)
 
 
 def embedding_classifier(

@@ -358,7 +358,7 @@ def _rendered(
     from loratory import models, render
     from loratory.examples import load_split
 
-    split = load_split(config.data, config.prompt, config.train.seed)
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task)
     text = models.load_tokenizer(config.model)
     renderer = render.make_renderer(text.tokenizer, text.stop_ids, split.prompt)
     if split.prompt.system is not None:
@@ -508,7 +508,7 @@ def terminal() -> Iterator["Callable[[Event], None]"]:
         elif event.kind == "system":
             for name in [n for n in tasks if n == event.text]:
                 bars.remove_task(tasks.pop(name))
-            console.print(f"  {event.text}: {v['accuracy']:.1%} of the test examples ({v['seconds']:.1f} s)")
+            console.print(f"  {event.text}: {v['metric']} {v['value']:.1%} on the test examples ({v['seconds']:.1f} s)")
 
     try:
         yield tell

@@ -11,9 +11,9 @@ from rich.text import Text
 from loratory.charts import duration, p_text, percent, points, points_interval, short, size, spread
 from loratory.errors import UserError
 from loratory.report import (
+    ALL_SYSTEMS,
     KINDS,
     SIGNIFICANT,
-    SYSTEMS,
     Report,
     Run,
     changed_examples,
@@ -21,6 +21,7 @@ from loratory.report import (
     page_environment,
     paired,
     read_run,
+    task_of,
     text_table,
 )
 
@@ -47,7 +48,7 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     """
     reports = describe(a), describe(b)
     sides = [_side(run, report) for run, report in zip((a, b), reports, strict=True)]
-    difference = paired(a.systems[sides[0]["system"]], b.systems[sides[1]["system"]])
+    difference = paired(a.systems[sides[0]["system"]], b.systems[sides[1]["system"]], task_of(a))
     better = None
     if difference["p_value"] < SIGNIFICANT:
         better = "b" if difference["difference"] > 0 else "a"
@@ -163,9 +164,9 @@ def _side(run: Run, report: Report) -> dict[str, Any]:
 
 
 def _systems(a: Report, b: Report) -> Iterator[dict[str, Any]]:
-    """Every system that either run measured: its accuracy in both, and b - a."""
+    """Every system that either run measured: its value in both, and b - a."""
     measured = [{s["name"]: {key: s[key] for key in ("value", "low", "high")} for s in r["systems"]} for r in (a, b)]
-    for name in SYSTEMS:
+    for name in ALL_SYSTEMS:
         one, other = (part.get(name) for part in measured)
         if one or other:
             difference = other["value"] - one["value"] if one and other else None

@@ -17,6 +17,16 @@ Scalar = bool | int | float | str
 OnOff = Literal["on", "off"]
 
 
+PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
+TUNED = ("tuned", "tuned-choose")
+SYSTEMS = {
+    "classification": (*PROMPTING, "linear", "embed", *TUNED),
+    "choice": (*PROMPTING, "linear", *TUNED),
+    "text": ("prompt", "few-shot", "copy", "tuned"),
+}
+"""What each task can measure, in the order of a report."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The base model."""
@@ -43,6 +53,8 @@ class DataConfig:
     """The same; absent: split off train by seed, stratified by label."""
     answer: str = ""
     """The column that holds the answer."""
+    candidates: str | None = None
+    """For the task choice: the column that lists what can be chosen from, the answer among them."""
     limit_train: int | None = None
     """At most so many training examples, stratified, by seed, applied after splitting."""
     limit_validation: int | None = None
@@ -162,18 +174,16 @@ class RunConfig:
     """The run directory."""
     threads: int = 0
     """CPU threads; 0: as many as PyTorch finds. Recorded, because the thread count changes the last bits."""
-    systems: tuple[str, ...] = (
-        "prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose",
-    )  # fmt: skip
-    """Which systems are measured."""
+    systems: tuple[str, ...] = ()
+    """Which systems are measured; none named: all that the task has."""
 
 
 @dataclass(frozen=True)
 class Config:
     """A run, as one frozen value."""
 
-    task: Literal["classification"] = "classification"
-    """The kind of task."""
+    task: Literal["classification", "choice", "text"] = "classification"
+    """classification: one of the labels. choice: one of the row's own candidates. text: a free answer."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -265,10 +275,10 @@ def check_config(config: Config, where: str) -> None:
         if not holds:
             raise UserError(f"{key} has a value that cannot be used", where, expected, repr(found))
     _check_combinations(config, where)
-    known = RunConfig().systems
+    known = SYSTEMS[config.task]
     for name in config.run.systems:
         if name not in known:
-            raise UserError("Unknown system", f"{where}, run.systems", ", ".join(known), name)
+            raise UserError(f"Unknown system for {config.task}", f"{where}, run.systems", ", ".join(known), name)
 
 
 def _check_combinations(config: Config, where: str) -> None:
@@ -279,6 +289,9 @@ def _check_combinations(config: Config, where: str) -> None:
             if getattr(a, key) != getattr(AdapterConfig(), key):
                 what = f"adapter.{key} has no meaning in full fine-tuning"
                 raise UserError(what, where, fix='remove it, or set [adapter] kind = "lora"')
+    if (config.task == "choice") != (d.candidates is not None):
+        fix = 'name the column that lists them, and set task = "choice"'
+        raise UserError("The task choice, and it alone, needs [data] candidates", f"{where}, data.candidates", fix=fix)
     if d.folds and (d.test or d.limit_test is not None):
         fix = "remove [data] test and limit_test, or folds"
         raise UserError("Folds test every row of train, so there is no other test set", f"{where}, data.folds", fix=fix)

@@ -20,9 +20,11 @@ from loratory.metrics import parse_label
 from loratory.render import Renderer, completion_ids, example_length, render_prompt
 from loratory.runs import write_json, write_json_lines
 from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
+from loratory.tasks import TASKS
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 GENERATED_AT_ONCE = 4  # times as many tokens as in training, whose gradients take most of the memory
+LONGEST_TRIED = 100  # texts that are measured in tokens: those of most characters
 SPARE_TOKENS = 8  # room for quotes, stars or a full stop around a free answer
 
 
@@ -93,52 +95,72 @@ class Prompting:
     model: nn.Module
     renderer: Renderer
     layout: Layout
-    labels: tuple[str, ...]
     shots: tuple[Example, ...]
     """Solved examples shown before each question."""
+    longest: int
+    """Tokens of the longest answer to expect."""
     token_budget: int
 
 
+def longest_answer(examples: Sequence[Example], renderer: Renderer) -> int:
+    """Tokens of the longest candidate or answer of the examples, its ending included."""
+    texts = {text for e in examples for text in e.candidates or e.answers}
+    prompt = render_prompt(examples[0].messages, renderer, examples[0].source)
+    likely = sorted(texts, key=len, reverse=True)[:LONGEST_TRIED]
+    return max((len(completion_ids(prompt, text, renderer)[0]) for text in likely), default=1)
+
+
 def answering(prompting: Prompting, note: str | None) -> System:
-    """Free generation; the answer goes through the one parser."""
+    """Free generation; where there are candidates, the answer goes through the one parser."""
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
-        r, labels = prompting.renderer, prompting.labels
+        r = prompting.renderer
         prompts = [render_prompt(with_shots(e, prompting.shots).messages, r, e.source) for e in examples]
-        longest = max((len(completion_ids(p, label, r)[0]) for p in prompts[:1] for label in labels), default=1)
         ids = [p.token_ids for p in prompts]
         budget = GENERATED_AT_ONCE * prompting.token_budget
-        texts = generate(prompting.model, ids, r, longest + SPARE_TOKENS, budget, progress)
-        return [Prediction(parse_label(text, labels) or text.strip(), None, None) for text in texts]
+        texts = generate(prompting.model, ids, r, prompting.longest + SPARE_TOKENS, budget, progress)
+        answers = [parse_label(text, e.candidates) or text.strip() for text, e in zip(texts, examples, strict=True)]
+        return [Prediction(answer, None, None) for answer in answers]
 
     return System(predict, note, None)
 
 
 def choosing(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
-    """Scores every label; the rule is the best on validation."""
+    """Scores every candidate; the rule is the best on validation."""
 
     def score(examples: Sequence[Example], progress: Progress) -> LabelScores:
         shown = [with_shots(e, prompting.shots) for e in examples]
         p = prompting
-        return label_log_probs(p.model, p.renderer, shown, p.labels, p.layout, p.token_budget, progress)
+        return label_log_probs(p.model, p.renderer, shown, p.layout, p.token_budget, progress)
 
     on_validation = score(validation, progress)
-    rule = fit_rule(on_validation, [prompting.labels.index(e.answer) for e in validation])
+    same = len({e.candidates for e in validation}) == 1
+    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], same)
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         scores = on_validation if examples is validation else score(examples, progress)
-        return choices(scores, rule, prompting.labels)
+        return choices(scores, rule, examples)
 
     return System(predict, note, rule)
 
 
-def choices(scores: LabelScores, rule: Rule, labels: Sequence[str]) -> list[Prediction]:
-    """The label that the rule chooses for each example."""
+def choices(scores: LabelScores, rule: Rule, examples: Sequence[Example]) -> list[Prediction]:
+    """The candidate that the rule chooses for each example."""
     found = []
-    for raw, after in zip(scores.log_probs_EL, probabilities(scores, rule), strict=True):
-        log_probs = dict(zip(labels, raw.tolist(), strict=True))
-        found.append(Prediction(labels[int(after.argmax())], log_probs, dict(zip(labels, after.tolist(), strict=True))))
+    for example, raw, after in zip(examples, scores.log_probs_EL, probabilities(scores, rule), strict=True):
+        own = example.candidates
+        log_probs, after_rule = (dict(zip(own, row[: len(own)].tolist(), strict=True)) for row in (raw, after))
+        found.append(Prediction(own[int(after.argmax())], log_probs, after_rule))
     return found
+
+
+def copying(copy: Callable[[Example], str], note: str) -> System:
+    """A rule that makes the answer from the example's text."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        return [Prediction(copy(example), None, None) for example in examples]
+
+    return System(predict, note, None)
 
 
 def classifying(classifier: Classifier, note: str | None) -> System:
@@ -166,13 +188,15 @@ def shots_that_fit(
 # ---- on disk ---------------------------------------------------------------------------------------------------------
 
 
-def save_record(run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example]) -> None:
+def save_record(
+    run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example], task: str
+) -> None:
     """predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
     for folder, examples, predictions in (
         (ON_VALIDATION, validation, record.validation),
         (ON_TEST, test, record.test),
     ):
-        rows = [_row(i, e, p) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
+        rows = [_row(i, e, p, task) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
         write_json_lines(run / folder / f"{record.name}.jsonl", rows)
     meta = {key: getattr(record, key) for key in ("name", "note", "seconds", "seconds_per_example")}
     meta["rule"] = record.rule.name if record.rule else None
@@ -180,9 +204,12 @@ def save_record(run: Path, record: EvalRecord, validation: Sequence[Example], te
     write_json(run / "systems" / f"{record.name}.json", meta)
 
 
-def _row(index: int, example: Example, prediction: Prediction) -> dict:
+def _row(index: int, example: Example, prediction: Prediction, task: str) -> dict:
     correct = prediction.answer in example.answers
-    return {"index": index, "expected": example.answer, **dataclasses.asdict(prediction), "correct": correct}
+    row = {"index": index, "expected": example.answer, **dataclasses.asdict(prediction), "correct": correct}
+    if not TASKS[task].counts:
+        row["worth"] = TASKS[task].worth(prediction.answer, example.answers)
+    return row
 
 
 def load_record(run: Path, name: str) -> EvalRecord:

@@ -231,15 +231,26 @@ def default_user_prompt(columns: Sequence[str], answer: str, where: str = "task 
 
 
 def prompt_writer(
-    prompt: PromptConfig, answer: str, columns: Sequence[str], labels: Sequence[str], where: str
+    prompt: PromptConfig,
+    answer: str,
+    columns: Sequence[str],
+    labels: Sequence[str],
+    where: str,
+    candidates: str | None = None,
 ) -> Callable[[Row], tuple[Message, ...]]:
-    """Returns the function Row -> messages. Raises UserError for a placeholder that is no column of the data."""
+    """Returns the function Row -> messages. Raises UserError for a placeholder that is no column of the data.
+
+    ``candidates``: the column that lists a row's candidates, which are shown one a line.
+    """
     templates = [("system", prompt.system), ("user", prompt.user or default_user_prompt(columns, answer, where))]
     parts = [(role, template) for role, template in templates if template is not None]
     names = {name for role, template in parts for name in _checked(template, role, answer, columns, where)}
 
+    def shown(row: Row, name: str) -> str:
+        return "\n".join(f"- {c}" for c in candidates_of(row, name)) if name == candidates else _cell(row, name)
+
     def write(row: Row) -> tuple[Message, ...]:
-        values = {name: ", ".join(labels) if name == LABELS else _cell(row, name) for name in names}
+        values = {name: ", ".join(labels) if name == LABELS else shown(row, name) for name in names}
         return tuple(Message(role, fill(template, values)) for role, template in parts)
 
     return write
@@ -292,7 +303,34 @@ def conversation(turns: Any, source: str) -> Example:
     return Example(tuple(messages[:-1]), (messages[-1].content.strip(),), (), source)
 
 
-# ---- classification --------------------------------------------------------------------------------------------------
+# ---- the tasks -------------------------------------------------------------------------------------------------------
+
+
+def candidates_of(row: Row, column: str) -> tuple[str, ...]:
+    """What a row lets choose from: a list of two or more different texts. Raises UserError."""
+    value = row.values.get(column)
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a csv file
+        value = _parse(value, row.source)
+    if not isinstance(value, (list, tuple)):
+        expected, found = "a list of texts", repr(value)[:80] if column in row.values else "no such column"
+        raise UserError(f"The candidates in column {column!r} are no list", row.source, expected, found)
+    texts = tuple(cell_text(item).strip() for item in value)
+    if len(set(texts)) < max(2, len(texts)) or not all(texts):
+        found = "; ".join(texts)[:200]
+        raise UserError("The candidates of a row cannot be told apart", row.source, "two or more, all different", found)
+    return texts
+
+
+def choice_of(row: Row, answer: str, candidates: str) -> str:
+    """The candidate that is right: named in the answer column by its text, or by its place, counted from 0."""
+    texts, value = candidates_of(row, candidates), row.values.get(answer)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
+        return texts[value]
+    text = answer_of(row, answer)
+    if text not in texts:
+        expected = f"one of the {len(texts)} in column {candidates!r}, or its number from 0"
+        raise UserError("The answer is none of the row's candidates", row.source, expected, text[:200])
+    return text
 
 
 def answer_of(row: Row, column: str) -> str:
@@ -311,12 +349,14 @@ def answer_of(row: Row, column: str) -> str:
     return text
 
 
-def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "task file") -> Split:
-    """Reads, splits and limits the examples of a classification task.
+def load_split(
+    data: DataConfig, prompt: PromptConfig, seed: int, where: str = "task file", task: str = "classification"
+) -> Split:
+    """Reads, splits and limits the examples of a task.
 
     With folds, the test examples are all examples: see ``fold_splits``.
-    Labels are those of all training rows before ``limit_train``: the limit may be smaller than their number.
-    Raises UserError naming file and line.
+    Labels, which only classification has, are those of all training rows before ``limit_train``: the limit may be
+    smaller than their number. Raises UserError naming file and line.
     """
     if not data.train:
         raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
@@ -325,10 +365,11 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
     train = _read_all(data.train, "train")
     validation = _read_all(data.validation, "validation")
     test = _read_all(data.test, "test")
-    labelled = {id(row): answer_of(row, data.answer) for row in [*train, *validation, *test]}
+    answers = {id(row): _right_answer(row, data) for row in [*train, *validation, *test]}
+    classifies = task == "classification"
 
     def label(row: Row) -> str:
-        return labelled[id(row)]
+        return answers[id(row)] if classifies else ""
 
     if data.folds:
         test = train
@@ -336,26 +377,20 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
         train, test = split_off(train, label, data.test_share, seed, "test")
     if not validation and data.validation_share:
         train, validation = split_off(train, label, data.validation_share, seed, "validation")
-    labels = sorted({label(row) for row in train})
-    if len(labels) < 2:
-        raise UserError(
-            "All training rows have the same answer", train[0].source, "two labels or more", repr(labels[0])
-        )
-    for row in [*validation, *test]:
-        if label(row) not in labels:
-            raise UserError(
-                "A label does not occur in the training data",
-                row.source,
-                found=repr(label(row)),
-                fix=nearest(label(row), labels),
-            )
+    labels = sorted({label(row) for row in train}) if classifies else []
+    if classifies:
+        _check_labels(train, [*validation, *test], label, labels)
     columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
     prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer, where))
-    write = prompt_writer(prompt, data.answer, columns, labels, where)
+    write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
+
+    def example(row: Row) -> Example:
+        candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
+        return Example(write(row), (answers[id(row)],), candidates, row.source)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified(rows, label, limit, seed, purpose)
-        return tuple(Example(write(row), (label(row),), tuple(labels), row.source) for row in chosen)
+        return tuple(example(row) for row in chosen)
 
     return Split(
         examples(train, data.limit_train, "limit train"),
@@ -364,6 +399,25 @@ def load_split(data: DataConfig, prompt: PromptConfig, seed: int, where: str = "
         tuple(labels),
         prompt,
     )
+
+
+def _right_answer(row: Row, data: DataConfig) -> str:
+    return choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer)
+
+
+def _check_labels(train: list[Row], others: list[Row], label: Callable[[Row], str], labels: list[str]) -> None:
+    if len(labels) < 2:
+        raise UserError(
+            "All training rows have the same answer", train[0].source, "two labels or more", repr(labels[0])
+        )
+    for row in others:
+        if label(row) not in labels:
+            raise UserError(
+                "A label does not occur in the training data",
+                row.source,
+                found=repr(label(row)),
+                fix=nearest(label(row), labels),
+            )
 
 
 def _read_all(names: Iterable[str], split: str) -> list[Row]:
@@ -375,28 +429,30 @@ def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
 
     Raises UserError where a label is too rare to be in more than one fold.
     """
-    splits = []
-    for tested in stratified_folds(split.test, data.folds, seed):
+    splits, label = [], _label_in(split)
+    for tested in stratified_folds(split.test, data.folds, seed, label):
         inside = {id(e) for e in tested}
         rest, validation = [e for e in split.test if id(e) not in inside], list(split.validation)
         if not data.validation and data.validation_share:
-            rest, validation = split_off(rest, _answer, data.validation_share, seed, "validation")
+            rest, validation = split_off(rest, label, data.validation_share, seed, "validation")
         if data.limit_train is not None:
-            rest = stratified(rest, _answer, data.limit_train, seed, "limit train")
+            rest = stratified(rest, label, data.limit_train, seed, "limit train")
         splits.append(dataclasses.replace(split, train=tuple(rest), validation=tuple(validation), test=tuple(tested)))
     return splits
 
 
-def stratified_folds(examples: Sequence[Example], count: int, seed: int) -> list[list[Example]]:
+def stratified_folds(
+    examples: Sequence[Example], count: int, seed: int, label: Callable[[Example], str]
+) -> list[list[Example]]:
     """The examples in ``count`` parts of nearly equal size, each label spread evenly, by seed; in the file's order."""
     draw = random.Random(f"folds {seed}")
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        groups[example.answer].append(example)
-    for label, group in groups.items():
+        groups[label(example)].append(example)
+    for name, group in groups.items():
         if len(group) < 2:
             fix = "add examples of it, or remove it"
-            raise UserError("A label has too few examples for folds", group[0].source, "2 or more", repr(label), fix)
+            raise UserError("A label has too few examples for folds", group[0].source, "2 or more", repr(name), fix)
     dealt = [e for name in sorted(groups) for e in draw.sample(groups[name], len(groups[name]))]
     if len(dealt) < count:
         raise UserError("There are more folds than examples", "[data] folds", f"at most {len(dealt)}", str(count))
@@ -404,8 +460,9 @@ def stratified_folds(examples: Sequence[Example], count: int, seed: int) -> list
     return [[e for e in examples if number[id(e)] == i] for i in range(count)]
 
 
-def _answer(example: Example) -> str:
-    return example.answer
+def _label_in(split: Split) -> Callable[[Example], str]:
+    """What examples are stratified by: their label, where the task has labels."""
+    return lambda example: example.answer if split.labels else ""
 
 
 def split_off(
@@ -469,10 +526,15 @@ def with_shots(example: Example, shots: Sequence[Example]) -> Example:
     return dataclasses.replace(example, messages=(*system, *turns, *own))
 
 
-def records_to_examples(rows: Sequence[Row], prompt: PromptConfig, answer: str, labels: Sequence[str]) -> list[Example]:
+def records_to_examples(
+    rows: Sequence[Row], prompt: PromptConfig, answer: str, labels: Sequence[str], candidates: str | None = None
+) -> list[Example]:
     """Rows to predict: the same prompts as in training; the answer column may be absent. Raises UserError."""
     if not rows:
         return []
     columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
-    write = prompt_writer(prompt, answer, columns, labels, rows[0].source)
-    return [Example(write(row), (), tuple(labels), row.source) for row in rows]
+    write = prompt_writer(prompt, answer, columns, labels, rows[0].source, candidates)
+    return [
+        Example(write(row), (), candidates_of(row, candidates) if candidates else tuple(labels), row.source)
+        for row in rows
+    ]

@@ -86,7 +86,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     if is_demonstration(config):
         tell(Event("say", demonstration_text(), {}))
     tell(Event("stage", "load", {}))
-    split = load_split(config.data, config.prompt, config.train.seed)
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task)
     if chooses_on_validation(config) and not split.validation:
         raise UserError(
             "Choosing a learning rate, or when to stop, needs validation examples",

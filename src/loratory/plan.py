@@ -7,6 +7,7 @@ import torch
 
 from loratory import adapters, evaluate
 from loratory.charts import duration
+from loratory.config import SYSTEMS
 from loratory.examples import stratified
 from loratory.job import Job
 from loratory.optim import make_optimizer
@@ -80,9 +81,10 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         parts = f"{config.data.folds} folds of {len(split.test):,} examples"
     shared = probed.tokens / probed.unique_tokens
     saving = f"; shared prefixes make that {shared:.1f} times less work than one by one" if shared >= 1.05 else ""
-    none_fits = {*FEW_SHOT} & {*config.run.systems} - {*asked(job, FEW_SHOT)}
+    wanted = config.run.systems or SYSTEMS[config.task]
+    none_fits = {*FEW_SHOT} & {*wanted} - {*asked(job, FEW_SHOT)}
     return [
-        f"{parts}, {len(split.labels)} labels; {seeds}",
+        f"{parts}{f', {len(split.labels)} labels' if split.labels else ''}; {seeds}",
         f"Training {what}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}",
         f"{probed.tokens:,} tokens a step{saving}",

@@ -34,9 +34,13 @@ class Tuned:
     prompt: PromptConfig
     answer_column: str
     labels: tuple[str, ...]
+    candidates: str | None
+    """The column that lists what each record lets choose from, where each has its own."""
+    longest: int
+    """Tokens of the longest answer that training saw."""
     rule: Rule
     chooses: bool
-    """Whether choosing among the labels was better on validation than answering freely."""
+    """Whether choosing was better on validation than answering freely; never where there is nothing to choose from."""
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """The answer to one record (column -> value). Raises UserError for a missing column."""
@@ -48,28 +52,33 @@ class Tuned:
         return [prediction.answer for prediction in self.predictions(rows)]
 
     def probabilities(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The probability of each label for one record."""
+        """The probability of each label, or of each of the record's candidates."""
         return self.choices([Row(record, "record")])[0].probabilities or {}
 
     def predictions(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
-        """The way that was better on validation: choosing among the labels, or answering freely."""
+        """The way that was better on validation: choosing, or answering freely."""
         if self.chooses:
             return self.choices(rows, progress)
         examples = self._examples(rows)
         return answering(self._prompting(Layout("padded", "generation only")), None).predict(examples, progress)
 
     def choices(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
-        """The label that the rule chooses for each row, with the probabilities of all."""
+        """The label or candidate that the rule chooses for each row, with the probabilities of all.
+
+        Raises UserError where the task has nothing to choose from.
+        """
         examples = self._examples(rows)
         if not examples:
             return []
+        if not examples[0].candidates:
+            raise UserError("This task has free answers: there are no labels to choose from")
         deepest = max(examples, key=lambda e: sum(len(m.content) for m in e.messages))
         probes = [
-            s for label in self.labels for s in tokenize(dataclasses.replace(deepest, answers=(label,)), self.renderer)
+            s for c in deepest.candidates for s in tokenize(dataclasses.replace(deepest, answers=(c,)), self.renderer)
         ]
         layout = choose_layout(self.base.model, probes, "auto")
-        scores = label_log_probs(self.model, self.renderer, examples, self.labels, layout, TOKEN_BUDGET, progress)
-        return choices(scores, self.rule, self.labels)
+        scores = label_log_probs(self.model, self.renderer, examples, layout, TOKEN_BUDGET, progress)
+        return choices(scores, self.rule, examples)
 
     def ask(self, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
         """Streams the answer to a text, under the trained system message or another.
@@ -90,10 +99,10 @@ class Tuned:
         return fill(template, {LABELS: ", ".join(self.labels)}) or None
 
     def _prompting(self, layout: Layout) -> Prompting:
-        return Prompting(self.model, self.renderer, layout, self.labels, (), TOKEN_BUDGET)
+        return Prompting(self.model, self.renderer, layout, (), self.longest, TOKEN_BUDGET)
 
     def _examples(self, rows: Sequence[Row]):
-        examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels)
+        examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples
 
 
@@ -114,13 +123,16 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
     model = base.model if card["adapter"] == "full" else adapters.load_trained(base, folder, force)
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, prompt, str(folder / adapters.CARD))
     labels = tuple(map(str, card["labels"]))
-    choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": True}
-    if choose.get("rule") not in ("sum", "mean", "prior") or len(choose.get("prior", [])) != len(labels):
+    candidates = card.get("candidates")
+    choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": bool(labels or candidates)}
+    if choose.get("rule") not in ("sum", "mean", "prior") or len(choose.get("prior", [])) not in (0, len(labels)):
         raise UserError(
             "The adapter's card is damaged", str(folder / adapters.CARD), expected="'choose': rule and prior"
         )
     rule = Rule(choose["rule"], tuple(map(float, choose["prior"])))
-    return Tuned(model, base, renderer, prompt, card["answer"], labels, rule, bool(choose["best"]))
+    longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
+    answer, best = card["answer"], bool(choose["best"])
+    return Tuned(model, base, renderer, prompt, answer, labels, candidates, longest, rule, best)
 
 
 def only_column(template: str | None) -> str | None:

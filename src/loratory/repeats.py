@@ -52,7 +52,8 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
         sum(record.seconds for record in records),
         sum(r.seconds_per_example * len(r.test) for r in records) / len(test),
     )
-    evaluate.save_record(job.run, pooled, [e for fold in folds for e in fold.split.validation], job.split.test)
+    validation = [e for fold in folds for e in fold.split.validation]
+    evaluate.save_record(job.run, pooled, validation, job.split.test, job.config.task)
 
 
 def parts_of(run: Path) -> list[Path]:

@@ -17,31 +17,32 @@ from rich.text import Text
 
 from loratory import charts, metrics, significance
 from loratory.charts import duration, p_number, p_text, percent, points
-from loratory.config import TrainConfig
+from loratory.config import PROMPTING, TUNED, TrainConfig
 from loratory.errors import UserError
 from loratory.runs import read_metrics, write_text
+from loratory.tasks import TASKS, Task, parsed
 
-PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
-REFERENCES = ("linear", "embed")
-TUNED = ("tuned", "tuned-choose")
-SYSTEMS = PROMPTING + REFERENCES + TUNED
+REFERENCES = ("linear", "embed", "copy")
+ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
 # Kind, its systems, and what they are; then what each does.
 KINDS = (
     ("prompting", PROMPTING, "The model as it came, prompted"),
-    ("reference", REFERENCES, "Small classifiers, as a yardstick"),
+    ("reference", REFERENCES, "Without a language model's answers, as a yardstick"),
     ("tuned", TUNED, "The tuned model"),
 )
 MEANINGS = {
-    "prompt": "answers freely", "prompt-choose": "chooses among the labels",
+    "prompt": "answers freely", "prompt-choose": "chooses by probability",
     "few-shot": "solved examples in the prompt", "few-shot-choose": "solved examples, then choosing",
-    "linear": "on the words", "embed": "on the untouched model's states",
-    "tuned": "answers freely", "tuned-choose": "chooses among the labels",
+    "linear": "on the words", "embed": "on the untouched model's states", "copy": "copies from the text",
+    "tuned": "answers freely", "tuned-choose": "chooses by probability",
 }  # fmt: skip
 RULES = {
     "sum": "the most probable label",
     "mean": "the label that is most probable a token, which does not favour short ones",
     "prior": "the label whose probability is raised most over its mean on other prompts",
 }
+# The simplest systems, as a sentence names them: reaching a value, and owning it.
+RULES_OF_THUMB = {"linear": ("a linear model", "a linear model's"), "copy": ("copying from the text", "copying's")}
 DEMONSTRATION = (
     "This is the small demonstration model that comes with Loratory, too weak for real work. "
     "A real model is given with --model.name."
@@ -111,11 +112,14 @@ def write_report(run: Path) -> Report:
 
 def render_table(report: Report) -> Group:
     """The report for a terminal (rich), at most 80 columns wide but for notes: the verdict, systems, comparisons."""
-    systems = text_table(["system"], ["accuracy", "95 % interval", "validation", "macro-F1", "time each"])
+    task = TASKS[report["task"]]
+    second, key = task.second
+    systems = text_table(["system"], [task.metric_text, "95 % interval", "validation", second, "time each"])
     chosen = {report["verdict"]["before"], report["verdict"]["after"]}
     for s in report["systems"]:
         validation = "–" if s["validation_value"] is None else percent(s["validation_value"])
-        row = (s["name"], percent(s["value"]), charts.interval(s), validation, f"{s['metrics']['macro_f1']:.3f}")
+        beside = f"{s['metrics'][key]:.3f}" if key in s["metrics"] else "–"
+        row = (s["name"], percent(s["value"]), charts.interval(s), validation, beside)
         systems.add_row(*row, duration(s["seconds_per_example"]), style="bold" if s["name"] in chosen else "")
     notes = [f"{s['name']}: {s['note']}" for s in report["systems"] if s["note"]]
     notes += [f"{s['name']} over {len(s['values'])} seeds: {charts.spread(s)}" for s in report["seeds"] or ()]
@@ -177,7 +181,7 @@ def read_run(folder: Path) -> Run:
 
 def _read_systems(folder: Path) -> dict[str, Measured]:
     """The systems measured in a run, or in one seed or fold of it; none if there is no such folder."""
-    return {name: _read_system(folder, name) for name in SYSTEMS if (folder / "systems" / f"{name}.json").exists()}
+    return {name: _read_system(folder, name) for name in ALL_SYSTEMS if (folder / "systems" / f"{name}.json").exists()}
 
 
 def _read_system(folder: Path, name: str) -> Measured:
@@ -210,7 +214,8 @@ def _named(run: Run, event: str) -> list[dict[str, Any]]:
 
 def describe(run: Run) -> Report:
     """The report of a run that was read."""
-    systems = [_describe_system(system, run.data["labels"]) for system in run.systems.values()]
+    task = task_of(run)
+    systems = [_describe_system(system, task, run.data["labels"]) for system in run.systems.values()]
     before, after = _choose(systems)
     comparisons, seeds, folds = _compare(run, before, after), _over_seeds(run), _over_folds(run)
     tested = f"{run.data['test_examples']} " + (f"examples in {folds['count']} folds" if folds else "test examples")
@@ -220,7 +225,7 @@ def describe(run: Run) -> Report:
     return {
         "task": run.data["task"],
         "model": run.environment["model"],
-        "metric": "accuracy",
+        "metric": task.metric,
         "train_examples": run.data["train_examples"],
         "validation_examples": run.data["validation_examples"],
         "test_examples": run.data["test_examples"],
@@ -231,7 +236,7 @@ def describe(run: Run) -> Report:
         "seeds": seeds,
         "folds": folds,
         "comparisons": comparisons,
-        "verdict": _verdict(systems, comparisons, seeds, before, after, tested),
+        "verdict": _verdict(task, systems, comparisons, seeds, before, after, tested),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_bytes": max((e["peak_memory_bytes"] for e in _named(run, "memory")), default=0),
         "train_tokens_per_second": trained.get("tokens_per_second"),
@@ -241,52 +246,58 @@ def describe(run: Run) -> Report:
     }
 
 
+def task_of(run: Run) -> Task:
+    return TASKS[run.data["task"]]
+
+
 def _over_seeds(run: Run) -> list[dict[str, Any]] | None:
-    """Accuracy of the tuned systems with each seed, the run's own first; None where there was one seed."""
+    """The tuned systems with each seed, the run's own first; None where there was one seed."""
     own, found = run.settings.get("train", {}).get("seed", TrainConfig().seed), []
     for name in TUNED:
         series = {seed: part[name] for seed, part in run.seeds.items() if name in part}
         if series and name in run.systems:
-            values = [_accuracy(system.test) for system in (run.systems[name], *series.values())]
+            values = [_value(system.test) for system in (run.systems[name], *series.values())]
             statistics = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
             found.append({"name": name, "seeds": [own, *series], "values": values, **statistics})
     return found or None
 
 
 def _over_folds(run: Run) -> dict[str, Any] | None:
-    """Accuracy of every system on each fold; None where nothing was cross-validated."""
+    """Every system on each fold; None where nothing was cross-validated."""
     if not run.data.get("folds"):
         return None
-    values = {name: [_accuracy(fold[name].test) for fold in run.folds if name in fold] for name in run.systems}
+    values = {name: [_value(fold[name].test) for fold in run.folds if name in fold] for name in run.systems}
     return {"count": run.data["folds"], "values": values}
 
 
 def _parsed(system: Measured, labels: Sequence[str]) -> list[str | None]:
-    answers = (line["answer"] for line in system.test)
-    return [None if answer is None else metrics.parse_label(answer, labels) for answer in answers]
+    return [parsed(line["answer"], labels) for line in system.test]
 
 
-def _right(lines: Sequence[dict[str, Any]]) -> np.ndarray:
-    return np.array([line["correct"] for line in lines], dtype=bool)
+def _worth(lines: Sequence[dict[str, Any]]) -> np.ndarray:
+    """What each answer is worth, from 0 to 1."""
+    return np.array([line.get("worth", line["correct"]) for line in lines], dtype=np.float64)
 
 
-def _accuracy(lines: Sequence[dict[str, Any]]) -> float:
-    return float(_right(lines).mean())
+def _value(lines: Sequence[dict[str, Any]]) -> float:
+    return float(_worth(lines).mean())
 
 
-def _describe_system(system: Measured, labels: Sequence[str]) -> dict[str, Any]:
-    right, total = int(_right(system.test).sum()), len(system.test)
-    low, high = significance.wilson_interval(right, total)
-    expected, answers = [line["expected"] for line in system.test], _parsed(system, labels)
-    others = metrics.classification_metrics(expected, answers, labels, [line["probabilities"] for line in system.test])
+def _describe_system(system: Measured, task: Task, labels: Sequence[str]) -> dict[str, Any]:
+    worth = _worth(system.test)
+    if task.counts:
+        low, high = significance.wilson_interval(int(worth.sum()), len(worth))
+    else:
+        low, high = significance.bootstrap_interval(np.mean, [worth])
+    expected = [line["expected"] for line in system.test]
     return {
         "name": system.name,
-        "value": right / total,
+        "value": float(worth.mean()),
         "low": low,
         "high": high,
-        "validation_value": _accuracy(system.validation) if system.validation else None,
-        "metrics": {name: value for name, value in others.items() if name != "accuracy"},
-        "per_label": metrics.per_label(expected, answers, labels),
+        "validation_value": _value(system.validation) if system.validation else None,
+        "metrics": task.others(system.test, labels),
+        "per_label": metrics.per_label(expected, _parsed(system, labels), labels) if labels else None,
         "note": system.facts["note"],
         "rule": system.facts["rule"],
         "seconds": system.facts["seconds"],
@@ -314,21 +325,28 @@ def _compare(run: Run, before: str, after: str) -> list[dict[str, Any]]:
     if after not in TUNED:
         return []
     others = [name for name in (before, *REFERENCES) if name != after and name in run.systems]
-    pairs = [paired(run.systems[name], run.systems[after]) for name in others]
+    pairs = [paired(run.systems[name], run.systems[after], task_of(run)) for name in others]
     adjusted = significance.holm([pair["p_value"] for pair in pairs])
     return [
         {"a": name, "b": after, **pair, "p_value": p} for name, pair, p in zip(others, pairs, adjusted, strict=True)
     ]
 
 
-def paired(a: Measured, b: Measured) -> dict[str, Any]:
-    """What two systems differ by on the same test examples: ``difference`` is b - a; the p-value is not adjusted."""
-    right_a, right_b = _right(a.test), _right(b.test)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    low, high = significance.paired_difference_interval(only_a, only_b, len(right_a))
+def paired(a: Measured, b: Measured, task: Task) -> dict[str, Any]:
+    """What two systems differ by on the same test examples: ``difference`` is b - a; the p-value is not adjusted.
+
+    ``only_a`` and ``only_b``: how many answers are worth more with a, and with b.
+    """
+    differences = _worth(b.test) - _worth(a.test)
+    only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
+    if task.counts:
+        low, high = significance.paired_difference_interval(only_a, only_b, len(differences))
+        p_value = significance.mcnemar_exact(only_a, only_b)
+    else:
+        low, high, p_value = significance.paired_bootstrap(differences)
     return {
-        "only_a": only_a, "only_b": only_b, "difference": (only_b - only_a) / len(right_a), "low": low, "high": high,
-        "p_value": significance.mcnemar_exact(only_a, only_b),
+        "only_a": only_a, "only_b": only_b, "difference": float(differences.mean()), "low": low, "high": high,
+        "p_value": p_value,
     }  # fmt: skip
 
 
@@ -336,7 +354,13 @@ def paired(a: Measured, b: Measured) -> dict[str, Any]:
 
 
 def _verdict(
-    systems: list[dict], comparisons: list[dict], seeds: list[dict] | None, before: str, after: str, tested: str
+    task: Task,
+    systems: list[dict],
+    comparisons: list[dict],
+    seeds: list[dict] | None,
+    before: str,
+    after: str,
+    tested: str,
 ) -> dict[str, Any]:
     """The verdict of the contract. ``tested``: the test examples in words, as in "200 test examples"."""
     by_name = {s["name"]: s for s in systems}
@@ -345,15 +369,14 @@ def _verdict(
     helped = prompting is not None and _is_above(prompting)
     if after not in TUNED:
         best = max(systems, key=lambda s: s["value"])
-        sentence = (
-            f"Nothing was tuned yet: {best['name']} has the most right so far, {percent(best['value'])} of {tested}"
-        )
+        sentence = f"Nothing was tuned yet: {best['name']} is the best so far, {_shown(best, task)} on {tested}"
     elif prompting is None:
         sentence = "No baseline was measured, so there is no before to compare with: the tuned model has"
-        sentence += f" {percent(by_name[after]['value'])} of {tested} right"
+        sentence += f" {_shown(by_name[after], task)} on {tested}"
     else:
-        sentence = _against_prompting(prompting, by_name, tested)
-    sentence += _against_linear(linear, by_name["linear"], helped) + "." if linear else "."
+        sentence = _against_prompting(prompting, by_name, tested, task)
+    rule = "linear" if linear else "copy"
+    sentence += _against_rule(by_other[rule], by_name[rule], helped) + "." if rule in by_other else "."
     for series in seeds or ():
         if series["name"] == after:
             sentence += f" Over {len(series['values'])} seeds, {after} reaches {charts.spread(series)}."
@@ -366,12 +389,17 @@ def _verdict(
     }
 
 
+def _shown(system: dict[str, Any], task: Task) -> str:
+    """The headline of a system as text; an accuracy needs no name."""
+    return percent(system["value"]) if task.counts else f"{task.metric_text} {percent(system['value'])}"
+
+
 def _is_above(comparison: dict[str, Any]) -> bool:
     return comparison["difference"] > 0 and comparison["p_value"] < SIGNIFICANT
 
 
-def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str) -> str:
-    values = f"{percent(by_name[c['b']]['value'])} against {percent(by_name[c['a']]['value'])} for the best prompting"
+def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str, task: Task) -> str:
+    values = f"{_shown(by_name[c['b']], task)} against {percent(by_name[c['a']]['value'])} for the best prompting"
     values += f" ({c['a']}) on {tested}"
     if _is_above(c):
         return f"Tuning helped: {values} ({p_text(c['p_value'])})"
@@ -380,15 +408,18 @@ def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str)
     return f"Tuning did not help: {values}, no measurable difference ({p_text(c['p_value'])})"
 
 
-def _against_linear(c: dict[str, Any], linear: dict[str, Any], helped: bool) -> str:
-    """The clause about the linear model, which anyone should use where tuning is not above it."""
-    value, p = percent(linear["value"]), p_text(c["p_value"])
-    trains = "trains in seconds" if linear["seconds"] < 60 else f"takes {duration(linear['seconds'])}"
+def _against_rule(c: dict[str, Any], rule: dict[str, Any], helped: bool) -> str:
+    """The clause about the simplest system, which anyone should use where tuning is not above it."""
+    name, owner = RULES_OF_THUMB[rule["name"]]
+    value, p = percent(rule["value"]), p_text(c["p_value"])
+    cost = "needs no training"
+    if rule["name"] == "linear":
+        cost = "trains in seconds" if rule["seconds"] < 60 else f"takes {duration(rule['seconds'])}"
     if _is_above(c):
-        return f", {'and' if helped else 'but'} the tuned model is above a linear model's {value} ({p})"
+        return f", {'and' if helped else 'but'} the tuned model is above {owner} {value} ({p})"
     if c["p_value"] < SIGNIFICANT:
-        return f", {'but' if helped else 'and'} a linear model reaches {value} ({p}) and {trains}"
-    return f", {'but' if helped else 'and'} a linear model reaches {value} and {trains}: no measurable difference ({p})"
+        return f", {'but' if helped else 'and'} {name} reaches {value} ({p}) and {cost}"
+    return f", {'but' if helped else 'and'} {name} reaches {value} and {cost}: no measurable difference ({p})"
 
 
 # The page
@@ -414,7 +445,6 @@ def _page(run: Run, report: Report) -> str:
     before, after = (run.systems[report["verdict"][role]] for role in ("before", "after"))
     systems = {s["name"]: s for s in report["systems"]}
     trials = _trials(run)
-    supports = [values["support"] for values in systems[after.name]["per_label"].values()]
     return (
         page_environment()
         .get_template("report_template.html")
@@ -427,21 +457,31 @@ def _page(run: Run, report: Report) -> str:
             two=before.name != after.name,
             tuned=after.name in TUNED,
             demonstration=DEMONSTRATION,
-            most_frequent=max(supports) / len(after.test),
+            task=task_of(run),
+            level=_level(systems[after.name], after),
             repeats=report["folds"]["values"]
             if report["folds"]
             else {s["name"]: s["values"] for s in report["seeds"] or ()},
             adapter_exists=(run.folder / "adapter" / "adapter_config.json").exists(),
             trials=trials,
             loss=_loss_chart(run, trials),
-            label_rows=_label_rows(systems[before.name], systems[after.name]),
+            label_rows=_label_rows(systems[before.name], systems[after.name]) if report["labels"] else [],
             label_rows_shown=LABEL_ROWS_SHOWN,
             changed=changed_examples(before, after, run.data.get("test_prompts")),
             rendered=[(r["source"], _cut_tokens(r["tokens"])) for r in run.data.get("rendered", ())[:RENDERED_SHOWN]],
             estimated=(_named(run, "estimate") or [{"stages": {}}])[-1]["stages"],
-            **_confusion(before, after, run.data["labels"]),
+            **(_confusion(before, after, run.data["labels"]) if report["labels"] else {"grids": [], "labels_shown": 0}),
         )
     )
+
+
+def _level(described: dict[str, Any], system: Measured) -> tuple[str, float] | None:
+    """What no thought at all would reach: its name and value; None for free answers."""
+    if described["per_label"]:
+        most = max(values["support"] for values in described["per_label"].values())
+        return "always the most frequent label", most / len(system.test)
+    chances = [1 / len(line["probabilities"]) for line in system.test if line["probabilities"]]
+    return ("a guess", float(np.mean(chances))) if chances else None
 
 
 def _trials(run: Run) -> list[dict[str, Any]]:
@@ -488,12 +528,16 @@ def _confusion(before: Measured, after: Measured, labels: Sequence[str]) -> dict
 
 
 def changed_examples(a: Measured, b: Measured, prompts: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Test examples by which of two systems has them right (only_b, only_a, neither): how many, and the first few."""
-    right_a, right_b = _right(a.test), _right(b.test)
-    groups = {}
-    members = {"only_b": ~right_a & right_b, "only_a": right_a & ~right_b, "neither": ~right_a & ~right_b}
+    """Test examples by which of two systems answers better (only_b, only_a, neither): how many, and the first few.
+
+    Neither: worth the same with both, and not everything. Where answers are not just right or wrong, those that differ
+    most come first.
+    """
+    worth_a, worth_b = _worth(a.test), _worth(b.test)
+    gain, groups = worth_b - worth_a, {}
+    members = {"only_b": gain > 0, "only_a": gain < 0, "neither": (gain == 0) & (worth_b < 1)}
     for name, chosen in members.items():
-        positions = np.flatnonzero(chosen).tolist()
+        positions = sorted(np.flatnonzero(chosen).tolist(), key=lambda i: -abs(gain[i]))
         examples = [
             {"number": i + 1, "prompt": prompts[i] if prompts else None, "a": a.test[i], "b": b.test[i]}
             for i in positions[:EXAMPLES_SHOWN]

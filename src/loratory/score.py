@@ -30,7 +30,7 @@ class LabelScores:
     """What the model says of every label for every example."""
 
     log_probs_EL: Float64[np.ndarray, "E L"]
-    """Natural log, summed over the label's tokens and its ending, given the prompt."""
+    """Natural log, summed over the label's tokens and its ending, given the prompt; -inf beyond an example's own."""
     tokens_EL: Int64[np.ndarray, "E L"]
     """How many tokens were summed."""
 
@@ -46,29 +46,35 @@ class Rule:
 
     name: RuleName
     prior: tuple[float, ...]
-    """Mean log-probability of each label on the validation prompts; zeros unless the rule is "prior"."""
+    """Mean log-probability of each label on the validation prompts; zeros unless the rule is "prior", and none where
+    each example has candidates of its own."""
 
 
 def label_log_probs(
     model: nn.Module,
     renderer: Renderer,
     examples: Sequence[Example],
-    labels: Sequence[str],
     layout: Layout,
     token_budget: int,
     progress: Progress,
 ) -> LabelScores:
-    """Scores every label as a leaf of its example's prompt; what all prompts begin with is computed once."""
+    """Scores every candidate as a leaf of its example's prompt; what all prompts begin with is computed once.
+
+    L is the largest number of candidates of an example.
+    """
     ids, completions, known = [], [], {}
     for example in examples:  # most prompts are followed by the same ids, which are kept once
         prompt = render_prompt(example.messages, renderer, example.source)
-        own = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in labels)
+        own = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in example.candidates)
         ids.append(prompt.token_ids)
         completions.append(known.setdefault(own, own))
     found = sequence_log_probs(model, ids, completions, layout, token_budget, progress)
-    shape = (len(examples), len(labels))
-    tokens = np.array([[len(c) for c in of_one] for of_one in completions], dtype=np.int64)
-    return LabelScores(np.array(found, dtype=np.float64).reshape(shape), tokens.reshape(shape))
+    shape = (len(examples), max((len(e.candidates) for e in examples), default=0))
+    log_probs_EL, tokens_EL = np.full(shape, -np.inf), np.ones(shape, dtype=np.int64)
+    for i, (values, own) in enumerate(zip(found, completions, strict=True)):
+        log_probs_EL[i, : len(own)] = values
+        tokens_EL[i, : len(own)] = [len(c) for c in own]
+    return LabelScores(log_probs_EL, tokens_EL)
 
 
 @torch.no_grad()
@@ -110,22 +116,24 @@ def leaf(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> Tokenized
     return TokenizedExample(ids, weights, "", np.zeros((len(ids), 2), dtype=np.int64), "")
 
 
-def fit_rule(scores: LabelScores, expected: Sequence[int]) -> Rule:
+def fit_rule(scores: LabelScores, expected: Sequence[int], same_labels: bool = True) -> Rule:
     """The rule with the most right choices on validation; the simpler one where they tie.
 
-    ``expected``: the index of each example's label. Without examples: sum.
+    ``expected``: the index of each example's label. Without examples: sum. The rule "prior" needs the same labels for
+    all examples.
     """
-    plain = Rule("sum", (0.0,) * scores.log_probs_EL.shape[1])
+    plain = Rule("sum", (0.0,) * scores.log_probs_EL.shape[1] if same_labels else ())
     if not len(expected):
         return plain
-    prior = tuple(scores.log_probs_EL.mean(axis=0).tolist())
-    rules = [plain, Rule("mean", plain.prior), Rule("prior", prior)]
+    rules = [plain, Rule("mean", plain.prior)]
+    if same_labels:
+        rules.append(Rule("prior", tuple(scores.log_probs_EL.mean(axis=0).tolist())))
     return max(rules, key=lambda rule: int((probabilities(scores, rule).argmax(axis=1) == np.array(expected)).sum()))
 
 
 def probabilities(scores: LabelScores, rule: Rule) -> Float64[np.ndarray, "E L"]:
     """Label probabilities after the rule: a softmax over the labels."""
-    values = scores.log_probs_EL - np.array(rule.prior)
+    values = scores.log_probs_EL - np.array(rule.prior or 0.0)
     if rule.name == "mean":
         values = values / scores.tokens_EL
     return np.exp(log_softmax(values, axis=1))

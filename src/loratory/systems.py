@@ -5,19 +5,21 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from loratory import baselines, evaluate
+from loratory.config import SYSTEMS, TUNED
 from loratory.evaluate import Prompting, System
 from loratory.examples import Example, draw_few_shot
 from loratory.generate import Progress
 from loratory.job import Job
 
 FEW_SHOT = ("few-shot", "few-shot-choose")
-BEFORE = ("prompt", "prompt-choose", *FEW_SHOT, "linear", "embed")
-AFTER = ("tuned", "tuned-choose")
+BEFORE = ("prompt", "prompt-choose", *FEW_SHOT, "linear", "embed", "copy")
+AFTER = TUNED
 
 
 def asked(job: Job, names: Sequence[str]) -> list[str]:
     """The systems of ``names`` that the settings ask for; few-shot prompting only where an example fits the prompt."""
-    found = [name for name in names if name in job.config.run.systems]
+    chosen = job.config.run.systems or SYSTEMS[job.config.task]
+    found = [name for name in names if name in chosen]
     if any(name in FEW_SHOT for name in found) and not few_shot(job)[0]:
         return [name for name in found if name not in FEW_SHOT]
     return found
@@ -33,6 +35,10 @@ def before(job: Job, name: str) -> Callable[[Progress], System]:
 
     def make(progress: Progress) -> System:
         seed, budget = job.config.train.seed, job.config.train.token_budget
+        if name == "copy":
+            return evaluate.copying(*baselines.copy_rule(job.split.train))
+        if name == "linear" and job.config.task == "choice":
+            return evaluate.classifying(*baselines.most_similar(job.split.train))
         if name == "linear":
             return evaluate.classifying(*baselines.linear_classifier(job.split.train, seed))
         if name == "embed":
@@ -59,7 +65,8 @@ def prompted(
 ) -> System:
     """The model, answering freely or choosing among the labels."""
     budget = job.config.train.token_budget
-    prompting = Prompting(model, job.renderer, job.layout, job.split.labels, shots, budget)
+    longest = evaluate.longest_answer(job.split.train, job.renderer)
+    prompting = Prompting(model, job.renderer, job.layout, shots, longest, budget)
     if choose:
         return evaluate.choosing(prompting, job.split.validation, note, progress)
     return evaluate.answering(prompting, note)

@@ -12,6 +12,7 @@ from loratory import adapters, models, render, runs
 from loratory.checkpoint import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.config import BUILTIN, TrainConfig
 from loratory.errors import Interrupted
+from loratory.evaluate import longest_answer
 from loratory.job import Event, Job, Tell, timed
 from loratory.optim import automatic_learning_rate, make_optimizer
 from loratory.train import StepResult, mean_loss, train
@@ -210,7 +211,10 @@ def save_trained(job: Job, model: nn.Module) -> nn.Module:
         "base": base,
         "prompt": {key: value for key, value in prompt.items() if value is not None},
         "answer": job.config.data.answer,
+        "task": job.config.task,
         "labels": list(job.split.labels),
+        "candidates": job.config.data.candidates,
+        "longest_answer": longest_answer(job.split.train, job.renderer),
         "ending": list(job.renderer.ending),
         "stop_ids": list(job.renderer.stop_ids),
         "choose": None,

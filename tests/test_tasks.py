@@ -1,0 +1,283 @@
+"""Tasks beside classification: how their rows become examples, what answers are worth, and whole runs."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_finetune import changed, predictions
+
+from loratory.baselines import copy_rule, most_similar
+from loratory.config import (
+    SYSTEMS,
+    AdapterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RunConfig,
+    TrainConfig,
+)
+from loratory.errors import UserError
+from loratory.examples import Example, Message, Row, candidates_of, choice_of, load_split
+from loratory.finetune import finetune
+from loratory.metrics import rouge_l, text_metrics
+from loratory.predict import load
+from loratory.significance import paired_bootstrap
+from loratory.tasks import TASKS, choice_metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+THINGS = ("lamp", "boat", "drum", "kite", "bell", "coin")
+COLOURS = ("red", "green", "blue", "grey")
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def user(text: str, answer: str, candidates: tuple[str, ...] = ()) -> Example:
+    return Example((Message("user", text),), (answer,), candidates, "test")
+
+
+@pytest.fixture
+def choices_file(tmp_path):
+    """Each row has candidates of its own, two to four, of which one names the text's thing."""
+    draw, path = random.Random(0), tmp_path / "choices.jsonl"
+    with path.open("w") as file:
+        for n in range(60):
+            options = [f"a {thing}" for thing in draw.sample(THINGS, 2 + n % 3)]
+            answer = draw.choice(options)
+            row = {"text": f"Number {n} is {answer}", "options": options, "answer": answer}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture
+def texts_file(tmp_path):
+    draw, path = random.Random(0), tmp_path / "texts.jsonl"
+    with path.open("w") as file:
+        for n in range(60):
+            thing, colour = draw.choice(THINGS), draw.choice(COLOURS)
+            text = f"We saw a {thing}. It was {colour}. Nothing else happened {n} times."
+            file.write(json.dumps({"text": text, "title": f"{colour} {thing}"}) + "\n")
+    return path
+
+
+def config_of(task: str, data: DataConfig, prompt: PromptConfig, folder, tmp_path) -> Config:
+    return Config(
+        task=task,
+        model=ModelConfig(str(folder), device="cpu", dtype="float32"),
+        data=data,
+        prompt=prompt,
+        adapter=AdapterConfig(),
+        train=TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2),
+        run=RunConfig(str(tmp_path / "run"), threads=torch.get_num_threads()),
+    )
+
+
+@pytest.fixture
+def choice_config(choices_file, tiny_folder, tmp_path) -> Config:
+    data = DataConfig((str(choices_file),), answer="answer", candidates="options")
+    return config_of("choice", data, PromptConfig(user="{text}\n{options}", few_shot=1), tiny_folder, tmp_path)
+
+
+@pytest.fixture
+def text_config(texts_file, tiny_folder, tmp_path) -> Config:
+    data = DataConfig((str(texts_file),), answer="title")
+    return config_of("text", data, PromptConfig(user="Title?\n{text}", few_shot=1), tiny_folder, tmp_path)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_a_list_or_a_cell_that_holds_one():
+    for value in (["a", "b"], '["a", "b"]', ("a", " b ")):
+        assert candidates_of(Row({"c": value}, "f:1"), "c") == ("a", "b")
+
+
+@pytest.mark.parametrize("value", ["a, b", None, ["a"], ["a", "a"], ["a", ""], "[1,"])
+def test_candidates_that_cannot_be_chosen_from_are_the_persons_error(value):
+    with pytest.raises(UserError) as caught:
+        candidates_of(Row({"c": value}, "data.jsonl:7"), "c")
+    assert "data.jsonl:7" in str(caught.value)
+
+
+def test_the_right_candidate_is_named_by_its_text_or_its_place():
+    options = ["a", "b", "c"]
+    assert choice_of(Row({"o": options, "a": "b"}, "f:1"), "a", "o") == "b"
+    assert choice_of(Row({"o": options, "a": 2}, "f:1"), "a", "o") == "c"
+    for wrong in ("d", 3, -1, True):
+        with pytest.raises(UserError, match="none of the row's candidates"):
+            choice_of(Row({"o": options, "a": wrong}, "f:1"), "a", "o")
+
+
+def test_each_example_has_its_rows_candidates_and_the_prompt_lists_them(choice_config):
+    split = load_split(choice_config.data, choice_config.prompt, 0, task="choice")
+    assert split.labels == ()
+    assert {len(e.candidates) for e in split.train} == {2, 3, 4}
+    for example in (*split.train, *split.validation, *split.test):
+        assert example.answer in example.candidates
+        assert example.messages[-1].content.endswith("\n".join(f"- {c}" for c in example.candidates))
+
+
+def test_free_answers_are_split_at_random_and_may_be_all_different(text_config):
+    split = load_split(text_config.data, text_config.prompt, 0, task="text")
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [43, 5, 12]
+    assert all(e.candidates == () for e in split.train)
+    other = load_split(text_config.data, text_config.prompt, 1, task="text")
+    assert {e.source for e in other.test} != {e.source for e in split.test}
+
+
+@pytest.mark.parametrize(("task", "candidates"), [("choice", None), ("text", "options"), ("classification", "options")])
+def test_candidates_and_the_task_choice_belong_together(task, candidates):
+    from loratory.config import config_from_dict
+
+    data = {"train": "a.csv", **({"candidates": candidates} if candidates else {})}
+    with pytest.raises(UserError, match="needs \\[data\\] candidates"):
+        config_from_dict({"task": task, "data": data}, "task.toml")
+
+
+@pytest.mark.parametrize("task", SYSTEMS)
+def test_a_system_of_another_task_is_refused(task):
+    from loratory.config import config_from_dict
+
+    name = "copy" if task != "text" else "embed"
+    data = {"train": "a.csv", **({"candidates": "c"} if task == "choice" else {})}
+    with pytest.raises(UserError, match="Unknown system"):
+        config_from_dict({"task": task, "data": data, "run": {"systems": [name]}}, "task.toml")
+
+
+def test_every_task_says_what_its_answers_are_worth():
+    assert set(TASKS) == set(SYSTEMS)
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
+    assert rouge_l("the cat sat", ["the cat sat"]) == 1
+    assert rouge_l("the cat", ["a dog"]) == 0
+    # "the sat" of 3 and 4 words: precision 2/3, recall 2/4.
+    assert rouge_l("The dog sat!", ["the cat sat down"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert rouge_l("b a", ["a b"]) == 0.5  # order counts
+    assert rouge_l("a b", ["x y", "a b c"]) == pytest.approx(0.8)  # the best of the right answers
+    assert rouge_l("", ["a"]) == rouge_l("...", ["!"]) == 0
+
+
+def test_rouge_l_reads_any_script():
+    assert rouge_l("Ungefähre Größe", ["ungefähre größe"]) == 1
+    assert 0 < rouge_l("красный дом", ["красный кот"]) < 1
+    assert 0.5 < rouge_l("深度学习方法", ["深度学习模型"]) < 1
+
+
+def test_text_metrics_of_equal_and_of_other_texts():
+    same = text_metrics(["a red boat", "a kite"], ["A red boat.", "a kite"])
+    assert same["exact_match"] == 1 and same["chrf"] > 0.7 and same["length_ratio"] == 1 and same["words"] == 2.5
+    other = text_metrics(["xxxx"], ["a red boat"])
+    assert other["exact_match"] == 0 and other["chrf"] < 0.1 and other["length_ratio"] == pytest.approx(1 / 3)
+
+
+def test_mrr_counts_the_rank_of_the_right_candidate():
+    lines = [
+        {"expected": "a", "probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}},
+        {"expected": "c", "probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}},
+    ]
+    assert choice_metrics(lines, ()) == {"mrr": pytest.approx((1 + 1 / 3) / 2)}
+    assert choice_metrics([*lines, {"expected": "a", "probabilities": None}], ()) == {}
+
+
+def test_paired_bootstrap_knows_a_difference_from_noise():
+    draw = np.random.default_rng(0)
+    noise = draw.normal(size=200)
+    low, high, p = paired_bootstrap(noise - noise.mean())
+    assert low < 0 < high and p > 0.5
+    low, high, p = paired_bootstrap(noise - noise.mean() + 0.5)
+    assert 0.3 < low < 0.5 < high < 0.7 and p < 0.001
+    assert paired_bootstrap(np.zeros(5)) == (0.0, 0.0, 1.0)
+    # As often as it says p < 0.1 without a difference, it is wrong: about one time in ten.
+    wrong = sum(paired_bootstrap(draw.normal(size=40), draws=400)[2] < 0.1 for _ in range(200))
+    assert 8 < wrong < 40
+
+
+# ---- what a person would otherwise do --------------------------------------------------------------------------------
+
+
+def test_the_copy_rule_is_the_closest_to_the_training_answers():
+    train = [user(f"Say it short:\n\nFirst {n} here. The end is {n}.", f"The end is {n}") for n in range(9)]
+    copy, note = copy_rule(train)
+    assert note == "copies the last sentence"
+    assert copy(user("Say it short:\n\nNothing. The end is near.", "")) == "The end is near."
+    below, _ = copy_rule([user(f"Title of {n}? Yes.\nWrite it.", f"Title of {n}") for n in range(9)])
+    assert below(user("Red boats? No.\nWrite it.", "")) == "Red boats?"
+    first, note = copy_rule([user(f"First {n} here. The end.", f"First {n} here") for n in range(9)])
+    assert note == "copies the first sentence"
+    assert first(user("", "")) == ""
+
+
+def test_likeness_chooses_the_candidate_that_shares_words():
+    options = ("a paper on boats", "a paper on kites", "something else")
+    train = [user(f"Text {n} about boats and kites", options[0], options) for n in range(5)]
+    classify, _ = most_similar(train)
+    asked = user("The kites fly\n" + "\n".join(f"- {o}" for o in options), options[1], options)
+    [shares] = classify([asked], quiet)
+    assert max(shares, key=shares.__getitem__) == "a paper on kites"
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def report_of(run) -> dict:
+    return json.loads((run / "report.json").read_text())
+
+
+def test_a_run_that_chooses_among_candidates(choice_config):
+    run = finetune(choice_config)
+    report = report_of(run)
+    assert [s["name"] for s in report["systems"]] == list(SYSTEMS["choice"])
+    assert report["labels"] == [] and report["metric"] == "accuracy"
+    split = load_split(choice_config.data, choice_config.prompt, 0, task="choice")
+    for name in ("prompt-choose", "tuned-choose", "linear"):
+        for row, example in zip(predictions(run, name), split.test, strict=True):
+            assert list(row["probabilities"]) == list(example.candidates)
+            assert sum(row["probabilities"].values()) == pytest.approx(1)
+            assert row["answer"] in example.candidates
+    linear = next(s for s in report["systems"] if s["name"] == "linear")
+    assert linear["value"] == 1 and linear["metrics"]["mrr"] == 1
+    page = (run / "report.html").read_text()
+    assert "a guess" in page and "Confusion" not in page
+
+    tuned = load(run)
+    records = [
+        {"text": "Number 3 is a boat", "options": ["a boat", "a kite", "a coin"]},
+        {"text": "", "options": ["x", "y"]},
+    ]
+    assert [set(tuned.probabilities(record)) for record in records] == [{"a boat", "a kite", "a coin"}, {"x", "y"}]
+    assert tuned.answer(records[0])
+
+
+def test_a_run_with_free_answers(text_config):
+    run = finetune(text_config)
+    report = report_of(run)
+    assert [s["name"] for s in report["systems"]] == list(SYSTEMS["text"])
+    assert report["metric"] == "rougeL" and report["verdict"]["beats_linear"] is None
+    assert {c["a"] for c in report["comparisons"]} == {report["verdict"]["before"], "copy"}
+    for s in report["systems"]:
+        rows = predictions(run, s["name"])
+        assert s["value"] == pytest.approx(np.mean([rouge_l(r["answer"], [r["expected"]]) for r in rows]))
+        assert s["low"] <= s["value"] <= s["high"]
+        assert {"chrf", "exact_match", "words", "length_ratio"} <= set(s["metrics"])
+    assert "ROUGE-L" in report["verdict"]["sentence"]
+    assert "ROUGE-L" in (run / "report.html").read_text()
+
+    tuned = load(run)
+    assert isinstance(tuned.answer({"text": "We saw a boat. It was red."}), str)
+    with pytest.raises(UserError, match="no labels to choose from"):
+        tuned.probabilities({"text": "We saw a boat."})
+
+
+def test_folds_of_free_answers(text_config):
+    few = changed(changed(text_config, "data", folds=2, limit_train=16), "run", systems=("prompt", "copy", "tuned"))
+    report = report_of(finetune(few))
+    assert report["folds"]["count"] == 2 and report["test_examples"] == 60
