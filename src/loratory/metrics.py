@@ -114,9 +114,7 @@ def rouge_l(answer: str, answers: Sequence[str]) -> float:
     right answers; 0 where one of the texts has no words."""
     own = words_of(answer)
     # The F-measure of an overlap is twice its length over both lengths.
-    return max(
-        2 * LCSseq.similarity(own, right) / max(1, len(own) + len(right)) for right in map(words_of, answers)
-    )
+    return max(2 * LCSseq.similarity(own, right) / max(1, len(own) + len(right)) for right in map(words_of, answers))
 
 
 def text_metrics(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
