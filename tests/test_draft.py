@@ -91,10 +91,14 @@ def test_few_rows_are_cross_validated_and_many_are_limited(tmp_path):
     assert (many.folds, many.limit_train, many.limit_validation, many.limit_test) == (0, 2000, 200, 500)
 
 
-def test_free_texts_are_no_labels(tmp_path):
+def test_answers_that_hardly_repeat_are_free_texts(tmp_path):
     path = write_csv(tmp_path / "things.csv", columns(240))
-    with pytest.raises(UserError, match="do not look like labels"):
-        draft(str(path), "text")
+    made = draft(str(path), "text")
+    config = Config.parse(made.toml, made.path)
+    assert config.task == "text" and config.prompt.system == "Write the text that belongs to this text."
+    split = load_split(config.data, config.prompt, 0, task=config.task)
+    assert split.labels == () and len({e.answer for e in split.train}) == len(split.train)
+    assert drafted(path).task == "classification"
 
 
 def test_a_missing_or_misspelt_answer_column_is_named(tmp_path):

@@ -46,8 +46,8 @@ class Draft:
 def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None) -> Draft:
     """Guesses the task from a data file (or "hub:owner/name") and the column that holds the answer.
 
-    The task file belongs at ``path``; default: here, named after the data. Raises UserError where the file or the
-    column is missing, or the answers are no labels.
+    Answers of which hardly any repeats are free texts, others are labels. The task file belongs at ``path``; default:
+    here, named after the data. Raises UserError where the file or the column is missing.
     """
     path = (path or Path(f"{_name(data)}.toml")).resolve()
     rows = read_rows(data)
@@ -55,8 +55,8 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
     if not answer:
         raise UserError("The answer column is not named", data, ", ".join(columns), fix=_answer_hint(columns))
     answers = [answer_of(row, answer) for row in rows]
-    _check_labels(answers, answer, data)
-    shown, left_out = _choose_columns(rows, answers, columns, answer)
+    free = len(set(answers)) > len(answers) / 2
+    shown, left_out = _choose_columns(rows, answers, columns, answer, free)
     if not shown:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "there is no other column"
         raise UserError(
@@ -64,9 +64,9 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
         )
     other = {split: _sibling(data, split, answer) for split in SPLIT_WORDS}
     parts = [
-        *_model_lines(model),
-        *_data_lines(data, answer, answers, other, path.parent),
-        *_prompt_lines(shown, left_out, answers),
+        *_model_lines(model, free),
+        *_data_lines(data, answer, answers, other, path.parent, free),
+        *_prompt_lines(shown, left_out, answers, answer, free),
         *_train_lines(min(len(rows), LIMITS["train"])),
         "[run]",
         _line("out", f"runs/{_name(data)}"),
@@ -93,19 +93,6 @@ def _answer_hint(columns: Sequence[str]) -> str:
     return f"--answer {likely[0] if likely else 'COLUMN'}"
 
 
-def _check_labels(answers: Sequence[str], answer: str, data: str) -> None:
-    """Raises UserError where hardly any answer repeats: then they are free texts and no labels."""
-    different = len(set(answers))
-    if different > len(answers) / 2:
-        raise UserError(
-            f"The answers in column {answer!r} do not look like labels",
-            data,
-            expected="few different answers, most of them several times: this version learns classification",
-            found=f"{different} different answers in {len(answers)} rows",
-            fix="choose another column with --answer",
-        )
-
-
 def _name(data: str) -> str:
     """The file's name, or its folder's where the file is just called train; fit for a folder name."""
     path = Path(data.removeprefix(HUB))
@@ -119,14 +106,14 @@ def _name(data: str) -> str:
 
 
 def _choose_columns(
-    rows: Sequence[Row], answers: Sequence[str], columns: Sequence[str], answer: str
+    rows: Sequence[Row], answers: Sequence[str], columns: Sequence[str], answer: str, free: bool
 ) -> tuple[list[str], dict[str, str]]:
     """The columns that help to answer, and those that do not with the reason."""
     shown, left_out = [], {}
     for column in columns:
         if column == answer:
             continue
-        reason = _why_not([row.values.get(column) for row in rows], answers, column)
+        reason = _why_not([row.values.get(column) for row in rows], answers, column, free)
         if reason:
             left_out[column] = reason
         else:
@@ -134,8 +121,8 @@ def _choose_columns(
     return shown, left_out
 
 
-def _why_not(cells: Sequence[Any], answers: Sequence[str], column: str) -> str | None:
-    """Why a column should not be shown, or None."""
+def _why_not(cells: Sequence[Any], answers: Sequence[str], column: str, free: bool) -> str | None:
+    """Why a column should not be shown, or None. ``free``: the answers are free texts."""
     values = [cell_text(cell).strip() for cell in cells]
     different = set(values)
     if set(column) & set("{}"):
@@ -147,7 +134,7 @@ def _why_not(cells: Sequence[Any], answers: Sequence[str], column: str) -> str |
     if any(isinstance(cell, (list, dict)) for cell in cells):
         return "lists or tables, not text"
     pairs = set(zip(values, answers, strict=True))
-    if len(pairs) == len(different) == len(set(answers)):
+    if not free and len(pairs) == len(different) == len(set(answers)):
         return "stands for the answer, one value for each"
     words = {"train", "training", "test", *SPLIT_WORDS["validation"]}
     if {value.lower() for value in different} <= words:
@@ -167,15 +154,16 @@ def _line(key: str, value: Any, comment: str = "") -> str:
     return f"{text:<40} # {comment}" if len(text) <= LONGEST_BESIDE else f"# {comment}\n{text}"
 
 
-def _model_lines(model: str) -> list[str]:
+def _model_lines(model: str, free: bool) -> list[str]:
     lines = ["# Guessed from the data; change what you like. docs/task-file.md lists all settings."]
-    lines += ['task = "classification"', "", "[model]"]
+    why = "hardly an answer repeats, so they are free texts" if free else "answers repeat, so they are labels"
+    lines += [_line("task", "text" if free else "classification", why), "", "[model]"]
     comment = "the small demonstration model; give a hub id or a folder" if model == BUILTIN else "hub id or folder"
     return [*lines, _line("name", model, comment), ""]
 
 
 def _data_lines(
-    data: str, answer: str, answers: Sequence[str], other: dict[str, str | None], folder: Path
+    data: str, answer: str, answers: Sequence[str], other: dict[str, str | None], folder: Path, free: bool
 ) -> list[str]:
     def written(name: str) -> str:
         if name.startswith(HUB):
@@ -187,9 +175,10 @@ def _data_lines(
     rare, common = min(counts.values()), max(counts.values())
     per_label = f"{rare}" if rare == common else f"{rare} to {common}"
     lines = ["[data]", _line("train", written(data), f"{len(answers)} rows")]
-    lines += [_line("answer", answer, f"{len(counts)} labels, {per_label} rows each")]
+    kinds = f"{len(counts)} different answers" if free else f"{len(counts)} labels, {per_label} rows each"
+    lines += [_line("answer", answer, kinds)]
     sizes = {"train": len(answers), "validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
-    folds = other["test"] is None and len(answers) < FEW_ROWS and rare >= 5
+    folds = other["test"] is None and len(answers) < FEW_ROWS and (free or rare >= 5)
     for split, name in other.items():
         if name is not None:
             sizes[split] = len(read_rows(name, split))
@@ -206,13 +195,18 @@ def _data_lines(
     return [*lines, ""]
 
 
-def _prompt_lines(shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str]) -> list[str]:
+def _prompt_lines(
+    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], answer: str, free: bool
+) -> list[str]:
     labels = ", ".join(sorted(set(answers)))
     named = len(labels) <= LONGEST_LABEL_LIST
     system = "Sort the text into one of these categories: {labels}. Answer with the category alone."
     comment = "{labels}: the names of all labels"
     if not named:
         system, comment = "Sort the text into its category. Answer with the category alone.", "too many labels to name"
+    if free:
+        name = re.sub(r"[{}]", "", answer).replace("_", " ").strip()
+        system, comment = f"Write the {name} that belongs to this text.", "say here what you want"
     places = [f"{{{column}}}" for column in shown]
     headed = [f"{_heading(column)}: {place}" for column, place in zip(shown, places, strict=True)]
     user = places[0] if len(shown) == 1 else "\n".join(headed)
