@@ -17,7 +17,7 @@ PACKAGE = Path(loratory.__file__).parent
 ORDER = (
     "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "examples", "draft", "render", "batches",
     "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate", "score",
-    "metrics", "significance", "tasks", "charts", "baselines", "evaluate", "report", "compare", "job", "systems",
+    "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report", "compare", "job", "systems",
     "tune", "repeats", "plan", "finetune", "predict", "show", "chat", "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")

@@ -1,6 +1,7 @@
 """Tasks beside classification: how their rows become examples, what answers are worth, and whole runs."""
 
 import json
+import math
 import random
 
 import numpy as np
@@ -20,10 +21,23 @@ from loratory.config import (
     TrainConfig,
 )
 from loratory.errors import UserError
-from loratory.examples import Example, Message, Row, candidates_of, choice_of, load_split
+from loratory.evaluate import Prediction, headline
+from loratory.examples import (
+    Example,
+    Message,
+    Row,
+    candidates_of,
+    choice_of,
+    conversation,
+    load_split,
+    question,
+    turns_of,
+)
 from loratory.finetune import finetune
 from loratory.metrics import rouge_l, text_metrics
 from loratory.predict import load
+from loratory.render import tokenize
+from loratory.score import turn_log_probs
 from loratory.significance import paired_bootstrap
 from loratory.tasks import TASKS, choice_metrics
 
@@ -281,3 +295,99 @@ def test_folds_of_free_answers(text_config):
     few = changed(changed(text_config, "data", folds=2, limit_train=16), "run", systems=("prompt", "copy", "tuned"))
     report = report_of(finetune(few))
     assert report["folds"]["count"] == 2 and report["test_examples"] == 60
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+OPENAI = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hi"},
+    {"role": "user", "content": "and you?"},
+    {"role": "assistant", "content": "fine"},
+]
+SHAREGPT = [{"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]} for t in OPENAI]
+
+
+@pytest.fixture
+def dialogue_config(tiny_folder, tmp_path) -> Config:
+    draw, path = random.Random(0), tmp_path / "chats.jsonl"
+    with path.open("w") as file:
+        for n in range(48):
+            thing, colour = draw.choice(THINGS), draw.choice(COLOURS)
+            turns = [f"I want a {thing}, {n}", f"Which {thing}?", f"The {colour} one", f"A {colour} {thing} it is"]
+            roles = ("user", "assistant") * 2
+            messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return config_of("dialogue", DataConfig((str(path),)), PromptConfig(), tiny_folder, tmp_path)
+
+
+def test_openai_and_sharegpt_conversations_are_the_same():
+    rows = [{"messages": OPENAI}, {"conversations": SHAREGPT}, {"messages": json.dumps(OPENAI)}]
+    found = [conversation(turns_of(Row(row, "f:1"), "", None), "f:1") for row in rows]
+    assert found[0] == found[1] == found[2]
+    assert [m.role for m in found[0].messages] == ["user", "assistant", "user"] and found[0].answer == "fine"
+
+
+def test_a_system_prompt_goes_before_conversations_that_have_none():
+    own = [{"role": "system", "content": "own"}, *OPENAI]
+    for turns, expected in ((OPENAI, "given"), (own, "own")):
+        example = conversation(turns_of(Row({"messages": turns}, "f:1"), "", "given"), "f:1")
+        assert example.messages[0] == Message("system", expected)
+
+
+def test_a_row_without_a_conversation_is_the_persons_error():
+    with pytest.raises(UserError, match="no conversation"):
+        turns_of(Row({"text": "x"}, "f:1"), "", None)
+    with pytest.raises(UserError, match="no conversation"):
+        turns_of(Row({"messages": OPENAI}, "f:1"), "chat", None)
+    with pytest.raises(UserError, match="no user's turn"):
+        question([{"role": "system", "content": "x"}], "f:1")
+
+
+def test_a_question_is_the_conversation_up_to_its_last_users_turn():
+    assert question(OPENAI, "f").messages == question(OPENAI[:3], "f").messages == conversation(OPENAI, "f").messages
+
+
+def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
+    from loratory.attention import Layout
+    from loratory.models import load_model
+    from loratory.render import make_renderer
+    from loratory.world import resolve_world
+
+    base = load_model(dialogue_config.model, resolve_world("cpu", "float64", 0))
+    renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
+    groups = [tokenize(conversation(OPENAI, "f"), renderer), tokenize(conversation(OPENAI[:2], "f"), renderer)]
+    found = turn_log_probs(base.model, groups, Layout("tree", ""), 1000, quiet)
+    assert [[count for _, count in turns] for turns in found] == [
+        [int(s.loss_weights.sum()) for s in group] for group in groups
+    ]
+    for group, turns in zip(groups, found, strict=True):
+        for sequence, (value, _) in zip(group, turns, strict=True):
+            [[alone]] = turn_log_probs(base.model, [[sequence]], Layout("tree", ""), 1000, quiet)
+            assert value == pytest.approx(alone[0], abs=1e-9)
+            ids = torch.from_numpy(sequence.token_ids)[None]
+            log_probs = base.model(input_ids=ids).logits[0].double().log_softmax(-1)
+            at = np.flatnonzero(sequence.loss_weights)
+            assert value == pytest.approx(float(log_probs[at - 1, sequence.token_ids[at]].sum().detach()), abs=1e-9)
+
+
+def test_the_headline_of_conversations_is_one_over_perplexity():
+    example = conversation(OPENAI, "f")
+    turns = ((math.log(0.5) * 2, 2), (math.log(0.25) * 2, 2))
+    name, value = headline([example], [Prediction("fine", None, None, turns)], "dialogue")
+    assert name == "token probability" and value == pytest.approx(math.sqrt(0.5 * 0.25))
+
+
+def test_a_run_on_conversations(dialogue_config):
+    run = finetune(dialogue_config)
+    report = report_of(run)
+    assert [s["name"] for s in report["systems"]] == ["prompt", "tuned"]
+    before, after = report["systems"]
+    assert after["metrics"]["perplexity"] < before["metrics"]["perplexity"] / 2
+    assert report["verdict"]["helped"] and "perplexity" in report["verdict"]["sentence"]
+    [row] = predictions(run, "tuned")[:1]
+    assert len(row["turns"]) == 2
+    counts, values = [t[1] for t in row["turns"]], [t[0] for t in row["turns"]]
+    assert row["worth"] == pytest.approx(math.exp(sum(values) / sum(counts)))
+    assert isinstance(load(run).answer({"messages": OPENAI[:3]}), str)
+    assert json.loads((run / "data.json").read_text())["task"] == "dialogue"

@@ -23,6 +23,7 @@ SYSTEMS = {
     "classification": (*PROMPTING, "linear", "embed", *TUNED),
     "choice": (*PROMPTING, "linear", *TUNED),
     "text": ("prompt", "few-shot", "copy", "tuned"),
+    "dialogue": ("prompt", "tuned"),
 }
 """What each task can measure, in the order of a report."""
 
@@ -52,7 +53,8 @@ class DataConfig:
     test: tuple[str, ...] = ()
     """The same; absent: split off train by seed, stratified by label."""
     answer: str = ""
-    """The column that holds the answer."""
+    """The column that holds the answer; for dialogue the one that holds the turns, "messages" or "conversations" if it
+    is not named."""
     candidates: str | None = None
     """For the task choice: the column that lists what can be chosen from, the answer among them."""
     limit_train: int | None = None
@@ -182,8 +184,9 @@ class RunConfig:
 class Config:
     """A run, as one frozen value."""
 
-    task: Literal["classification", "choice", "text"] = "classification"
-    """classification: one of the labels. choice: one of the row's own candidates. text: a free answer."""
+    task: Literal["classification", "choice", "text", "dialogue"] = "classification"
+    """classification: one of the labels. choice: one of the row's own candidates. text: a free answer. dialogue: every
+    assistant turn of a conversation."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -54,6 +54,8 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
     columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
     if not answer:
         raise UserError("The answer column is not named", data, ", ".join(columns), fix=_answer_hint(columns))
+    if isinstance(rows[0].values.get(answer), list):
+        return _dialogue(data, answer, model, path, rows)
     answers = [answer_of(row, answer) for row in rows]
     free = len(set(answers)) > len(answers) / 2
     shown, left_out = _choose_columns(rows, answers, columns, answer, free)
@@ -64,7 +66,11 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
         )
     other = {split: _sibling(data, split, answer) for split in SPLIT_WORDS}
     parts = [
-        *_model_lines(model, free),
+        *_model_lines(
+            model,
+            "text" if free else "classification",
+            "hardly an answer repeats, so they are free texts" if free else "answers repeat, so they are labels",
+        ),
         *_data_lines(data, answer, answers, other, path.parent, free),
         *_prompt_lines(shown, left_out, answers, answer, free),
         *_train_lines(min(len(rows), LIMITS["train"])),
@@ -72,6 +78,26 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
         _line("out", f"runs/{_name(data)}"),
     ]
     return Draft(path, "\n".join(parts) + "\n", tuple(shown), left_out)
+
+
+def _dialogue(data: str, answer: str, model: str, path: Path, rows: Sequence[Row]) -> Draft:
+    """The task file for a column of conversations."""
+    parts = [
+        *_model_lines(model, "dialogue", "the column holds lists of turns"),
+        "[data]",
+        _line("train", _written(data, path.parent), f"{len(rows)} rows"),
+        _line("answer", answer),
+        *(
+            [_line("folds", 5, "few rows: each is tested by a model trained on the others")]
+            if len(rows) < FEW_ROWS
+            else []
+        ),
+        "",
+        *_train_lines(min(len(rows), LIMITS["train"])),
+        "[run]",
+        _line("out", f"runs/{_name(data)}"),
+    ]
+    return Draft(path, "\n".join(parts) + "\n", (answer,), {})
 
 
 def is_data(name: str) -> bool:
@@ -154,27 +180,28 @@ def _line(key: str, value: Any, comment: str = "") -> str:
     return f"{text:<40} # {comment}" if len(text) <= LONGEST_BESIDE else f"# {comment}\n{text}"
 
 
-def _model_lines(model: str, free: bool) -> list[str]:
+def _model_lines(model: str, task: str, why: str) -> list[str]:
     lines = ["# Guessed from the data; change what you like. docs/task-file.md lists all settings."]
-    why = "hardly an answer repeats, so they are free texts" if free else "answers repeat, so they are labels"
-    lines += [_line("task", "text" if free else "classification", why), "", "[model]"]
+    lines += [_line("task", task, why), "", "[model]"]
     comment = "the small demonstration model; give a hub id or a folder" if model == BUILTIN else "hub id or folder"
     return [*lines, _line("name", model, comment), ""]
+
+
+def _written(name: str, folder: Path) -> str:
+    """A data file as the task file in ``folder`` names it."""
+    if name.startswith(HUB):
+        return name
+    path = Path(name).resolve()
+    return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else str(path)
 
 
 def _data_lines(
     data: str, answer: str, answers: Sequence[str], other: dict[str, str | None], folder: Path, free: bool
 ) -> list[str]:
-    def written(name: str) -> str:
-        if name.startswith(HUB):
-            return name
-        path = Path(name).resolve()
-        return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else str(path)
-
     counts = Counter(answers)
     rare, common = min(counts.values()), max(counts.values())
     per_label = f"{rare}" if rare == common else f"{rare} to {common}"
-    lines = ["[data]", _line("train", written(data), f"{len(answers)} rows")]
+    lines = ["[data]", _line("train", _written(data, folder), f"{len(answers)} rows")]
     kinds = f"{len(counts)} different answers" if free else f"{len(counts)} labels, {per_label} rows each"
     lines += [_line("answer", answer, kinds)]
     sizes = {"train": len(answers), "validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
@@ -182,7 +209,7 @@ def _data_lines(
     for split, name in other.items():
         if name is not None:
             sizes[split] = len(read_rows(name, split))
-            lines.append(_line(split, written(name), f"{sizes[split]} rows"))
+            lines.append(_line(split, _written(name, folder), f"{sizes[split]} rows"))
         elif not (folds and split == "test"):
             lines.append(f"# {split}: no such file was found beside it, so {sizes[split]} rows are split off train")
     if folds:

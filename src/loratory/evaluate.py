@@ -17,9 +17,9 @@ from loratory.baselines import Classifier
 from loratory.examples import Example, with_shots
 from loratory.generate import Progress, generate
 from loratory.metrics import parse_label
-from loratory.render import Renderer, completion_ids, example_length, render_prompt
+from loratory.render import Renderer, completion_ids, example_length, render_prompt, tokenize
 from loratory.runs import write_json, write_json_lines
-from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities
+from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, turn_log_probs
 from loratory.tasks import TASKS
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
@@ -38,6 +38,8 @@ class Prediction:
     """Natural log-probability of each label as the model gives it; only where labels were scored."""
     probabilities: dict[str, float] | None
     """What the system reports after its rule; only where it gives probabilities."""
+    turns: tuple[tuple[float, int], ...] | None = None
+    """Log-probability and number of tokens of each right assistant turn; only for conversations."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,18 @@ def answering(prompting: Prompting, note: str | None) -> System:
     return System(predict, note, None)
 
 
+def conversing(prompting: Prompting) -> System:
+    """Writes the last turn of each conversation, and says how probable the right turns are."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        p = prompting
+        turns = turn_log_probs(p.model, [tokenize(e, p.renderer) for e in examples], p.layout, p.token_budget, progress)
+        written = answering(p, None).predict(examples, progress)
+        return [dataclasses.replace(w, turns=tuple(own)) for w, own in zip(written, turns, strict=True)]
+
+    return System(predict, None, None)
+
+
 def choosing(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
     """Scores every candidate; the rule is the best on validation."""
 
@@ -196,20 +210,33 @@ def save_record(
         (ON_VALIDATION, validation, record.validation),
         (ON_TEST, test, record.test),
     ):
-        rows = [_row(i, e, p, task) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
-        write_json_lines(run / folder / f"{record.name}.jsonl", rows)
+        write_json_lines(run / folder / f"{record.name}.jsonl", lines(examples, predictions, task))
     meta = {key: getattr(record, key) for key in ("name", "note", "seconds", "seconds_per_example")}
     meta["rule"] = record.rule.name if record.rule else None
     meta["prior"] = list(record.rule.prior) if record.rule else None
     write_json(run / "systems" / f"{record.name}.json", meta)
 
 
-def _row(index: int, example: Example, prediction: Prediction, task: str) -> dict:
-    correct = prediction.answer in example.answers
-    row = {"index": index, "expected": example.answer, **dataclasses.asdict(prediction), "correct": correct}
+def lines(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> list[dict]:
+    """Predictions as the run directory keeps them."""
+    return [_line(i, e, p, task) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
+
+
+def _line(index: int, example: Example, prediction: Prediction, task: str) -> dict:
+    line = {"index": index, "expected": example.answer, **dataclasses.asdict(prediction)}
+    line["correct"] = prediction.answer in example.answers
+    if prediction.turns is None:
+        del line["turns"]
     if not TASKS[task].counts:
-        row["worth"] = TASKS[task].worth(prediction.answer, example.answers)
-    return row
+        line["worth"] = TASKS[task].worth(line, example.answers)
+    return line
+
+
+def headline(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> tuple[str, float]:
+    """The name of the task's headline, and its value."""
+    found = lines(examples, predictions, task)
+    worth = [TASKS[task].worth(line, e.answers) for line, e in zip(found, examples, strict=True)]
+    return TASKS[task].metric_text, sum(worth) / max(1, len(worth))
 
 
 def load_record(run: Path, name: str) -> EvalRecord:
@@ -222,7 +249,13 @@ def load_record(run: Path, name: str) -> EvalRecord:
 
 def _predictions(path: Path) -> tuple[Prediction, ...]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return tuple(Prediction(row["answer"], row["log_probs"], row["probabilities"]) for row in rows)
+    return tuple(
+        Prediction(row["answer"], row["log_probs"], row["probabilities"], _turns(row.get("turns"))) for row in rows
+    )
+
+
+def _turns(read: list[list] | None) -> tuple[tuple[float, int], ...] | None:
+    return None if read is None else tuple((value, count) for value, count in read)
 
 
 def is_measured(run: Path, name: str) -> bool:

@@ -17,6 +17,8 @@ from loratory.config import DataConfig, PromptConfig, nearest
 from loratory.errors import UserError
 
 ROLES = ("system", "user", "assistant")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+CONVERSATION_COLUMNS = ("messages", "conversations")
 LABELS = "labels"
 # A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
@@ -282,8 +284,8 @@ def cell_text(value: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # half a character (a lone surrogate) has no encoding
 
 
-def conversation(turns: Any, source: str) -> Example:
-    """An Example from a list of {"role", "content"} turns that ends with an assistant turn. Raises UserError."""
+def _messages(turns: Any, source: str) -> list[Message]:
+    """Raises UserError for what is no list of turns."""
     if not isinstance(turns, list) or not turns:
         raise UserError("A conversation must be a list of turns", source, found=repr(turns)[:80])
     messages = []
@@ -295,12 +297,30 @@ def conversation(turns: Any, source: str) -> Example:
             role = str(turn.get("role"))
             raise UserError("Unknown role", place, ", ".join(ROLES), repr(role), nearest(role, ROLES))
         messages.append(Message(turn["role"], turn["content"]))
+    return messages
+
+
+def conversation(turns: Any, source: str) -> Example:
+    """An Example from a list of {"role", "content"} turns that ends with an assistant turn. Raises UserError.
+
+    Its earlier assistant turns are trained too: see ``render.tokenize``.
+    """
+    messages = _messages(turns, source)
     if messages[-1].role != "assistant" or not messages[-1].content.strip():
         raise UserError("A conversation must end with an assistant's answer", source, found=messages[-1].role)
     first = next(m.role for m in messages if m.role != "system")
     if first != "user":
         raise UserError("A conversation must begin with a user's turn", source, found=first)
     return Example(tuple(messages[:-1]), (messages[-1].content.strip(),), (), source)
+
+
+def question(turns: Any, source: str) -> Example:
+    """An Example to answer, from turns that end with a user's; an assistant's at the end is left out."""
+    messages = _messages(turns, source)
+    messages = messages[:-1] if messages[-1].role == "assistant" else messages
+    if not messages or messages[-1].role != "user":
+        raise UserError("There is no user's turn to answer", source, found=messages[-1].role if messages else "nothing")
+    return Example(tuple(messages), (), (), source)
 
 
 # ---- the tasks -------------------------------------------------------------------------------------------------------
@@ -360,12 +380,14 @@ def load_split(
     """
     if not data.train:
         raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
-    if not data.answer:
+    converses = task == "dialogue"
+    if not data.answer and not converses:
         raise UserError("The answer column is not named", f"{where}, data.answer", expected="a column of the data")
     train = _read_all(data.train, "train")
     validation = _read_all(data.validation, "validation")
     test = _read_all(data.test, "test")
-    answers = {id(row): _right_answer(row, data) for row in [*train, *validation, *test]}
+    rows = [*train, *validation, *test]
+    answers = {} if converses else {id(row): _right_answer(row, data) for row in rows}
     classifies = task == "classification"
 
     def label(row: Row) -> str:
@@ -380,11 +402,14 @@ def load_split(
     labels = sorted({label(row) for row in train}) if classifies else []
     if classifies:
         _check_labels(train, [*validation, *test], label, labels)
-    columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
-    prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer, where))
-    write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
+    if not converses:
+        columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
+        prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer, where))
+        write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
+        if converses:
+            return conversation(turns_of(row, data.answer, prompt.system), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         return Example(write(row), (answers[id(row)],), candidates, row.source)
 
@@ -399,6 +424,32 @@ def load_split(
         tuple(labels),
         prompt,
     )
+
+
+def turns_of(row: Row, column: str, system: str | None) -> Any:
+    """The turns of a row's conversation as {"role", "content"}, whether they stand in OpenAI's form or in ShareGPT's.
+
+    ``system`` is put before a conversation that has no system message. Raises UserError where there is no such column.
+    """
+    name = column or next((c for c in CONVERSATION_COLUMNS if c in row.values), "")
+    if name not in row.values:
+        expected = f"column {column!r}" if column else " or ".join(CONVERSATION_COLUMNS)
+        raise UserError("The row has no conversation", row.source, expected, ", ".join(map(str, row.values)))
+    turns = row.values[name]
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a csv file
+        turns = _parse(turns, row.source)
+    if isinstance(turns, list):
+        turns = [_turn(turn) for turn in turns]
+        if system and turns and isinstance(turns[0], dict) and turns[0].get("role") != "system":
+            turns.insert(0, {"role": "system", "content": system})
+    return turns
+
+
+def _turn(turn: Any) -> Any:
+    """A turn of ShareGPT's form in OpenAI's; any other value as it is."""
+    if isinstance(turn, dict) and "from" in turn and "role" not in turn:
+        return {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+    return turn
 
 
 def _right_answer(row: Row, data: DataConfig) -> str:

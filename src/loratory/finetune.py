@@ -18,7 +18,6 @@ from loratory.job import Event, Job, Tell, chooses_on_validation, load_job, open
 from loratory.plan import make_plan
 from loratory.repeats import fold_jobs, other_seeds, parts_of, pool_folds
 from loratory.systems import AFTER, BEFORE, after, before, wanted
-from loratory.tasks import TASKS
 from loratory.tune import fit, is_trained, restore, trained_folder, trained_model
 from loratory.world import peak_memory_bytes
 
@@ -128,11 +127,8 @@ def measure(job: Job, systems: dict[str, Callable[[Progress], System]], stage: s
 
             record = evaluate.evaluate(name, make, job.split.validation, job.split.test, progress)
             evaluate.save_record(job.run, record, job.split.validation, job.split.test, job.config.task)
-            task = TASKS[job.config.task]
-            worth = sum(task.worth(p.answer, e.answers) for p, e in zip(record.test, job.split.test, strict=True))
-            value = worth / len(job.split.test)
-            values = {"metric": task.metric_text, "value": value, "seconds": record.seconds}
-            tell(Event("system", name, values))
+            metric, value = evaluate.headline(job.split.test, record.test, job.config.task)
+            tell(Event("system", name, {"metric": metric, "value": value, "seconds": record.seconds}))
 
 
 def measure_before(job: Job, tell: Tell) -> None:

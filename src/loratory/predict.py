@@ -13,7 +13,7 @@ from loratory.attention import Layout
 from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, Prompting, answering, choices
-from loratory.examples import LABELS, Message, Row, fill, placeholders, records_to_examples
+from loratory.examples import LABELS, Message, Row, fill, placeholders, question, records_to_examples, turns_of
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
 from loratory.render import Renderer, check_system_is_shown, fit_to_context, make_renderer, render_prompt, tokenize
@@ -32,6 +32,7 @@ class Tuned:
     base: LoadedModel
     renderer: Renderer
     prompt: PromptConfig
+    task: str
     answer_column: str
     labels: tuple[str, ...]
     candidates: str | None
@@ -102,7 +103,10 @@ class Tuned:
         return Prompting(self.model, self.renderer, layout, (), self.longest, TOKEN_BUDGET)
 
     def _examples(self, rows: Sequence[Row]):
-        examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
+        if self.task == "dialogue":
+            examples = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
+        else:
+            examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples
 
 
@@ -132,7 +136,8 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
     rule = Rule(choose["rule"], tuple(map(float, choose["prior"])))
     longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
     answer, best = card["answer"], bool(choose["best"])
-    return Tuned(model, base, renderer, prompt, answer, labels, candidates, longest, rule, best)
+    task = str(card.get("task", "classification"))
+    return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best)
 
 
 def only_column(template: str | None) -> str | None:

@@ -369,10 +369,10 @@ def _verdict(
     helped = prompting is not None and _is_above(prompting)
     if after not in TUNED:
         best = max(systems, key=lambda s: s["value"])
-        sentence = f"Nothing was tuned yet: {best['name']} is the best so far, {_shown(best, task)} on {tested}"
+        sentence = f"Nothing was tuned yet: {best['name']} is the best so far, {task.said(best)} on {tested}"
     elif prompting is None:
         sentence = "No baseline was measured, so there is no before to compare with: the tuned model has"
-        sentence += f" {_shown(by_name[after], task)} on {tested}"
+        sentence += f" {task.said(by_name[after])} on {tested}"
     else:
         sentence = _against_prompting(prompting, by_name, tested, task)
     rule = "linear" if linear else "copy"
@@ -389,17 +389,12 @@ def _verdict(
     }
 
 
-def _shown(system: dict[str, Any], task: Task) -> str:
-    """The headline of a system as text; an accuracy needs no name."""
-    return percent(system["value"]) if task.counts else f"{task.metric_text} {percent(system['value'])}"
-
-
 def _is_above(comparison: dict[str, Any]) -> bool:
     return comparison["difference"] > 0 and comparison["p_value"] < SIGNIFICANT
 
 
 def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str, task: Task) -> str:
-    values = f"{_shown(by_name[c['b']], task)} against {percent(by_name[c['a']]['value'])} for the best prompting"
+    values = f"{task.said(by_name[c['b']])} against {task.said(by_name[c['a']])} for the best prompting"
     values += f" ({c['a']}) on {tested}"
     if _is_above(c):
         return f"Tuning helped: {values} ({p_text(c['p_value'])})"

@@ -109,6 +109,33 @@ def sequence_log_probs(
     return found
 
 
+@torch.no_grad()
+def turn_log_probs(
+    model: nn.Module,
+    examples: Sequence[Sequence[TokenizedExample]],
+    layout: Layout,
+    token_budget: int,
+    progress: Progress,
+) -> list[list[tuple[float, int]]]:
+    """For each sequence of each example: the natural log-probability of its trained tokens, summed, and their number.
+
+    The sequences of an example are the turns of a conversation: what they share is computed once.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found = [[(0.0, int((s.loss_weights > 0).sum())) for s in group] for group in examples]
+    with prepared(model, layout):
+        for start in range(0, len(examples), PROMPTS_AT_ONCE):
+            owners = [(i, n) for i in range(start, len(examples))[:PROMPTS_AT_ONCE] for n in range(len(examples[i]))]
+            for batch in micro_batches([examples[i][n] for i, n in owners], token_budget, layout.share):
+                values = target_log_probs(model, batch.to(device), layout).double().cpu().numpy()
+                for owner, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
+                    i, n = owners[owner]
+                    found[i][n] = (found[i][n][0] + value, found[i][n][1])
+            progress(min(start + PROMPTS_AT_ONCE, len(examples)), len(examples))
+    return found
+
+
 def leaf(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
     """A prompt with a completion whose tokens are targets; nothing of it will be shown."""
     weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt), len(completion)])

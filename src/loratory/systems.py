@@ -67,6 +67,8 @@ def prompted(
     budget = job.config.train.token_budget
     longest = evaluate.longest_answer(job.split.train, job.renderer)
     prompting = Prompting(model, job.renderer, job.layout, shots, longest, budget)
+    if job.config.task == "dialogue":
+        return evaluate.conversing(prompting)
     if choose:
         return evaluate.choosing(prompting, job.split.validation, note, progress)
     return evaluate.answering(prompting, note)

@@ -1,5 +1,6 @@
 """The kinds of task: what an answer is worth, and what else is measured."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loratory import metrics
+from loratory.charts import percent
 
 Lines = Sequence[Mapping[str, Any]]
 """The lines of a system's predictions, as the run directory keeps them."""
@@ -20,18 +22,29 @@ class Task:
     """The headline: the mean worth of a system's answers."""
     metric_text: str
     """Its name for people."""
-    worth: Callable[[str, Sequence[str]], float]
-    """What an answer is worth, from 0 to 1, given the right answers."""
+    worth: Callable[[Mapping[str, Any], Sequence[str]], float]
+    """What a line's answer is worth, from 0 to 1, given the right answers."""
     counts: bool
     """Whether an answer is right or wrong and nothing between."""
     others: Callable[[Lines, Sequence[str]], dict[str, float]]
     """Further metrics of a system, given its lines and the labels."""
     second: tuple[str, str]
     """Which of these stands beside the headline: its name for people, and its key."""
+    said: Callable[[Mapping[str, Any]], str]
+    """How a sentence gives the headline of a described system."""
 
 
-def is_right(answer: str, answers: Sequence[str]) -> float:
-    return float(answer in answers)
+def is_right(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return float(line["answer"] in answers)
+
+
+def likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return metrics.rouge_l(line["answer"], answers)
+
+
+def token_probability(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    """The geometric mean of the probabilities of all tokens of the right turns: 1 / perplexity."""
+    return math.exp(sum(value for value, _ in line["turns"]) / sum(count for _, count in line["turns"]))
 
 
 def label_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
@@ -59,8 +72,33 @@ def text_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
     return metrics.text_metrics([line["answer"] or "" for line in lines], [line["expected"] for line in lines])
 
 
+def turn_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``perplexity`` of all right turns' tokens, of the first turns and of the last ones; and what the written last
+    turns are like: ``rougeL`` and the text metrics."""
+
+    def perplexity(turns: Sequence[Sequence[float | int]]) -> float:
+        return math.exp(-sum(value for value, _ in turns) / sum(count for _, count in turns))
+
+    parts = {"perplexity": slice(None), "perplexity_first_turn": slice(1), "perplexity_last_turn": slice(-1, None)}
+    found = {name: perplexity([t for line in lines for t in line["turns"][part]]) for name, part in parts.items()}
+    rouge = float(np.mean([likeness(line, [line["expected"]]) for line in lines]))
+    return {**found, "rougeL": rouge, **text_metrics(lines, labels)}
+
+
+def _percent(system: Mapping[str, Any]) -> str:
+    return percent(system["value"])
+
+
 TASKS = {
-    "classification": Task("accuracy", "accuracy", is_right, True, label_metrics, ("macro-F1", "macro_f1")),
-    "choice": Task("accuracy", "accuracy", is_right, True, choice_metrics, ("MRR", "mrr")),
-    "text": Task("rougeL", "ROUGE-L", metrics.rouge_l, False, text_metrics, ("chrF", "chrf")),
-}
+    "classification": Task(
+        "accuracy", "accuracy", is_right, True, label_metrics, ("macro-F1", "macro_f1"), _percent
+    ),
+    "choice": Task("accuracy", "accuracy", is_right, True, choice_metrics, ("MRR", "mrr"), _percent),
+    "text": Task(
+        "rougeL", "ROUGE-L", likeness, False, text_metrics, ("chrF", "chrf"), lambda s: f"ROUGE-L {_percent(s)}"
+    ),
+    "dialogue": Task(
+        "token_probability", "token probability", token_probability, False, turn_metrics, ("perplexity", "perplexity"),
+        lambda s: f"perplexity {s['metrics']['perplexity']:.2f}",
+    ),
+}  # fmt: skip
