@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-slow docs docs-test wheel lint format clean
+.PHONY: setup demo examples test test-slow docs docs-test wheel lint format clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,9 @@ $(VENV)/.ready: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/loratory run --run.out runs/demo --overwrite
+
+examples: $(VENV)/.installed
+	$(BIN)/python examples/run.py
 
 test: setup
 	$(BIN)/python -m pytest

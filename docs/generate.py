@@ -44,6 +44,9 @@ system = "Which team answers this message? Answer with one of: {labels}."
 user = "Subject: {subject}\\nText: {text}"   # columns in braces; {{ writes a brace
 template_kwargs = { enable_thinking = false }   # only what this model's chat template knows
 
+[code]
+run = false                                 # for programs: run them with their tests
+
 [adapter]
 rank = 16
 alpha = 32

@@ -17,8 +17,8 @@ PACKAGE = Path(loratory.__file__).parent
 ORDER = (
     "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "examples", "draft", "render", "batches",
     "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate", "score",
-    "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report", "compare", "job", "systems",
-    "tune", "repeats", "plan", "finetune", "predict", "show", "chat", "cli",
+    "sandbox", "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report", "compare", "job",
+    "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict", "show", "chat", "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")
 # A pattern of names, and the one module that may say them.

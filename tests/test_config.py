@@ -15,6 +15,7 @@ from loratory.cli import main
 from loratory.config import (
     SYSTEMS,
     AdapterConfig,
+    CodeConfig,
     Config,
     DataConfig,
     ModelConfig,
@@ -47,6 +48,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "test": names,
         "answer": text,
         "candidates": st.none(),
+        "retain": names,
         "limit_train": limit,
         "limit_validation": st.none() | st.integers(0, 9),
         "limit_test": limit,
@@ -61,6 +63,12 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "template_kwargs": st.dictionaries(text, scalar, max_size=3),
         "few_shot": st.integers(0, 99),
         "date": text,
+    },
+    CodeConfig: {
+        "run": st.booleans(),
+        "tests": text,
+        "prefix": text,
+        "seconds": st.floats(0.1, 600),
     },
     AdapterConfig: {
         "kind": st.sampled_from(["lora", "full"]),
@@ -104,12 +112,13 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "systems": st.lists(st.sampled_from(SYSTEMS["classification"]), unique=True).map(tuple),
     },
 }
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "adapter": AdapterConfig,
-            "train": TrainConfig, "speed": SpeedConfig, "run": RunConfig}  # fmt: skip
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "code": CodeConfig,
+            "adapter": AdapterConfig, "train": TrainConfig, "speed": SpeedConfig, "run": RunConfig}  # fmt: skip
 
 
 def consistent(fields: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Without the combinations that contradict each other."""
+    fields["code"]["run"] = False
     if fields["adapter"]["kind"] == "full":
         fields["adapter"] |= {"rslora": False, "dora": False, "lora_plus": 1.0, "layers": "all"}
     if fields["data"]["folds"]:
@@ -352,6 +361,11 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "data.test": (["t.csv"], ("t.csv",)),
     "data.answer": (["label"], "label"),
     "data.candidates": (["options"], "options"),
+    "code.run": ([], True),
+    "code.tests": (["tests"], "tests"),
+    "code.prefix": (["before"], "before"),
+    "code.seconds": (["2.5"], 2.5),
+    "data.retain": (["r.jsonl"], ("r.jsonl",)),
     "data.limit_train": (["7"], 7),
     "data.limit_validation": (["8"], 8),
     "data.limit_test": (["9"], 9),

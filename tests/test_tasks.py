@@ -1,5 +1,7 @@
 """Tasks beside classification: how their rows become examples, what answers are worth, and whole runs."""
 
+import dataclasses
+import gzip
 import json
 import math
 import random
@@ -13,6 +15,7 @@ from loratory.baselines import copy_rule, most_similar
 from loratory.config import (
     SYSTEMS,
     AdapterConfig,
+    CodeConfig,
     Config,
     DataConfig,
     ModelConfig,
@@ -21,7 +24,7 @@ from loratory.config import (
     TrainConfig,
 )
 from loratory.errors import UserError
-from loratory.evaluate import Prediction, headline
+from loratory.evaluate import Prediction, headline, programs, unfenced
 from loratory.examples import (
     Example,
     Message,
@@ -31,17 +34,21 @@ from loratory.examples import (
     conversation,
     load_split,
     question,
+    read_rows,
+    tests_of,
     turns_of,
 )
 from loratory.finetune import finetune
-from loratory.metrics import rouge_l, text_metrics
+from loratory.metrics import edit_similarity, rouge_l, text_metrics
 from loratory.predict import load
 from loratory.render import tokenize
+from loratory.sandbox import run_program, sandbox_problem
 from loratory.score import turn_log_probs
 from loratory.significance import paired_bootstrap
 from loratory.tasks import TASKS, choice_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+needs_sandbox = pytest.mark.skipif(sandbox_problem() is not None, reason="no sandbox here")
 THINGS = ("lamp", "boat", "drum", "kite", "bell", "coin")
 COLOURS = ("red", "green", "blue", "grey")
 
@@ -163,7 +170,7 @@ def test_a_system_of_another_task_is_refused(task):
 
 
 def test_every_task_says_what_its_answers_are_worth():
-    assert set(TASKS) == set(SYSTEMS)
+    assert set(TASKS) == {*SYSTEMS, "code-tests"}
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------
@@ -383,7 +390,7 @@ def test_a_run_on_conversations(dialogue_config):
     report = report_of(run)
     assert [s["name"] for s in report["systems"]] == ["prompt", "tuned"]
     before, after = report["systems"]
-    assert after["metrics"]["perplexity"] < before["metrics"]["perplexity"] / 2
+    assert after["metrics"]["perplexity"] < before["metrics"]["perplexity"]
     assert report["verdict"]["helped"] and "perplexity" in report["verdict"]["sentence"]
     [row] = predictions(run, "tuned")[:1]
     assert len(row["turns"]) == 2
@@ -391,3 +398,86 @@ def test_a_run_on_conversations(dialogue_config):
     assert row["worth"] == pytest.approx(math.exp(sum(values) / sum(counts)))
     assert isinstance(load(run).answer({"messages": OPENAI[:3]}), str)
     assert json.loads((run / "data.json").read_text())["task"] == "dialogue"
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+MBPP = {
+    "text": "Add",
+    "code": "def f(a, b):\n  return a + b",
+    "test_list": ["assert f(1, 2) == 3"],
+    "test_setup_code": "",
+}
+HUMAN_EVAL = {
+    "prompt": 'def g(a):\n    """Doubles."""\n',
+    "canonical_solution": "    if a is None:\n        return 0\n    return 2 * a\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4",
+    "entry_point": "g",
+}
+
+
+def test_tests_are_read_as_mbpp_and_humaneval_have_them():
+    found = tests_of(Row(MBPP, "f:1"), CodeConfig())
+    assert (found.prefix, found.name, found.after) == ("", "", "\nassert f(1, 2) == 3")
+    found = tests_of(Row(HUMAN_EVAL, "f:1"), CodeConfig())
+    assert found.prefix == HUMAN_EVAL["prompt"] and found.after.endswith("\ncheck(g)")
+    assert tests_of(Row({"text": "x"}, "f:1"), CodeConfig()) is None
+    with pytest.raises(UserError, match="no tests to run"):
+        tests_of(Row({"text": "x"}, "f:1"), CodeConfig(run=True))
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("row", "answer", "passes"),
+    [
+        (MBPP, MBPP["code"], True),
+        (MBPP, "def f(a, b):\n  return a - b", False),
+        (HUMAN_EVAL, HUMAN_EVAL["canonical_solution"].strip(), True),
+        (HUMAN_EVAL, "return 2 * a", True),
+        (HUMAN_EVAL, "def g(a):\n    return a + a", True),
+        (HUMAN_EVAL, "return 3 * a", False),
+        (HUMAN_EVAL, "import os; os._exit(0)", False),
+    ],
+)
+def test_an_answer_is_tested_alone_or_behind_what_it_continues(row, answer, passes):
+    outcome = run_program(*programs(answer, tests_of(Row(row, "f:1"), CodeConfig())))
+    assert outcome.passed == passes, outcome.why
+
+
+def test_code_is_taken_out_of_its_fence():
+    assert unfenced("Here it is:\n```python\nx = 1\n```\nDone.") == "x = 1"
+    assert unfenced("```\nx = 1") == "x = 1"
+    assert unfenced("x = 1") == "x = 1"
+
+
+def test_edit_similarity_is_one_less_the_edits_over_the_longer_text():
+    assert edit_similarity("abcd", "abcx") == 0.75
+    assert edit_similarity("x = 1  \n", "x = 1") == 1
+    assert edit_similarity("", "") == 1 and edit_similarity("", "abc") == 0
+
+
+def test_a_packed_file_is_read_and_a_damaged_one_told(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
+    assert [row.values["a"] for row in read_rows(str(path))] == [1, 2]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="damaged"):
+        read_rows(str(path))
+
+
+@needs_sandbox
+def test_a_run_on_programs_with_their_tests(tiny_folder, tmp_path):
+    path = tmp_path / "programs.jsonl"
+    with path.open("w") as file:
+        for n in range(30):
+            row = {"text": f"Give {n}", "code": f"def f():\n  return {n}", "test_list": [f"assert f() == {n}"]}
+            file.write(json.dumps(row) + "\n")
+    data = DataConfig((str(path),), answer="code")
+    plain = config_of("code", data, PromptConfig(user="{text}", few_shot=1), tiny_folder, tmp_path)
+    tested = dataclasses.replace(plain, code=CodeConfig(run=True, seconds=2.0))
+    report = report_of(finetune(tested))
+    assert [s["name"] for s in report["systems"]] == list(SYSTEMS["code"])
+    assert report["metric"] == "pass_at_1" and "pass@1" in report["verdict"]["sentence"]
+    for row in predictions(tmp_path / "run", "tuned"):
+        assert row["correct"] == (row["failure"] == "")
+    assert report_of(finetune(changed(plain, "run", out=str(tmp_path / "plain"))))["metric"] == "edit_similarity"

@@ -1,8 +1,8 @@
 """Papers -> rows that each ask which of six titles belongs to an abstract, the other five of the same category.
 
-    python examples/title-choice/prepare.py TRAIN.jsonl VALIDATION.jsonl TEST.jsonl OUT_FOLDER
+    python examples/title-choice/prepare.py PAPERS.jsonl OUT.jsonl
 
-The files have "title", "abstract" and "category"; ``OUT_FOLDER`` gets train.jsonl, validation.jsonl and test.jsonl.
+Papers have "title", "abstract" and "category".
 """
 
 import json
@@ -15,14 +15,13 @@ OPTIONS = 6
 
 
 def main() -> None:
-    *files, out = map(Path, sys.argv[1:])
-    if len(files) != 3:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, path in zip(("train", "validation", "test"), files, strict=True):
-        papers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = choices(papers, random.Random(name))
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path, out = map(Path, sys.argv[1:])
+    papers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = choices(papers, random.Random(path.name))
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def choices(papers: list[dict[str, str]], draw: random.Random) -> list[dict[str, object]]:

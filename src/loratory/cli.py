@@ -358,7 +358,7 @@ def _rendered(
     from loratory import models, render
     from loratory.examples import load_split
 
-    split = load_split(config.data, config.prompt, config.train.seed, task=config.task)
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = models.load_tokenizer(config.model)
     renderer = render.make_renderer(text.tokenizer, text.stop_ids, split.prompt)
     if split.prompt.system is not None:

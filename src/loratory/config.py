@@ -24,6 +24,7 @@ SYSTEMS = {
     "choice": (*PROMPTING, "linear", *TUNED),
     "text": ("prompt", "few-shot", "copy", "tuned"),
     "dialogue": ("prompt", "tuned"),
+    "code": ("prompt", "few-shot", "tuned"),
 }
 """What each task can measure, in the order of a report."""
 
@@ -67,6 +68,9 @@ class DataConfig:
     """Share of train that is split off when no validation file is given."""
     test_share: float = 0.2
     """Share of train that is split off when no test file is given."""
+    retain: tuple[str, ...] = ()
+    """Files with a column "text" that the task does not cover: the loss on them before and after says what was
+    forgotten. None named: some texts that come with the package."""
     folds: int = 0
     """Cross-validation: every row is tested by a model that was trained on the other folds; for small data. 0: off."""
     overlong: Literal["error", "drop", "cut_prompt"] = "error"
@@ -87,6 +91,20 @@ class PromptConfig:
     """Examples shown by the few-shot baselines, drawn once from train by seed; as many as fit."""
     date: str = "auto"
     """The day that a template with a date shows, YYYY-MM-DD; auto is the day of the run, recorded with it."""
+
+
+@dataclass(frozen=True)
+class CodeConfig:
+    """How answers of the task code are tested."""
+
+    run: bool = False
+    """Run each answer with its row's tests, in a process that cannot write, connect or start others."""
+    tests: str = ""
+    """The column with the tests, Python statements or a list of them; test_list or test if it is not named."""
+    prefix: str = ""
+    """The column whose text an answer continues; prompt, for rows with an entry_point, if it is not named."""
+    seconds: float = 5.0
+    """How long a program may run."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +202,13 @@ class RunConfig:
 class Config:
     """A run, as one frozen value."""
 
-    task: Literal["classification", "choice", "text", "dialogue"] = "classification"
+    task: Literal["classification", "choice", "text", "dialogue", "code"] = "classification"
     """classification: one of the labels. choice: one of the row's own candidates. text: a free answer. dialogue: every
-    assistant turn of a conversation."""
+    assistant turn of a conversation. code: a program, or the rest of one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
@@ -266,6 +285,7 @@ def check_config(config: Config, where: str) -> None:
          '"all" or a list of layer numbers from 0', a.layers),
         ("adapter.lora_plus", 0 < a.lora_plus < float("inf"), "above 0", a.lora_plus),
         ("prompt.few_shot", p.few_shot >= 0, "0 or more", p.few_shot),
+        ("code.seconds", 0 < config.code.seconds <= 600, "above 0, at most 600", config.code.seconds),
         ("data.validation_share", 0 <= d.validation_share < 1, "from 0 to less than 1", d.validation_share),
         ("data.test_share", 0 < d.test_share < 1, "between 0 and 1", d.test_share),
         ("data.folds", d.folds == 0 or d.folds >= 2, "0, or at least 2", d.folds),
@@ -292,6 +312,8 @@ def _check_combinations(config: Config, where: str) -> None:
             if getattr(a, key) != getattr(AdapterConfig(), key):
                 what = f"adapter.{key} has no meaning in full fine-tuning"
                 raise UserError(what, where, fix='remove it, or set [adapter] kind = "lora"')
+    if config.code.run and config.task != "code":
+        raise UserError("Only answers of the task code can be run", f"{where}, code.run", fix='set task = "code"')
     if (config.task == "choice") != (d.candidates is not None):
         fix = 'name the column that lists them, and set task = "choice"'
         raise UserError("The task choice, and it alone, needs [data] candidates", f"{where}, data.candidates", fix=fix)
@@ -313,7 +335,11 @@ def _absolute_paths(data: DataConfig, base: Path) -> DataConfig:
         return tuple(n if n.startswith("hub:") else str((base / n).resolve()) for n in names)
 
     return dataclasses.replace(
-        data, train=absolute(data.train), validation=absolute(data.validation), test=absolute(data.test)
+        data,
+        train=absolute(data.train),
+        validation=absolute(data.validation),
+        test=absolute(data.test),
+        retain=absolute(data.retain),
     )
 
 

@@ -15,7 +15,7 @@ import tomli_w
 
 from loratory.config import BUILTIN
 from loratory.errors import UserError
-from loratory.examples import HUB, SUFFIXES, Row, answer_of, cell_text, read_rows
+from loratory.examples import HUB, SUFFIXES, Row, answer_of, cell_text, data_suffix, read_rows
 
 # What the other files of a data set are called, where the training file's name says "train".
 SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
@@ -102,7 +102,7 @@ def _dialogue(data: str, answer: str, model: str, path: Path, rows: Sequence[Row
 
 def is_data(name: str) -> bool:
     """Whether a name means data and not a task file."""
-    return name.startswith(HUB) or Path(name).suffix.lower() in SUFFIXES
+    return name.startswith(HUB) or data_suffix(name) in SUFFIXES
 
 
 def check_place(draft: Draft) -> None:

@@ -5,6 +5,7 @@ A system is anything that answers examples: a prompted model, a scored label set
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torch import nn
 
 from loratory.attention import Layout
 from loratory.baselines import Classifier
-from loratory.examples import Example, with_shots
+from loratory.examples import Example, Tests, with_shots
 from loratory.generate import Progress, generate
 from loratory.metrics import parse_label
 from loratory.render import Renderer, completion_ids, example_length, render_prompt, tokenize
 from loratory.runs import write_json, write_json_lines
+from loratory.sandbox import run_program
 from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, turn_log_probs
 from loratory.tasks import TASKS
 
@@ -40,6 +42,8 @@ class Prediction:
     """What the system reports after its rule; only where it gives probabilities."""
     turns: tuple[tuple[float, int], ...] | None = None
     """Log-probability and number of tokens of each right assistant turn; only for conversations."""
+    failure: str | None = None
+    """How the answer failed its tests, empty if it passed; only where tests were run."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,36 @@ def conversing(prompting: Prompting) -> System:
     return System(predict, None, None)
 
 
+def programming(prompting: Prompting, seconds: float | None, note: str | None) -> System:
+    """Writes programs, and runs each with its example's tests where ``seconds`` says how long it may take."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        written = answering(prompting, note).predict(examples, progress)
+        found = [dataclasses.replace(w, answer=unfenced(w.answer)) for w in written]
+        if seconds is None:
+            return found
+        tested = zip(found, examples, strict=True)
+        outcomes = [run_program(*programs(p.answer, e.tests), seconds=seconds) for p, e in tested]
+        return [dataclasses.replace(p, failure=o.why) for p, o in zip(found, outcomes, strict=True)]
+
+    return System(predict, note, None)
+
+
+def unfenced(answer: str) -> str:
+    """The first block of code of an answer that has one, else the answer."""
+    found = re.search(r"```[\w+-]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
+    return found[1].rstrip() if found else answer
+
+
+def programs(answer: str, tests: Tests | None) -> list[str]:
+    """The sources that may test an answer, the likeliest first: alone where it defines the function that is asked for,
+    or there is nothing to continue; else behind the prefix, where its first line may have lost its indentation."""
+    assert tests, "only examples with tests are run"
+    whole = not tests.prefix or (tests.name and re.search(rf"^\s*def {re.escape(tests.name)}\b", answer, re.MULTILINE))
+    starts = [""] if whole else [tests.prefix, tests.prefix + "    "]
+    return [f"{start}{answer}\n{tests.after}" for start in starts]
+
+
 def choosing(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
     """Scores every candidate; the rule is the best on validation."""
 
@@ -224,9 +258,8 @@ def lines(examples: Sequence[Example], predictions: Sequence[Prediction], task: 
 
 def _line(index: int, example: Example, prediction: Prediction, task: str) -> dict:
     line = {"index": index, "expected": example.answer, **dataclasses.asdict(prediction)}
-    line["correct"] = prediction.answer in example.answers
-    if prediction.turns is None:
-        del line["turns"]
+    line["correct"] = prediction.answer in example.answers if prediction.failure is None else not prediction.failure
+    line = {key: value for key, value in line.items() if value is not None or key not in ("turns", "failure")}
     if not TASKS[task].counts:
         line["worth"] = TASKS[task].worth(line, example.answers)
     return line
@@ -250,7 +283,8 @@ def load_record(run: Path, name: str) -> EvalRecord:
 def _predictions(path: Path) -> tuple[Prediction, ...]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return tuple(
-        Prediction(row["answer"], row["log_probs"], row["probabilities"], _turns(row.get("turns"))) for row in rows
+        Prediction(row["answer"], row["log_probs"], row["probabilities"], _turns(row.get("turns")), row.get("failure"))
+        for row in rows
     )
 
 

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import gzip
 import json
 import random
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +15,19 @@ from typing import Any, TypeVar
 
 import datasets
 
-from loratory.config import DataConfig, PromptConfig, nearest
+from loratory.config import CodeConfig, DataConfig, PromptConfig, nearest
 from loratory.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+TEST_COLUMNS = ("test_list", "test")
 CONVERSATION_COLUMNS = ("messages", "conversations")
 LABELS = "labels"
 # A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
 HUB = "hub:"
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".jsonl.gz")
+MAX_UNPACKED = 2**31  # bytes of a packed file
 MAX_FIELD_CHARACTERS = 10_000_000
 
 
@@ -33,6 +37,18 @@ class Message:
 
     role: str
     content: str
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Python source around an answer."""
+
+    prefix: str
+    """What the answer may continue."""
+    name: str
+    """The function that it has to define; empty if unknown."""
+    after: str
+    """Statements that raise where the answer is wrong."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class Example:
     """What can be chosen from (for classification: the labels, sorted); may be empty."""
     source: str
     """Where it came from, as file:line."""
+    tests: "Tests | None" = None
+    """For code: what says whether an answer works."""
 
     @property
     def answer(self) -> str:
@@ -84,20 +102,26 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
         return _read_hub(name, split)
     path = Path(name)
     readers = (lambda p: _read_delimited(p, ","), lambda p: _read_delimited(p, "\t"), _read_json, _read_json_lines,
-               _read_parquet)  # fmt: skip
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            "Unknown kind of data file", name, expected=", ".join(SUFFIXES), found=path.suffix or "no suffix"
-        )
+               _read_parquet, _read_packed)  # fmt: skip
+    suffix = data_suffix(name)
+    if suffix not in SUFFIXES:
+        raise UserError("Unknown kind of data file", name, expected=", ".join(SUFFIXES), found=suffix or "no suffix")
     if not path.is_file():
         raise UserError("Data file not found", name, fix="check the path; it is relative to the task file")
     try:
-        rows = readers[SUFFIXES.index(path.suffix.lower())](path)
+        rows = readers[SUFFIXES.index(suffix)](path)
     except UnicodeDecodeError as error:
-        raise UserError("The file is not UTF-8", f"{path}:{_bad_line(path)}", fix="save it as UTF-8") from error
+        place = name if suffix.endswith(".gz") else f"{path}:{_bad_line(path)}"
+        raise UserError("The file is not UTF-8", place, fix="save it as UTF-8") from error
     if not rows:
         raise UserError("The data file has no rows", name, expected="at least one example")
     return rows
+
+
+def data_suffix(name: str) -> str:
+    """The end of a file's name that says what kind of data it is; of a packed file both ends."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
 def _bad_line(path: Path) -> int:
@@ -139,12 +163,27 @@ def _check_header(header: list[str], place: str) -> None:
 
 
 def _read_json_lines(path: Path) -> list[Row]:
-    rows = []
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                rows.append(_json_row(_parse(line, f"{path}:{number}"), f"{path}:{number}"))
+        return _json_lines(file, path)
+
+
+def _json_lines(file: Iterable[str], path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            rows.append(_json_row(_parse(line, f"{path}:{number}"), f"{path}:{number}"))
     return rows
+
+
+def _read_packed(path: Path) -> list[Row]:
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError("The packed file is damaged", str(path), found=str(error), fix="unpack it by hand") from error
+    if len(content) > MAX_UNPACKED:
+        raise UserError("The packed file is too large", str(path), f"at most {MAX_UNPACKED} bytes unpacked")
+    return _json_lines(content.decode("utf-8-sig").splitlines(), path)
 
 
 def _read_json(path: Path) -> list[Row]:
@@ -370,7 +409,12 @@ def answer_of(row: Row, column: str) -> str:
 
 
 def load_split(
-    data: DataConfig, prompt: PromptConfig, seed: int, where: str = "task file", task: str = "classification"
+    data: DataConfig,
+    prompt: PromptConfig,
+    seed: int,
+    where: str = "task file",
+    task: str = "classification",
+    code: CodeConfig | None = None,
 ) -> Split:
     """Reads, splits and limits the examples of a task.
 
@@ -411,7 +455,8 @@ def load_split(
         if converses:
             return conversation(turns_of(row, data.answer, prompt.system), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
-        return Example(write(row), (answers[id(row)],), candidates, row.source)
+        tests = tests_of(row, code) if code and task == "code" else None
+        return Example(write(row), (answers[id(row)],), candidates, row.source, tests)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified(rows, label, limit, seed, purpose)
@@ -450,6 +495,24 @@ def _turn(turn: Any) -> Any:
     if isinstance(turn, dict) and "from" in turn and "role" not in turn:
         return {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
     return turn
+
+
+def tests_of(row: Row, code: CodeConfig) -> Tests | None:
+    """The tests of a row as MBPP has them (a list of statements) or HumanEval (a function that takes the one to test);
+    None where it has none. Raises UserError where it has none and they are to be run."""
+    column = code.tests or next((name for name in TEST_COLUMNS if row.values.get(name)), "")
+    value = row.values.get(column)
+    if not value:
+        if code.run:
+            expected = f"column {code.tests!r}" if code.tests else " or ".join(TEST_COLUMNS)
+            raise UserError("The row has no tests to run", row.source, expected, ", ".join(map(str, row.values)))
+        return None
+    statements = "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    name = str(row.values.get("entry_point") or "")
+    if name and "def check(" in statements:
+        statements += f"\ncheck({name})"
+    prefix = str(row.values.get(code.prefix or ("prompt" if name else ""), ""))
+    return Tests(prefix, name, "\n".join((str(row.values.get("test_setup_code") or ""), statements)))
 
 
 def _right_answer(row: Row, data: DataConfig) -> str:

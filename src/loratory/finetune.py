@@ -13,11 +13,13 @@ from loratory import adapters, evaluate, report, runs
 from loratory.config import Config
 from loratory.errors import Interrupted, UserError
 from loratory.evaluate import System
+from loratory.forgetting import measure_retained, retained_texts
 from loratory.generate import Progress
 from loratory.job import Event, Job, Tell, chooses_on_validation, load_job, open_job, quiet, timed
 from loratory.plan import make_plan
 from loratory.repeats import fold_jobs, other_seeds, parts_of, pool_folds
 from loratory.systems import AFTER, BEFORE, after, before, wanted
+from loratory.tasks import measure_of
 from loratory.tune import fit, is_trained, restore, trained_folder, trained_model
 from loratory.world import peak_memory_bytes
 
@@ -71,6 +73,7 @@ def evaluate_run(run: Path, tell: Tell = quiet) -> Path:
 
 def announce(job: Job, baselines: bool, tell: Tell, confirm: Confirm) -> dict[str, float]:
     """Tells what will be done and how long it will take. Raises Interrupted where that is not wanted."""
+    retained_texts(job)  # a mistake in them is told now
     tell(Event("stage", "plan", {}))
     plan = make_plan(job, baselines)
     for sentence in plan.sentences:
@@ -106,7 +109,9 @@ def cross_validate(job: Job, tell: Tell) -> None:
         measure_after(fold, model, tell)
         restore(fold, model)
     tell(Event("stage", "all examples", {}))
+    measure_retained(job, job.base.model, "before")
     model = trained_model(job, tell)
+    measure_retained(job, model, "after")
     for name in wanted(job, (*BEFORE, *AFTER)):
         if not all(evaluate.is_measured(fold.run, name) for fold in folds):
             continue
@@ -126,18 +131,20 @@ def measure(job: Job, systems: dict[str, Callable[[Progress], System]], stage: s
                 tell(Event("progress", name, {"done": done, "total": total}))
 
             record = evaluate.evaluate(name, make, job.split.validation, job.split.test, progress)
-            evaluate.save_record(job.run, record, job.split.validation, job.split.test, job.config.task)
-            metric, value = evaluate.headline(job.split.test, record.test, job.config.task)
+            evaluate.save_record(job.run, record, job.split.validation, job.split.test, measure_of(job.config))
+            metric, value = evaluate.headline(job.split.test, record.test, measure_of(job.config))
             tell(Event("system", name, {"metric": metric, "value": value, "seconds": record.seconds}))
 
 
 def measure_before(job: Job, tell: Tell) -> None:
     """Evaluates what needs no tuning."""
+    measure_retained(job, job.base.model, "before")
     measure(job, {name: before(job, name) for name in wanted(job, BEFORE)}, "baselines", tell)
 
 
 def measure_after(job: Job, model: nn.Module, tell: Tell) -> None:
     """Evaluates the tuned model."""
+    measure_retained(job, model, "after")
     measure(job, {name: after(job, model, name) for name in wanted(job, AFTER)}, "evaluate", tell)
 
 

@@ -15,7 +15,9 @@ from loratory.config import BUILTIN, Config, config_to_dict
 from loratory.errors import UserError
 from loratory.examples import Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
+from loratory.sandbox import sandbox_problem
 from loratory.speed import resolve_speed
+from loratory.tasks import measure_of
 from loratory.verify import Mismatch, choose_layout
 from loratory.world import World, describe, memory_bytes, resolve_world
 
@@ -86,7 +88,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     if is_demonstration(config):
         tell(Event("say", demonstration_text(), {}))
     tell(Event("stage", "load", {}))
-    split = load_split(config.data, config.prompt, config.train.seed, task=config.task)
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     if chooses_on_validation(config) and not split.validation:
         raise UserError(
             "Choosing a learning rate, or when to stop, needs validation examples",
@@ -108,6 +110,9 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
     renderer = render.make_renderer(base.text.tokenizer, base.text.stop_ids, split.prompt)
+    if config.code.run and (problem := sandbox_problem()):
+        fix = "set [code] run = false: answers are then compared as texts"
+        raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
     if config.prompt.system is not None:
         render.check_system_is_shown(renderer)
     tell(Event("say", f"Answers end with {renderer.ending_text!r}: {renderer.note}", {}))
@@ -231,7 +236,7 @@ def data_record(job: Job) -> dict[str, Any]:
     data, split = job.config.data, job.split
     counts = {f"{name}_examples": len(getattr(split, name)) for name in ("train", "validation", "test")}
     return {
-        "task": job.config.task,
+        "task": measure_of(job.config),
         "labels": list(split.labels),
         **counts,
         "files": runs.file_records([*data.train, *data.validation, *data.test]),

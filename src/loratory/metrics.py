@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
+from rapidfuzz.distance import LCSseq, Levenshtein
 from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
@@ -115,6 +115,16 @@ def rouge_l(answer: str, answers: Sequence[str]) -> float:
     own = words_of(answer)
     # The F-measure of an overlap is twice its length over both lengths.
     return max(2 * LCSseq.similarity(own, right) / max(1, len(own) + len(right)) for right in map(words_of, answers))
+
+
+def edit_similarity(answer: str, right: str) -> float:
+    """1 - Levenshtein's distance over the length of the longer text, white space at the ends of lines aside."""
+    return float(Levenshtein.normalized_similarity(bare_lines(answer), bare_lines(right)))
+
+
+def bare_lines(text: str) -> str:
+    """The text without white space at the ends of its lines, and without empty lines at its ends."""
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def text_metrics(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:

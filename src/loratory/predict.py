@@ -12,7 +12,7 @@ from loratory import adapters, models
 from loratory.attention import Layout
 from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
-from loratory.evaluate import Prediction, Prompting, answering, choices
+from loratory.evaluate import Prediction, Prompting, answering, choices, programming
 from loratory.examples import LABELS, Message, Row, fill, placeholders, question, records_to_examples, turns_of
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
@@ -61,7 +61,9 @@ class Tuned:
         if self.chooses:
             return self.choices(rows, progress)
         examples = self._examples(rows)
-        return answering(self._prompting(Layout("padded", "generation only")), None).predict(examples, progress)
+        prompting = self._prompting(Layout("padded", "generation only"))
+        system = programming(prompting, None, None) if self.task == "code" else answering(prompting, None)
+        return system.predict(examples, progress)
 
     def choices(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
         """The label or candidate that the rule chooses for each row, with the probabilities of all.

@@ -9,6 +9,7 @@ from loratory.evaluate import EvalRecord, Prediction
 from loratory.examples import fold_splits
 from loratory.job import Job
 from loratory.score import Rule
+from loratory.tasks import measure_of
 
 
 def other_seeds(job: Job) -> list[Job]:
@@ -53,7 +54,7 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
         sum(r.seconds_per_example * len(r.test) for r in records) / len(test),
     )
     validation = [e for fold in folds for e in fold.split.validation]
-    evaluate.save_record(job.run, pooled, validation, job.split.test, job.config.task)
+    evaluate.save_record(job.run, pooled, validation, job.split.test, measure_of(job.config))
 
 
 def parts_of(run: Path) -> list[Path]:

@@ -49,6 +49,8 @@ DEMONSTRATION = (
 )
 STAGES = ("load", "check", "baselines", "train", "evaluate")
 SIGNIFICANT = 0.05
+# A rise of the loss, in nats a token, below which so much was forgotten: 0.1 is a tenth more perplexity.
+FORGOTTEN = ((0.02, "nothing"), (0.1, "little"), (0.5, "something"), (float("inf"), "much"))
 EXAMPLES_SHOWN = 8
 LABEL_ROWS_SHOWN = 200
 LIKELIEST_SHOWN = 3
@@ -128,6 +130,8 @@ def render_table(report: Report) -> Group:
             f"{100 * value:.1f}" for value in report["folds"]["values"].get(report["verdict"]["after"], ())
         )
         notes.append(f"{report['verdict']['after']} in each fold: {values}")
+    if report["forgetting"]:
+        notes.append(report["forgetting"]["sentence"])
     compared = text_table(["from", "to"], ["points", "95 % interval", "p (Holm)"])
     for c in report["comparisons"]:
         row = (c["a"], c["b"], points(c["difference"]), charts.points_interval(c), p_number(c["p_value"]))
@@ -242,12 +246,24 @@ def describe(run: Run) -> Report:
         "train_tokens_per_second": trained.get("tokens_per_second"),
         "data_checks": run.data["checks"],
         "demonstration": bool(run.environment.get("demonstration")),
-        "forgetting": None,
+        "forgetting": _forgetting(run),
     }
 
 
 def task_of(run: Run) -> Task:
     return TASKS[run.data["task"]]
+
+
+def _forgetting(run: Run) -> dict[str, Any] | None:
+    """Loss (nats a token) and perplexity on text that the task does not cover, before and after; None if unknown."""
+    found = {e["when"]: e for e in _named(run, "retained")}
+    if set(found) != {"before", "after"}:
+        return None
+    before, after = found["before"]["loss"], found["after"]["loss"]
+    much = next(words for rise, words in FORGOTTEN if after - before < rise)
+    sentence = f"On {found['after']['texts']} texts that the task does not cover, perplexity went from"
+    sentence += f" {np.exp(before):.1f} to {np.exp(after):.1f}: {much} was forgotten."
+    return {"before": before, "after": after, "texts": found["after"]["texts"], "sentence": sentence}
 
 
 def _over_seeds(run: Run) -> list[dict[str, Any]] | None:

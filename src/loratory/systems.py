@@ -67,6 +67,8 @@ def prompted(
     budget = job.config.train.token_budget
     longest = evaluate.longest_answer(job.split.train, job.renderer)
     prompting = Prompting(model, job.renderer, job.layout, shots, longest, budget)
+    if job.config.task == "code":
+        return evaluate.programming(prompting, job.config.code.seconds if job.config.code.run else None, note)
     if job.config.task == "dialogue":
         return evaluate.conversing(prompting)
     if choose:

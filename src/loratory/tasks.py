@@ -9,6 +9,7 @@ import numpy as np
 
 from loratory import metrics
 from loratory.charts import percent
+from loratory.config import Config
 
 Lines = Sequence[Mapping[str, Any]]
 """The lines of a system's predictions, as the run directory keeps them."""
@@ -85,6 +86,29 @@ def turn_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
     return {**found, "rougeL": rouge, **text_metrics(lines, labels)}
 
 
+def code_likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return max(metrics.edit_similarity(line["answer"], right) for right in answers)
+
+
+def passes(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    """Whether the answer went through its tests."""
+    return float(line["failure"] == "")
+
+
+def code_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``edit_similarity`` (1 - the edits from answer to right answer over the longer of the two, mean) and
+    ``exact_match``, white space at the ends of lines aside."""
+    pairs = [(line["answer"], line["expected"]) for line in lines]
+    same = [metrics.bare_lines(answer) == metrics.bare_lines(expected) for answer, expected in pairs]
+    likeness = [metrics.edit_similarity(answer, expected) for answer, expected in pairs]
+    return {"exact_match": float(np.mean(same)), "edit_similarity": float(np.mean(likeness))}
+
+
+def measure_of(config: Config) -> str:
+    """The entry of TASKS that measures a run: its task, or that task with its tests run."""
+    return "code-tests" if config.task == "code" and config.code.run else config.task
+
+
 def _percent(system: Mapping[str, Any]) -> str:
     return percent(system["value"])
 
@@ -100,5 +124,13 @@ TASKS = {
     "dialogue": Task(
         "token_probability", "token probability", token_probability, False, turn_metrics, ("perplexity", "perplexity"),
         lambda s: f"perplexity {s['metrics']['perplexity']:.2f}",
+    ),
+    "code": Task(
+        "edit_similarity", "edit similarity", code_likeness, False, code_metrics, ("exact match", "exact_match"),
+        lambda s: f"edit similarity {_percent(s)}",
+    ),
+    "code-tests": Task(
+        "pass_at_1", "pass@1", passes, True, code_metrics, ("edit similarity", "edit_similarity"),
+        lambda s: f"pass@1 {_percent(s)}",
     ),
 }  # fmt: skip
