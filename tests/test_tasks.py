@@ -206,6 +206,8 @@ def test_mrr_counts_the_rank_of_the_right_candidate():
     ]
     assert choice_metrics(lines, ()) == {"mrr": pytest.approx((1 + 1 / 3) / 2)}
     assert choice_metrics([*lines, {"expected": "a", "probabilities": None}], ()) == {}
+    undecided = {"expected": "a", "probabilities": dict.fromkeys("abc", 1 / 3)}
+    assert choice_metrics([undecided], ()) == {"mrr": 0.5}
 
 
 def test_paired_bootstrap_knows_a_difference_from_noise():

@@ -173,8 +173,10 @@ def programs(answer: str, tests: Tests | None) -> list[str]:
     return [f"{start}{answer}\n{tests.after}" for start in starts]
 
 
-def choosing(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
-    """Scores every candidate; the rule is the best on validation."""
+def choosing(
+    prompting: Prompting, validation: Sequence[Example], same_labels: bool, note: str | None, progress: Progress
+) -> System:
+    """Scores every candidate; the rule is the best on validation. ``same_labels``: all examples have the same ones."""
 
     def score(examples: Sequence[Example], progress: Progress) -> LabelScores:
         shown = [with_shots(e, prompting.shots) for e in examples]
@@ -182,8 +184,7 @@ def choosing(prompting: Prompting, validation: Sequence[Example], note: str | No
         return label_log_probs(p.model, p.renderer, shown, p.layout, p.token_budget, progress)
 
     on_validation = score(validation, progress)
-    same = len({e.candidates for e in validation}) == 1
-    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], same)
+    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], same_labels)
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         scores = on_validation if examples is validation else score(examples, progress)

@@ -72,7 +72,7 @@ def prompted(
     if job.config.task == "dialogue":
         return evaluate.conversing(prompting)
     if choose:
-        return evaluate.choosing(prompting, job.split.validation, note, progress)
+        return evaluate.choosing(prompting, job.split.validation, bool(job.split.labels), note, progress)
     return evaluate.answering(prompting, note)
 
 

@@ -62,10 +62,15 @@ def parsed(answer: str | None, labels: Sequence[str]) -> str | None:
 
 
 def choice_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``mrr``: mean of 1 / the rank of the right candidate, where candidates were scored."""
-    ranks = [1 + sum(p > line["probabilities"][line["expected"]] for p in line["probabilities"].values())
-             for line in lines if line["probabilities"]]  # fmt: skip
+    """``mrr``: mean of 1 / the rank of the right candidate, where candidates were scored; equals share a rank."""
+    ranks = [_rank(line["probabilities"], line["expected"]) for line in lines if line["probabilities"]]
     return {"mrr": float(np.mean([1 / rank for rank in ranks]))} if len(ranks) == len(lines) else {}
+
+
+def _rank(probabilities: Mapping[str, float], expected: str) -> float:
+    own = probabilities[expected]
+    above, same = (sum(test(p) for p in probabilities.values()) for test in (lambda p: p > own, lambda p: p == own))
+    return above + (same + 1) / 2
 
 
 def text_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
