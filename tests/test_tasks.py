@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from loratory.config import (
     TrainConfig,
 )
 from loratory.errors import UserError
-from loratory.evaluate import Prediction, headline, programs, unfenced
+from loratory.evaluate import Prediction, fit_threshold, headline, marked, programs, unfenced
 from loratory.examples import (
     Example,
     Message,
@@ -32,6 +33,7 @@ from loratory.examples import (
     candidates_of,
     choice_of,
     conversation,
+    labels_of,
     load_split,
     question,
     read_rows,
@@ -39,9 +41,9 @@ from loratory.examples import (
     turns_of,
 )
 from loratory.finetune import finetune
-from loratory.metrics import edit_similarity, rouge_l, text_metrics
+from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
 from loratory.predict import load
-from loratory.render import tokenize
+from loratory.render import pieces, tokenize
 from loratory.sandbox import run_program, sandbox_problem
 from loratory.score import turn_log_probs
 from loratory.significance import paired_bootstrap
@@ -483,3 +485,79 @@ def test_a_run_on_programs_with_their_tests(tiny_folder, tmp_path):
     for row in predictions(tmp_path / "run", "tuned"):
         assert row["correct"] == (row["failure"] == "")
     assert report_of(finetune(changed(plain, "run", out=str(tmp_path / "plain"))))["metric"] == "edit_similarity"
+
+
+# ---- sets of labels --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels_config(tiny_folder, tmp_path) -> Config:
+    draw, path = random.Random(0), tmp_path / "sets.jsonl"
+    with path.open("w") as file:
+        for n in range(60):
+            named = draw.sample(THINGS[:4], draw.randint(1, 3))
+            file.write(json.dumps({"text": f"{n}: " + ", ".join(named), "things": named}) + "\n")
+    data = DataConfig((str(path),), answer="things")
+    return config_of("labels", data, PromptConfig(system="Which? {labels}.", few_shot=1), tiny_folder, tmp_path)
+
+
+def test_a_set_is_a_list_or_a_text_with_semicolons():
+    for value in (["b", "a", "a"], "b; a", "a;b;", ("a", " b")):
+        assert labels_of(Row({"x": value}, "f:1"), "x") == ("a", "b")
+    for value in ([], "", ";", None):
+        with pytest.raises(UserError, match="empty"):
+            labels_of(Row({"x": value}, "f:1"), "x")
+    with pytest.raises(UserError, match="semicolon"):
+        labels_of(Row({"x": ["a;b"]}, "f:1"), "x")
+
+
+def test_each_label_of_a_set_is_trained_behind_the_same_prompt(labels_config):
+    from loratory.job import load_job
+    from loratory.job import quiet as silent
+
+    job = load_job(labels_config, Path(labels_config.run.out), silent)
+    assert job.split.labels == tuple(sorted(THINGS[:4]))
+    for example, sequences in zip(job.split.train, job.trained, strict=True):
+        assert len(sequences) == len(example.answers)
+        for answer, sequence in zip(example.answers, sequences, strict=True):
+            trained = "".join(text for text, weight in pieces(sequence) if weight)
+            assert trained.startswith(answer)
+
+
+def test_f1_of_sets():
+    assert set_f1(["a"], ["a"]) == 1 and set_f1(["a"], ["b"]) == 0
+    assert set_f1(["a", "b"], ["b", "c", "d"]) == pytest.approx(0.4)
+    found = set_metrics([["a"], ["a", "b"]], [["a"], ["b"]], ("a", "b"))
+    # a: 1 right of 2 answered, 1 expected; b: 1 right of 1 and 1.
+    assert found == {"micro_f1": pytest.approx(0.8), "macro_f1": pytest.approx((2 / 3 + 1) / 2), "exact_match": 0.5}
+
+
+def test_the_threshold_is_the_best_on_validation_and_something_is_always_chosen():
+    rows = [({"a": 0.6, "b": 0.3, "c": 0.1}, ("a", "b")), ({"a": 0.1, "b": 0.2, "c": 0.7}, ("c",))]
+    threshold = fit_threshold([Prediction("", None, p) for p, _ in rows], examples_of(rows))
+    assert 0.2 < threshold <= 0.3
+    assert [marked(p, threshold) for p, _ in rows] == [("a", "b"), ("c",)]
+    assert marked({"a": 0.1, "b": 0.2}, 0.9) == ("b",)
+    assert fit_threshold([], []) == 0.5
+
+
+def examples_of(rows) -> list[Example]:
+    return [Example((Message("user", "x"),), answers, ("a", "b", "c"), "test") for _, answers in rows]
+
+
+def test_a_run_on_sets_of_labels(labels_config):
+    run = finetune(labels_config)
+    report = report_of(run)
+    assert [s["name"] for s in report["systems"]] == list(SYSTEMS["labels"])
+    assert report["metric"] == "set_f1" and report["labels"] == sorted(THINGS[:4])
+    linear = next(s for s in report["systems"] if s["name"] == "linear")
+    assert linear["value"] > 0.9 and {"micro_f1", "macro_f1", "exact_match"} <= set(linear["metrics"])
+    for row in predictions(run, "tuned-choose"):
+        answered = row["answer"].split("; ")
+        assert row["worth"] == pytest.approx(set_f1(answered, row["expected"].split("; ")))
+        least = min(row["probabilities"][label] for label in answered)
+        assert all(p <= least for label, p in row["probabilities"].items() if label not in answered)
+    card = json.loads((run / "adapter" / "loratory.json").read_text())
+    assert card["choose"]["threshold"] is not None
+    tuned = load(run)
+    assert set(tuned.answer({"text": "7: lamp, boat"}).split("; ")) <= set(THINGS[:4])

@@ -17,8 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from torch import Tensor
 
 from loratory import metrics
@@ -33,6 +34,7 @@ FOLDS = 5
 TOLERANCE = 1e-3  # answers like a tenth of it, in a third of the time
 CHOOSING_ROWS = 2_000  # C is chosen on at most so many examples; the best one hardly moves with more
 WORD_STRENGTHS = [1.0, 10.0, 100.0, 1000.0]
+MARKER_STRENGTH = 10.0
 STATE_STRENGTHS = [0.0001, 0.001, 0.01, 0.1, 1.0]
 
 Classifier = Callable[[Sequence[Example], Progress], list[dict[str, float]]]
@@ -59,6 +61,23 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
         return found
 
     return predict, note
+
+
+def linear_marker(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
+    """For sets of labels: TF-IDF of words (1-2 grams), and for each label a logistic regression of its own."""
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    marks = MultiLabelBinarizer(classes=list(labels)).fit([]).transform([e.answers for e in train])
+    model = OneVsRestClassifier(LogisticRegression(C=MARKER_STRENGTH, class_weight="balanced", max_iter=300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a label that all training examples have
+        model.fit(features.fit_transform([_text(e) for e in train]), marks)
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
+        found = np.asarray(model.predict_proba(features.transform([_text(e) for e in examples])))
+        progress(len(examples), len(examples))
+        return [dict(zip(labels, map(float, row), strict=True)) for row in found]
+
+    return predict, "one logistic regression a label"
 
 
 def most_similar(train: Sequence[Example]) -> tuple[Classifier, str]:

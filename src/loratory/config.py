@@ -22,6 +22,7 @@ TUNED = ("tuned", "tuned-choose")
 SYSTEMS = {
     "classification": (*PROMPTING, "linear", "embed", *TUNED),
     "choice": (*PROMPTING, "linear", *TUNED),
+    "labels": ("prompt-choose", "few-shot-choose", "linear", "tuned-choose"),
     "text": ("prompt", "few-shot", "copy", "tuned"),
     "dialogue": ("prompt", "tuned"),
     "code": ("prompt", "few-shot", "tuned"),
@@ -202,9 +203,9 @@ class RunConfig:
 class Config:
     """A run, as one frozen value."""
 
-    task: Literal["classification", "choice", "text", "dialogue", "code"] = "classification"
-    """classification: one of the labels. choice: one of the row's own candidates. text: a free answer. dialogue: every
-    assistant turn of a conversation. code: a program, or the rest of one."""
+    task: Literal["classification", "labels", "choice", "text", "dialogue", "code"] = "classification"
+    """classification: one of the labels. labels: a set of them. choice: one of the row's own candidates. text: a free
+    answer. dialogue: every assistant turn of a conversation. code: a program, or the rest of one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

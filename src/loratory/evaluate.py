@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from loratory.attention import Layout
 from loratory.baselines import Classifier
-from loratory.examples import Example, Tests, with_shots
+from loratory.examples import BETWEEN_LABELS, Example, Tests, with_shots
 from loratory.generate import Progress, generate
-from loratory.metrics import parse_label
+from loratory.metrics import parse_label, set_f1
 from loratory.render import Renderer, completion_ids, example_length, render_prompt, tokenize
 from loratory.runs import write_json, write_json_lines
 from loratory.sandbox import run_program
@@ -26,6 +26,7 @@ from loratory.tasks import TASKS
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 GENERATED_AT_ONCE = 4  # times as many tokens as in training, whose gradients take most of the memory
+THRESHOLDS_TRIED = 200
 LONGEST_TRIED = 100  # texts that are measured in tokens: those of most characters
 SPARE_TOKENS = 8  # room for quotes, stars or a full stop around a free answer
 
@@ -193,13 +194,66 @@ def choosing(
     return System(predict, note, rule)
 
 
+def marking(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
+    """Scores every label and chooses a set of them; rule and threshold are the best on validation."""
+
+    def score(examples: Sequence[Example], progress: Progress) -> LabelScores:
+        shown, p = [with_shots(e, prompting.shots) for e in examples], prompting
+        return label_log_probs(p.model, p.renderer, shown, p.layout, p.token_budget, progress)
+
+    on_validation = score(validation, progress)
+    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation])
+    rule = dataclasses.replace(rule, threshold=fit_threshold(choices(on_validation, rule, validation), validation))
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        scores = on_validation if examples is validation else score(examples, progress)
+        return choices(scores, rule, examples)
+
+    return System(predict, note, rule)
+
+
+def fit_threshold(predictions: Sequence[Prediction], validation: Sequence[Example]) -> float:
+    """The probability from which on labels are chosen that gives the best mean F1 of the sets; 0.5 without examples."""
+    tried = sorted({p for prediction in predictions for p in (prediction.probabilities or {}).values()})
+    tried = tried[:: max(1, len(tried) // THRESHOLDS_TRIED)] or [0.5]
+
+    def worth(threshold: float) -> float:
+        pairs = zip(predictions, validation, strict=True)
+        return sum(set_f1(marked(p.probabilities or {}, threshold), e.answers) for p, e in pairs)
+
+    return max(tried, key=worth)
+
+
+def marked(probabilities: Mapping[str, float], threshold: float) -> tuple[str, ...]:
+    """The labels of at least ``threshold``, sorted; the most probable one where there are none."""
+    found = tuple(sorted(label for label, p in probabilities.items() if p >= threshold))
+    return found or (max(probabilities, key=lambda label: probabilities[label]),)
+
+
+def classifying_sets(
+    classifier: Classifier, note: str | None, validation: Sequence[Example], progress: Progress
+) -> System:
+    """A classifier that gives each label a probability of its own; the threshold is the best on validation."""
+    found = [Prediction("", None, row) for row in classifier(validation, progress)] if validation else []
+    threshold = fit_threshold(found, validation)
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        rows = classifier(examples, progress)
+        return [Prediction(BETWEEN_LABELS.join(marked(row, threshold)), None, row) for row in rows]
+
+    return System(predict, f"{note}; labels from {threshold:.2f} on", None)
+
+
 def choices(scores: LabelScores, rule: Rule, examples: Sequence[Example]) -> list[Prediction]:
-    """The candidate that the rule chooses for each example."""
+    """The candidate, or the set of labels, that the rule chooses for each example."""
     found = []
     for example, raw, after in zip(examples, scores.log_probs_EL, probabilities(scores, rule), strict=True):
         own = example.candidates
         log_probs, after_rule = (dict(zip(own, row[: len(own)].tolist(), strict=True)) for row in (raw, after))
-        found.append(Prediction(own[int(after.argmax())], log_probs, after_rule))
+        answer = own[int(after.argmax())]
+        if rule.threshold is not None:
+            answer = BETWEEN_LABELS.join(marked(after_rule, rule.threshold))
+        found.append(Prediction(answer, log_probs, after_rule))
     return found
 
 
@@ -249,6 +303,7 @@ def save_record(
     meta = {key: getattr(record, key) for key in ("name", "note", "seconds", "seconds_per_example")}
     meta["rule"] = record.rule.name if record.rule else None
     meta["prior"] = list(record.rule.prior) if record.rule else None
+    meta["threshold"] = record.rule.threshold if record.rule else None
     write_json(run / "systems" / f"{record.name}.json", meta)
 
 
@@ -258,8 +313,10 @@ def lines(examples: Sequence[Example], predictions: Sequence[Prediction], task: 
 
 
 def _line(index: int, example: Example, prediction: Prediction, task: str) -> dict:
-    line = {"index": index, "expected": example.answer, **dataclasses.asdict(prediction)}
-    line["correct"] = prediction.answer in example.answers if prediction.failure is None else not prediction.failure
+    expected = BETWEEN_LABELS.join(example.answers) if task == "labels" else example.answer
+    line = {"index": index, "expected": expected, **dataclasses.asdict(prediction)}
+    right = (expected,) if task == "labels" else example.answers
+    line["correct"] = prediction.answer in right if prediction.failure is None else not prediction.failure
     line = {key: value for key, value in line.items() if value is not None or key not in ("turns", "failure")}
     if not TASKS[task].counts:
         line["worth"] = TASKS[task].worth(line, example.answers)
@@ -301,4 +358,4 @@ def is_measured(run: Path, name: str) -> bool:
 def saved_rule(run: Path, name: str) -> Rule | None:
     """The rule of a measured system."""
     meta = json.loads((run / "systems" / f"{name}.json").read_text())
-    return Rule(meta["rule"], tuple(meta["prior"])) if meta["rule"] else None
+    return Rule(meta["rule"], tuple(meta["prior"]), meta.get("threshold")) if meta["rule"] else None

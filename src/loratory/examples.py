@@ -21,8 +21,10 @@ from loratory.errors import UserError
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 TEST_COLUMNS = ("test_list", "test")
+BETWEEN_LABELS = "; "
 CONVERSATION_COLUMNS = ("messages", "conversations")
 LABELS = "labels"
+LABELLED = ("classification", "labels")  # the tasks whose candidates are the same for all rows
 # A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
 HUB = "hub:"
@@ -58,7 +60,7 @@ class Example:
     messages: tuple[Message, ...]
     """The prompt's turns, ending before the answer; earlier assistant turns may be among them."""
     answers: tuple[str, ...]
-    """The expected answer; further entries are also right. Empty when only a prediction is wanted."""
+    """The expected answer; further entries are also right, and trained. Empty when only a prediction is wanted."""
     candidates: tuple[str, ...]
     """What can be chosen from (for classification: the labels, sorted); may be empty."""
     source: str
@@ -392,6 +394,19 @@ def choice_of(row: Row, answer: str, candidates: str) -> str:
     return text
 
 
+def labels_of(row: Row, column: str) -> tuple[str, ...]:
+    """A row's set of labels, sorted: a list, or a text with semicolons between. Raises UserError where it is empty."""
+    value = row.values.get(column)
+    parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(BETWEEN_LABELS.strip())
+    labels = tuple(sorted({cell_text(part).strip() for part in parts} - {""}))
+    if not labels:
+        raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")
+    for label in labels:
+        if BETWEEN_LABELS.strip() in label:
+            raise UserError("A label contains a semicolon, which stands between labels", row.source, found=repr(label))
+    return labels
+
+
 def answer_of(row: Row, column: str) -> str:
     """The row's answer, outer white space removed. Raises UserError when it is missing or empty."""
     if column not in row.values:
@@ -431,11 +446,10 @@ def load_split(
     validation = _read_all(data.validation, "validation")
     test = _read_all(data.test, "test")
     rows = [*train, *validation, *test]
-    answers = {} if converses else {id(row): _right_answer(row, data) for row in rows}
-    classifies = task == "classification"
+    answers = {} if converses else {id(row): _right_answers(row, data, task) for row in rows}
 
     def label(row: Row) -> str:
-        return answers[id(row)] if classifies else ""
+        return answers[id(row)][0] if task == "classification" else ""
 
     if data.folds:
         test = train
@@ -443,9 +457,9 @@ def load_split(
         train, test = split_off(train, label, data.test_share, seed, "test")
     if not validation and data.validation_share:
         train, validation = split_off(train, label, data.validation_share, seed, "validation")
-    labels = sorted({label(row) for row in train}) if classifies else []
-    if classifies:
-        _check_labels(train, [*validation, *test], label, labels)
+    labels = sorted({name for row in train for name in answers[id(row)]}) if task in LABELLED else []
+    if labels:
+        _check_labels(train, [*validation, *test], answers, labels)
     if not converses:
         columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
         prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer, where))
@@ -456,7 +470,7 @@ def load_split(
             return conversation(turns_of(row, data.answer, prompt.system), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         tests = tests_of(row, code) if code and task == "code" else None
-        return Example(write(row), (answers[id(row)],), candidates, row.source, tests)
+        return Example(write(row), answers[id(row)], candidates, row.source, tests)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified(rows, label, limit, seed, purpose)
@@ -515,23 +529,23 @@ def tests_of(row: Row, code: CodeConfig) -> Tests | None:
     return Tests(prefix, name, "\n".join((str(row.values.get("test_setup_code") or ""), statements)))
 
 
-def _right_answer(row: Row, data: DataConfig) -> str:
-    return choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer)
+def _right_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
+    if task == "labels":
+        return labels_of(row, data.answer)
+    return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
 
 
-def _check_labels(train: list[Row], others: list[Row], label: Callable[[Row], str], labels: list[str]) -> None:
+def _check_labels(
+    train: list[Row], others: list[Row], answers: Mapping[int, tuple[str, ...]], labels: list[str]
+) -> None:
     if len(labels) < 2:
         raise UserError(
             "All training rows have the same answer", train[0].source, "two labels or more", repr(labels[0])
         )
-    for row in others:
-        if label(row) not in labels:
-            raise UserError(
-                "A label does not occur in the training data",
-                row.source,
-                found=repr(label(row)),
-                fix=nearest(label(row), labels),
-            )
+    for row, name in ((other, name) for other in others for name in answers[id(other)]):
+        if name not in labels:
+            fix = nearest(name, labels)
+            raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
 
 
 def _read_all(names: Iterable[str], split: str) -> list[Row]:
@@ -575,8 +589,9 @@ def stratified_folds(
 
 
 def _label_in(split: Split) -> Callable[[Example], str]:
-    """What examples are stratified by: their label, where the task has labels."""
-    return lambda example: example.answer if split.labels else ""
+    """What examples are stratified by: their label, where each has one."""
+    single = bool(split.labels) and all(len(e.answers) == 1 for e in split.test)
+    return lambda example: example.answer if single else ""
 
 
 def split_off(

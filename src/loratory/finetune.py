@@ -156,7 +156,12 @@ def finish(job: Job, tell: Tell) -> Path:
     rule = evaluate.saved_rule(job.run, "tuned-choose") if evaluate.is_measured(job.run, "tuned-choose") else None
     if rule and (folder / adapters.CARD).exists():
         card = adapters.read_card(folder)
-        choose = {"rule": rule.name, "prior": list(rule.prior), "best": written["verdict"]["after"] == "tuned-choose"}
+        choose = {
+            "rule": rule.name,
+            "prior": list(rule.prior),
+            "threshold": rule.threshold,
+            "best": written["verdict"]["after"] == "tuned-choose",
+        }
         runs.write_json(folder / adapters.CARD, {**card, "choose": choose})
     tell(Event("report", written["verdict"]["sentence"], written))
     return job.run

@@ -9,6 +9,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
 
 # Letters that are written without spaces between words count one by one.
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -115,6 +116,23 @@ def rouge_l(answer: str, answers: Sequence[str]) -> float:
     own = words_of(answer)
     # The F-measure of an overlap is twice its length over both lengths.
     return max(2 * LCSseq.similarity(own, right) / max(1, len(own) + len(right)) for right in map(words_of, answers))
+
+
+def set_f1(answered: Sequence[str], expected: Sequence[str]) -> float:
+    """F1 of a set of labels against the right one, in [0, 1]."""
+    both = len({*answered} & {*expected})
+    return 2 * both / (len({*answered}) + len({*expected}))
+
+
+def set_metrics(answered: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]) -> dict:
+    """``micro_f1`` over all labels of all examples, ``macro_f1``: the mean of the labels' F1, and ``exact_match``."""
+    binarizer = MultiLabelBinarizer(classes=list(labels)).fit([])
+    marks = [binarizer.transform(sets) for sets in (expected, answered)]
+    same = [set(a) == set(e) for a, e in zip(answered, expected, strict=True)]
+    averages = {
+        f"{kind}_f1": float(f1_score(*marks, average=kind, zero_division=UNDEFINED)) for kind in ("micro", "macro")
+    }
+    return {**averages, "exact_match": float(np.mean(same))}
 
 
 def edit_similarity(answer: str, right: str) -> float:

@@ -135,7 +135,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
         raise UserError(
             "The adapter's card is damaged", str(folder / adapters.CARD), expected="'choose': rule and prior"
         )
-    rule = Rule(choose["rule"], tuple(map(float, choose["prior"])))
+    rule = Rule(choose["rule"], tuple(map(float, choose["prior"])), choose.get("threshold"))
     longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
     answer, best = card["answer"], bool(choose["best"])
     task = str(card.get("task", "classification"))

@@ -326,17 +326,17 @@ def template_deviation(renderer: Renderer) -> str | None:
 
 
 def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
-    """One sequence for each assistant turn, the final answer included, each rendered as inference at that turn sees it.
+    """One sequence for each assistant turn and each right answer, rendered as inference at that turn sees it.
 
     Raises UserError for a turn without a trained token.
     """
-    turns = [*example.messages, Message("assistant", example.answer)]
-    sequences = []
+    turns, sequences = example.messages, []
     for i, turn in enumerate(turns):
         if turn.role == "assistant":
             prompt = render_prompt(turns[:i], renderer, example.source)
             sequences.append(join(prompt, turn.content.strip(), renderer, example.source))
-    return sequences
+    prompt = render_prompt(turns, renderer, example.source)
+    return [*sequences, *(join(prompt, answer.strip(), renderer, example.source) for answer in example.answers)]
 
 
 def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -> TokenizedExample:

@@ -313,7 +313,7 @@ def _describe_system(system: Measured, task: Task, labels: Sequence[str]) -> dic
         "high": high,
         "validation_value": _value(system.validation) if system.validation else None,
         "metrics": task.others(system.test, labels),
-        "per_label": metrics.per_label(expected, _parsed(system, labels), labels) if labels else None,
+        "per_label": metrics.per_label(expected, _parsed(system, labels), labels) if labels and task.counts else None,
         "note": system.facts["note"],
         "rule": system.facts["rule"],
         "seconds": system.facts["seconds"],
@@ -455,7 +455,7 @@ def page_environment() -> jinja2.Environment:
 def _page(run: Run, report: Report) -> str:
     before, after = (run.systems[report["verdict"][role]] for role in ("before", "after"))
     systems = {s["name"]: s for s in report["systems"]}
-    trials = _trials(run)
+    trials, single = _trials(run), bool(systems[after.name]["per_label"])
     return (
         page_environment()
         .get_template("report_template.html")
@@ -475,13 +475,14 @@ def _page(run: Run, report: Report) -> str:
             else {s["name"]: s["values"] for s in report["seeds"] or ()},
             adapter_exists=(run.folder / "adapter" / "adapter_config.json").exists(),
             trials=trials,
+            single=single,
             loss=_loss_chart(run, trials),
-            label_rows=_label_rows(systems[before.name], systems[after.name]) if report["labels"] else [],
+            label_rows=_label_rows(systems[before.name], systems[after.name]) if single else [],
             label_rows_shown=LABEL_ROWS_SHOWN,
             changed=changed_examples(before, after, run.data.get("test_prompts")),
             rendered=[(r["source"], _cut_tokens(r["tokens"])) for r in run.data.get("rendered", ())[:RENDERED_SHOWN]],
             estimated=(_named(run, "estimate") or [{"stages": {}}])[-1]["stages"],
-            **(_confusion(before, after, run.data["labels"]) if report["labels"] else {"grids": [], "labels_shown": 0}),
+            **(_confusion(before, after, run.data["labels"]) if single else {"grids": [], "labels_shown": 0}),
         )
     )
 

@@ -48,6 +48,8 @@ class Rule:
     prior: tuple[float, ...]
     """Mean log-probability of each label on the validation prompts; zeros unless the rule is "prior", and none where
     each example has candidates of its own."""
+    threshold: float | None = None
+    """Where a set is chosen: every label of at least this probability, and always the most probable one."""
 
 
 def label_log_probs(

@@ -37,6 +37,9 @@ def before(job: Job, name: str) -> Callable[[Progress], System]:
         seed, budget = job.config.train.seed, job.config.train.token_budget
         if name == "copy":
             return evaluate.copying(*baselines.copy_rule(job.split.train))
+        if name == "linear" and job.config.task == "labels":
+            found = baselines.linear_marker(job.split.train, job.split.labels)
+            return evaluate.classifying_sets(*found, job.split.validation, progress)
         if name == "linear" and job.config.task == "choice":
             return evaluate.classifying(*baselines.most_similar(job.split.train))
         if name == "linear":
@@ -71,6 +74,8 @@ def prompted(
         return evaluate.programming(prompting, job.config.code.seconds if job.config.code.run else None, note)
     if job.config.task == "dialogue":
         return evaluate.conversing(prompting)
+    if job.config.task == "labels":
+        return evaluate.marking(prompting, job.split.validation, note, progress)
     if choose:
         return evaluate.choosing(prompting, job.split.validation, bool(job.split.labels), note, progress)
     return evaluate.answering(prompting, note)

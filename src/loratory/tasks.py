@@ -10,6 +10,7 @@ import numpy as np
 from loratory import metrics
 from loratory.charts import percent
 from loratory.config import Config
+from loratory.examples import BETWEEN_LABELS
 
 Lines = Sequence[Mapping[str, Any]]
 """The lines of a system's predictions, as the run directory keeps them."""
@@ -109,6 +110,20 @@ def code_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
     return {"exact_match": float(np.mean(same)), "edit_similarity": float(np.mean(likeness))}
 
 
+def split_labels(text: str | None) -> list[str]:
+    return [label for label in (text or "").split(BETWEEN_LABELS) if label]
+
+
+def set_likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return metrics.set_f1(split_labels(line["answer"]), answers)
+
+
+def set_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``metrics.set_metrics`` of all sets."""
+    answered, expected = ([split_labels(line[key]) for line in lines] for key in ("answer", "expected"))
+    return metrics.set_metrics(answered, expected, labels)
+
+
 def measure_of(config: Config) -> str:
     """The entry of TASKS that measures a run: its task, or that task with its tests run."""
     return "code-tests" if config.task == "code" and config.code.run else config.task
@@ -121,6 +136,10 @@ def _percent(system: Mapping[str, Any]) -> str:
 TASKS = {
     "classification": Task(
         "accuracy", "accuracy", is_right, True, label_metrics, ("macro-F1", "macro_f1"), _percent
+    ),
+    "labels": Task(
+        "set_f1", "set F1", set_likeness, False, set_metrics, ("micro-F1", "micro_f1"),
+        lambda s: f"set F1 {_percent(s)}",
     ),
     "choice": Task("accuracy", "accuracy", is_right, True, choice_metrics, ("MRR", "mrr"), _percent),
     "text": Task(
