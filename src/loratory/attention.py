@@ -205,18 +205,18 @@ def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
     layers = decoder_layers(model)
     saving = layout.checkpoints and can_checkpoint(model)
     compiled = layers[1:-1] if layout.compiled and layout.share and not saving else []
-    for layer in compiled:
-        layer.compile(dynamic=True)
-    if saving:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # type: ignore[operator]
-        for layer in layers:
-            layer.training = layer is not layers[-1]  # the layer's own flag; its dropouts are modules of their own
     device = next(model.parameters()).device.type
     products = torch.autocast(device, layout.low) if layout.low else nullcontext()
     # A layer that cannot be compiled runs as it is.
     forgiving = torch._dynamo.config.patch(suppress_errors=True) if compiled else nullcontext()
     try:
+        for layer in compiled:
+            layer.compile(dynamic=True)
+        if saving:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})  # type: ignore[operator]
+            for layer in layers:
+                layer.training = layer is not layers[-1]  # the layer's own flag; its dropouts are modules of their own
         with prepared(model, layout), products, forgiving:
             yield
     finally:
