@@ -413,7 +413,12 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "run.systems": (["prompt", "tuned"], ("prompt", "tuned")),
 }
 # The values above contradict other ones: tried alone, with what else they need.
-ALONE: dict[str, list[str]] = {"adapter.kind": [], "data.folds": ["--data.test"]}
+ALONE: dict[str, list[str]] = {
+    "adapter.kind": [],
+    "data.folds": ["--data.test"],
+    "data.candidates": ["--task", "choice"],
+    "code.run": ["--task", "code"],
+}
 
 
 def keys() -> set[str]:

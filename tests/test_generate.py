@@ -17,7 +17,8 @@ from loratory.render import make_renderer
 def model(request):
     model = tiny_model(request.param, seed=3)
     model.resize_token_embeddings(272, mean_resizing=False)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
         model.get_input_embeddings().weight.normal_(0, 0.5)
         model.get_output_embeddings().weight.normal_(0, 0.5)
     return model

@@ -268,4 +268,5 @@ def test_a_masked_model_learns_by_the_same_recipe(work, tmp_path):
     recipe.save(model, work, tmp_path / "model")
     read = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     ids = torch.arange(8)[None]
-    assert torch.equal(read(input_ids=ids).logits, model.float()(input_ids=ids).logits)
+    # Saving has rounded the trained one's rotary frequencies too.
+    assert torch.allclose(read(input_ids=ids).logits, model.float()(input_ids=ids).logits, atol=0.05)

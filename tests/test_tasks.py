@@ -37,7 +37,7 @@ from loratory.examples import (
     load_split,
     question,
     read_rows,
-    tests_of,
+    row_tests,
     turns_of,
 )
 from loratory.finetune import finetune
@@ -421,13 +421,13 @@ HUMAN_EVAL = {
 
 
 def test_tests_are_read_as_mbpp_and_humaneval_have_them():
-    found = tests_of(Row(MBPP, "f:1"), CodeConfig())
+    found = row_tests(Row(MBPP, "f:1"), CodeConfig())
     assert (found.prefix, found.name, found.after) == ("", "", "\nassert f(1, 2) == 3")
-    found = tests_of(Row(HUMAN_EVAL, "f:1"), CodeConfig())
+    found = row_tests(Row(HUMAN_EVAL, "f:1"), CodeConfig())
     assert found.prefix == HUMAN_EVAL["prompt"] and found.after.endswith("\ncheck(g)")
-    assert tests_of(Row({"text": "x"}, "f:1"), CodeConfig()) is None
+    assert row_tests(Row({"text": "x"}, "f:1"), CodeConfig()) is None
     with pytest.raises(UserError, match="no tests to run"):
-        tests_of(Row({"text": "x"}, "f:1"), CodeConfig(run=True))
+        row_tests(Row({"text": "x"}, "f:1"), CodeConfig(run=True))
 
 
 @needs_sandbox
@@ -444,7 +444,7 @@ def test_tests_are_read_as_mbpp_and_humaneval_have_them():
     ],
 )
 def test_an_answer_is_tested_alone_or_behind_what_it_continues(row, answer, passes):
-    outcome = run_program(*programs(answer, tests_of(Row(row, "f:1"), CodeConfig())))
+    outcome = run_program(*programs(answer, row_tests(Row(row, "f:1"), CodeConfig())))
     assert outcome.passed == passes, outcome.why
 
 

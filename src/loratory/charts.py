@@ -161,7 +161,8 @@ def loss_chart(training: Points, validation: Points, kept_step: int | None = Non
     x_values = [v for v in tick_values(last_step) if v <= last_step and v == int(v)]
 
     def height(loss: Number) -> float:
-        return 100 - 100 * math.log(max(loss, y_values[0]) / y_values[0]) / math.log(y_values[-1] / y_values[0])
+        share = math.log(max(loss, y_values[0]) / y_values[0]) / math.log(y_values[-1] / y_values[0])
+        return 100 - 100 * min(1.0, share)
 
     def placed(points: Points) -> list[str]:
         return [f"{100 * x / last_step:.2f} {height(y):.2f}" for x, y in points]

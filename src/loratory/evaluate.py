@@ -203,7 +203,8 @@ def marking(prompting: Prompting, validation: Sequence[Example], note: str | Non
 
     on_validation = score(validation, progress)
     rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation])
-    rule = dataclasses.replace(rule, threshold=fit_threshold(choices(on_validation, rule, validation), validation))
+    chosen = choices(on_validation, rule, validation) if validation else []
+    rule = dataclasses.replace(rule, threshold=fit_threshold(chosen, validation))
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         scores = on_validation if examples is validation else score(examples, progress)
@@ -219,7 +220,7 @@ def fit_threshold(predictions: Sequence[Prediction], validation: Sequence[Exampl
 
     def worth(threshold: float) -> float:
         pairs = zip(predictions, validation, strict=True)
-        return sum(set_f1(marked(p.probabilities or {}, threshold), e.answers) for p, e in pairs)
+        return sum((set_f1(marked(p.probabilities or {}, threshold), e.answers) for p, e in pairs), start=0.0)
 
     return max(tried, key=worth)
 

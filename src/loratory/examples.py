@@ -469,7 +469,7 @@ def load_split(
         if converses:
             return conversation(turns_of(row, data.answer, prompt.system), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
-        tests = tests_of(row, code) if code and task == "code" else None
+        tests = row_tests(row, code) if code and task == "code" else None
         return Example(write(row), answers[id(row)], candidates, row.source, tests)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
@@ -511,7 +511,7 @@ def _turn(turn: Any) -> Any:
     return turn
 
 
-def tests_of(row: Row, code: CodeConfig) -> Tests | None:
+def row_tests(row: Row, code: CodeConfig) -> Tests | None:
     """The tests of a row as MBPP has them (a list of statements) or HumanEval (a function that takes the one to test);
     None where it has none. Raises UserError where it has none and they are to be run."""
     column = code.tests or next((name for name in TEST_COLUMNS if row.values.get(name)), "")
