@@ -39,7 +39,8 @@ def read(path: Path) -> Record:
 def about(work: Path) -> str:
     """What it is, and the run that made it."""
     recipe = read(work / "recipe.json")
-    steps = [m for m in read_metrics(work) if m["event"] == "step"]
+    # A resumed run repeats the steps since its checkpoint: of each, the last line counts.
+    steps = list({m["step"]: m for m in read_metrics(work) if m["event"] == "step"}.values())
     tokens, hours = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps) / 3600
     tail = steps[-max(1, len(steps) // 50) :]
     loss = sum(s["loss"] for s in tail) / len(tail)
@@ -94,7 +95,7 @@ def on_real_papers(name: str, found: Record) -> str:
     return f"""## {name}
 
 Title and abstract to one of ten fields: {settings["train"]:,} training papers, {settings["test"]:,} test papers,
-mean of {settings["seeds"]} seeds (lowest to highest).
+mean of {settings["seeds"]} seed(s) (lowest to highest).
 Settings that differ from `examples/arxiv-category/task.toml`: {changed}.
 
 {head}
