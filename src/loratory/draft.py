@@ -87,11 +87,7 @@ def _dialogue(data: str, answer: str, model: str, path: Path, rows: Sequence[Row
         "[data]",
         _line("train", _written(data, path.parent), f"{len(rows)} rows"),
         _line("answer", answer),
-        *(
-            [_line("folds", 5, "few rows: each is tested by a model trained on the others")]
-            if len(rows) < FEW_ROWS
-            else []
-        ),
+        *([FOLDS_LINE] if len(rows) < FEW_ROWS else []),
         "",
         *_train_lines(min(len(rows), LIMITS["train"])),
         "[run]",
@@ -180,6 +176,9 @@ def _line(key: str, value: Any, comment: str = "") -> str:
     return f"{text:<40} # {comment}" if len(text) <= LONGEST_BESIDE else f"# {comment}\n{text}"
 
 
+FOLDS_LINE = _line("folds", 5, "few rows: each is tested by a model trained on the others")
+
+
 def _model_lines(model: str, task: str, why: str) -> list[str]:
     lines = ["# Guessed from the data; change what you like. docs/task-file.md lists all settings."]
     lines += [_line("task", task, why), "", "[model]"]
@@ -213,7 +212,7 @@ def _data_lines(
         elif not (folds and split == "test"):
             lines.append(f"# {split}: no such file was found beside it, so {sizes[split]} rows are split off train")
     if folds:
-        lines.append(_line("folds", 5, "few rows: each is tested by a model trained on the others"))
+        lines.append(FOLDS_LINE)
     for split, limit in LIMITS.items():
         if sizes[split] > limit:
             lines.append(

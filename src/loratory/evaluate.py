@@ -15,7 +15,7 @@ from torch import nn
 
 from loratory.attention import Layout
 from loratory.baselines import Classifier
-from loratory.examples import BETWEEN_LABELS, Example, Tests, with_shots
+from loratory.examples import BETWEEN_LABELS, LABELLED, Example, Tests, with_shots
 from loratory.generate import Progress, generate
 from loratory.metrics import parse_label, set_f1
 from loratory.render import Renderer, completion_ids, example_length, render_prompt, tokenize
@@ -175,9 +175,9 @@ def programs(answer: str, tests: Tests | None) -> list[str]:
 
 
 def choosing(
-    prompting: Prompting, validation: Sequence[Example], same_labels: bool, note: str | None, progress: Progress
+    prompting: Prompting, validation: Sequence[Example], task: str, note: str | None, progress: Progress
 ) -> System:
-    """Scores every candidate; the rule is the best on validation. ``same_labels``: all examples have the same ones."""
+    """Scores every candidate; the rule, and for sets of labels the threshold, is the best on validation."""
 
     def score(examples: Sequence[Example], progress: Progress) -> LabelScores:
         shown = [with_shots(e, prompting.shots) for e in examples]
@@ -185,26 +185,10 @@ def choosing(
         return label_log_probs(p.model, p.renderer, shown, p.layout, p.token_budget, progress)
 
     on_validation = score(validation, progress)
-    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], same_labels)
-
-    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
-        scores = on_validation if examples is validation else score(examples, progress)
-        return choices(scores, rule, examples)
-
-    return System(predict, note, rule)
-
-
-def marking(prompting: Prompting, validation: Sequence[Example], note: str | None, progress: Progress) -> System:
-    """Scores every label and chooses a set of them; rule and threshold are the best on validation."""
-
-    def score(examples: Sequence[Example], progress: Progress) -> LabelScores:
-        shown, p = [with_shots(e, prompting.shots) for e in examples], prompting
-        return label_log_probs(p.model, p.renderer, shown, p.layout, p.token_budget, progress)
-
-    on_validation = score(validation, progress)
-    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation])
-    chosen = choices(on_validation, rule, validation) if validation else []
-    rule = dataclasses.replace(rule, threshold=fit_threshold(chosen, validation))
+    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], task in LABELLED)
+    if task == "labels":
+        chosen = choices(on_validation, rule, validation) if validation else []
+        rule = dataclasses.replace(rule, threshold=fit_threshold(chosen, validation))
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         scores = on_validation if examples is validation else score(examples, progress)

@@ -45,8 +45,10 @@ def run_program(*sources: str, seconds: float = 5.0, memory_bytes: int = 512 << 
     with tempfile.TemporaryDirectory(prefix="loratory-") as folder:
         order = {"sources": sources, "nonce": nonce, "seconds": seconds, "memory": memory_bytes, "folder": folder}
         command = [sys.executable, "-I", "-B", "-X", "utf8", str(Path(__file__).resolve())]
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, **streams, cwd=folder, env={}, start_new_session=True) as process:
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=nowhere, cwd=folder, env={}, start_new_session=True
+        ) as process:
             try:
                 said, _ = process.communicate(json.dumps(order).encode(), timeout=seconds + STARTING)
             except subprocess.TimeoutExpired:

@@ -74,10 +74,8 @@ def prompted(
         return evaluate.programming(prompting, job.config.code.seconds if job.config.code.run else None, note)
     if job.config.task == "dialogue":
         return evaluate.conversing(prompting)
-    if job.config.task == "labels":
-        return evaluate.marking(prompting, job.split.validation, note, progress)
     if choose:
-        return evaluate.choosing(prompting, job.split.validation, bool(job.split.labels), note, progress)
+        return evaluate.choosing(prompting, job.split.validation, job.config.task, note, progress)
     return evaluate.answering(prompting, note)
 
 
