@@ -15,10 +15,10 @@ import loratory
 PACKAGE = Path(loratory.__file__).parent
 # A module may import only modules above it in this list.
 ORDER = (
-    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "examples", "draft", "render", "batches",
-    "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate", "score",
-    "sandbox", "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report", "compare", "job",
-    "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict", "show", "chat", "cli",
+    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "examples", "draft", "cloze", "render",
+    "batches", "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate",
+    "blanks", "score", "sandbox", "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report",
+    "compare", "job", "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict", "show", "chat", "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")
 # A pattern of names, and the one module that may say them.

@@ -45,7 +45,7 @@ from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text
 from loratory.predict import load
 from loratory.render import pieces, tokenize
 from loratory.sandbox import run_program, sandbox_problem
-from loratory.score import turn_log_probs
+from loratory.score import trained_log_probs
 from loratory.significance import paired_bootstrap
 from loratory.tasks import TASKS, choice_metrics
 
@@ -368,13 +368,13 @@ def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
     base = load_model(dialogue_config.model, resolve_world("cpu", "float64", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
     groups = [tokenize(conversation(OPENAI, "f"), renderer), tokenize(conversation(OPENAI[:2], "f"), renderer)]
-    found = turn_log_probs(base.model, groups, Layout("tree", ""), 1000, quiet)
+    found = trained_log_probs(base.model, groups, Layout("tree", ""), 1000, quiet)
     assert [[count for _, count in turns] for turns in found] == [
         [int(s.loss_weights.sum()) for s in group] for group in groups
     ]
     for group, turns in zip(groups, found, strict=True):
         for sequence, (value, _) in zip(group, turns, strict=True):
-            [[alone]] = turn_log_probs(base.model, [[sequence]], Layout("tree", ""), 1000, quiet)
+            [[alone]] = trained_log_probs(base.model, [[sequence]], Layout("tree", ""), 1000, quiet)
             assert value == pytest.approx(alone[0], abs=1e-9)
             ids = torch.from_numpy(sequence.token_ids)[None]
             log_probs = base.model(input_ids=ids).logits[0].double().log_softmax(-1)

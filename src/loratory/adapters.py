@@ -74,7 +74,7 @@ def attach(base: LoadedModel, config: AdapterConfig, seed: int, fused: bool = Tr
         layers_to_transform=None if config.layers == "all" else list(config.layers),
         target_modules=targets,
         exclude_modules=left_alone,
-        task_type="CAUSAL_LM",
+        task_type=None if base.text.masked else "CAUSAL_LM",
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )
@@ -173,8 +173,9 @@ def save_trained(
             assert isinstance(model, PreTrainedModel)
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-        GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad).save_pretrained(temporary)
+        if stop_ids:  # a masked language model has none and writes nothing
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+            GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad).save_pretrained(temporary)
         write_json(temporary / CARD, card)
         write_text(temporary / "README.md", _read_me(card, stop_ids, tokenizer))
 
@@ -184,6 +185,14 @@ def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTraine
     what = "A LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "A fine-tuned model"
     base = card["base"]
     stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
+    use = '`loratory predict FOLDER data.csv`, or `pipeline("text-generation", model="FOLDER")` of Transformers'
+    use += " with the same\nmessages."
+    end = f"- An answer ends with {stops}\n"
+    if not stop_ids:
+        end, use = (
+            "",
+            f'`loratory predict FOLDER data.csv`, or `loratory fill "... {tokenizer.mask_token} ..." --run FOLDER`.',
+        )
     return f"""---
 base_model: {json.dumps(base["name"])}
 library_name: {"peft" if card["adapter"] == "lora" else "transformers"}
@@ -193,11 +202,9 @@ tags: [loratory]
 
 - Base model: `{base["name"]}`, revision {base["revision"]}, weights SHA-256 `{base["weights_sha256"]}`
 - Answers with one of: {", ".join(card["labels"])}
-- An answer ends with {stops}
-- Prompt, template arguments and date as trained: `{CARD}`
+{end}- Prompt, template arguments and date as trained: `{CARD}`
 
-Use: `loratory predict FOLDER data.csv`, or `pipeline("text-generation", model="FOLDER")` of Transformers with the same
-messages.
+Use: {use}
 """
 
 

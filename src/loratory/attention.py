@@ -32,8 +32,13 @@ HARMLESS = {"sliding_window", "position_ids", "cache_position", "use_cache", "is
 class Layout:
     """How this model's batches are computed, and why."""
 
-    kind: Literal["tree", "padded", "one-by-one"]
+    kind: Literal["tree", "packed", "padded", "one-by-one"]
+    """packed: as a tree, for models that see both ways: what is shared is whole sequences."""
     why: str
+    masked: bool = False
+    """Whether targets are predicted in their own rows, by a masked language model."""
+    first_position: int = 0
+    """The position of a sequence's first token."""
     skips_rows: bool = False
     """Rows that no target needs skip the last layer after its keys and values."""
     plain_head: bool = False
@@ -49,7 +54,8 @@ class Layout:
 
     @property
     def share(self) -> bool:
-        return self.kind == "tree"
+        """Whether a batch is one row of tokens, in which what is the same stands once."""
+        return self.kind in ("tree", "packed")
 
 
 # ---- the mask --------------------------------------------------------------------------------------------------------
@@ -101,25 +107,30 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
     if call.rows_U is not None:
         within = torch.searchsorted(torch.tensor(cuts[1:], device=end.device), call.rows_U, right=True)
         groups = [call.rows_U[within == i] + p for i in within.unique().tolist()]
-        some = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.called)
+        some = LayerMask(_chunks(groups, end, depth, mask_function, False), call.layout, call.called)
     if end_T.is_cuda:
-        plan = flex_plan(end, depth, p, mask_function)
+        plan = flex_plan(end, depth, p, mask_function, call.layout.masked)
         return LayerMask((), call.layout, call.called, flex=plan, some_rows=some)
     spans = [torch.arange(a, b) + p for a, b in itertools.pairwise(cuts)]
-    return LayerMask(_chunks(spans, end, depth, mask_function), call.layout, call.called, some_rows=some)
+    chunks = _chunks(spans, end, depth, mask_function, call.layout.masked)
+    return LayerMask(chunks, call.layout, call.called, some_rows=some)
 
 
 def _chunks(
-    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor]
+    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor], both_ways: bool
 ) -> tuple[RowChunk, ...]:
     """One chunk for each group of rows (ascending), numbered in the order of the groups."""
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=end.device)
     chunks, start = [], 0
     for rows_R in groups:
-        keys_L = (end[: int(rows_R[-1]) + 1] > rows_R[0]).nonzero()[:, 0]
-        ancestor_RL = (keys_L <= rows_R[:, None]) & (rows_R[:, None] < end[keys_L])
+        if both_ways:
+            keys_L = (end[: int(end[rows_R[-1]])] > rows_R[0]).nonzero()[:, 0]
+            related_RL = end[rows_R][:, None] == end[keys_L]
+        else:
+            keys_L = (end[: int(rows_R[-1]) + 1] > rows_R[0]).nonzero()[:, 0]
+            related_RL = (keys_L <= rows_R[:, None]) & (rows_R[:, None] < end[keys_L])
         own_RL = mask_function(zero, zero, depth[rows_R][None, None, :, None], depth[keys_L][None, None, None])
-        allowed_RL = ancestor_RL & own_RL[0, 0]
+        allowed_RL = related_RL & own_RL[0, 0]
         live_L = allowed_RL.any(0)  # a window leaves many ancestors out
         bias_RL = torch.zeros(allowed_RL.shape, device=end.device).masked_fill(~allowed_RL, float("-inf"))
         chunks.append(RowChunk(start, start + len(rows_R), keys_L[live_L], bias_RL[:, live_L]))
@@ -242,7 +253,7 @@ def can_checkpoint(model: nn.Module) -> bool:
 @contextmanager
 def prepared(model: nn.Module, layout: Layout) -> Iterator[None]:
     """Switches the model to the layout's attention, and back to what it was."""
-    if layout.kind != "tree":
+    if not layout.share:
         yield
         return
     stock = model.config._attn_implementation  # type: ignore[union-attr]
@@ -291,14 +302,51 @@ def target_logits(
     To be called inside ``prepared(model, layout)``.
     """
     rows_U, inverse_N = torch.unique(batch.target_rows_N, return_inverse=True)
-    if layout.kind == "tree":
-        return tree_forward(model, batch, layout, prefix=prefix, logits_to_keep=rows_U).logits[0], inverse_N
+    if layout.share:
+        return row_logits(model, batch, layout, rows_U, prefix), inverse_N
     logits = []
     for arguments, row, column in _rectangles(batch, rows_U, layout.kind == "one-by-one"):
         if layout.kind == "one-by-one":
             _forget_lengths(model)
-        logits.append(model(**arguments).logits[row, column])
+        if layout.masked:
+            chosen = row * arguments["input_ids"].shape[1] + column
+            with _only_rows(body_of(model), chosen):
+                logits.append(model(**arguments).logits[0])
+            continue
+        columns, place = torch.unique(column, return_inverse=True)
+        logits.append(model(**arguments, use_cache=False, logits_to_keep=columns).logits[row, place])
     return torch.cat(logits), inverse_N
+
+
+def row_logits(
+    model: nn.Module,
+    batch: Batch,
+    layout: Layout,
+    rows_U: Int64[Tensor, "U"],
+    prefix: DynamicCache | None = None,
+    called: list[int] | None = None,
+) -> Float[Tensor, "U V"]:
+    """Logits of some rows of a token tree; ``model`` must be prepared. ``called`` as in tree_forward."""
+    if not layout.masked:
+        return tree_forward(model, batch, layout, called, prefix=prefix, logits_to_keep=rows_U).logits[0]
+    with _only_rows(body_of(model), rows_U):
+        return tree_forward(model, batch, layout, called).logits[0]
+
+
+@contextmanager
+def _only_rows(body: nn.Module, rows_U: Int64[Tensor, "U"]) -> Iterator[None]:
+    """While open, the body hands some of its last states to the head, as one sequence: the heads of masked language
+    models cannot be told which. Rows count through the whole batch."""
+
+    def choose(module: nn.Module, args: tuple, output: Any) -> Any:
+        output["last_hidden_state"] = output["last_hidden_state"].flatten(0, 1)[rows_U][None]
+        return output
+
+    handle = body.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def tree_forward(
@@ -324,9 +372,12 @@ def tree_forward(
     try:
         # The mask of ones says that nothing is padded; without any, the library would look for packed sequences.
         ones = torch.ones(1, length + len(batch.token_ids_T), dtype=torch.int64, device=batch.token_ids_T.device)
-        arguments |= {"input_ids": batch.token_ids_T[None], "position_ids": batch.position_ids_T[None]}
+        positions = batch.position_ids_T[None] + layout.first_position
+        arguments |= {"input_ids": batch.token_ids_T[None], "position_ids": positions}
+        if not layout.masked:
+            arguments["use_cache"] = False
         with nullcontext() if rows_U is None else _skipping(decoder_layers(model)[-1], rows_U):
-            return model(attention_mask=ones, use_cache=False, **arguments)
+            return model(attention_mask=ones, **arguments)
     finally:
         _CALL.reset(token)
 
@@ -419,11 +470,5 @@ def _rectangles(batch: Batch, rows_U: Tensor, one_by_one: bool) -> Iterator[tupl
         mask = steps[None] < lengths[group][:, None]
         ids = batch.token_ids_T[torch.where(mask, starts[group][:, None] + steps[None], 0)].masked_fill(~mask, 0)
         wanted = (owner_U >= group[0]) & (owner_U <= group[-1])
-        columns, column = torch.unique(batch.position_ids_T[rows_U[wanted]], return_inverse=True)
-        arguments = {
-            "input_ids": ids,
-            "attention_mask": mask.to(torch.int64),
-            "use_cache": False,
-            "logits_to_keep": columns,
-        }
-        yield arguments, owner_U[wanted] - group[0], column
+        arguments = {"input_ids": ids, "attention_mask": mask.to(torch.int64)}
+        yield arguments, owner_U[wanted] - group[0], batch.position_ids_T[rows_U[wanted]]

@@ -207,7 +207,7 @@ def mean_states(
     token_budget: int,
     progress: Progress,
 ) -> Float32[np.ndarray, "E D"]:
-    """The model's last hidden states, averaged over each prompt's tokens but the last."""
+    """The model's last hidden states, averaged over each prompt's tokens (of a causal model all but the last)."""
     sequences = [_as_targets(e, renderer) for e in examples]
     width = base.model.config.get_text_config().hidden_size
     totals = torch.zeros(len(examples), width, dtype=torch.float64)
@@ -227,17 +227,18 @@ def mean_states(
 def _as_targets(example: Example, renderer: Renderer) -> TokenizedExample:
     """The prompt as a sequence all of whose tokens are targets, so that the batch names every row of its path."""
     prompt = render_prompt(example.messages, renderer, example.source)
-    ones = np.ones(len(prompt.token_ids), dtype=np.float32)
-    return TokenizedExample(prompt.token_ids, ones, prompt.text, prompt.char_spans, example.source)
+    ones, shown = np.ones(len(prompt.token_ids), dtype=np.float32), prompt.token_ids if renderer.masked else None
+    return TokenizedExample(prompt.token_ids, ones, prompt.text, prompt.char_spans, example.source, shown)
 
 
 def _target_states(body, batch: Batch, layout: Layout) -> Tensor:
     """The hidden state of every target's row."""
-    if layout.kind == "tree":
+    if layout.share:
         return tree_forward(body, batch, layout).last_hidden_state[0][batch.target_rows_N]
     starts = [*(batch.position_ids_T == 0).nonzero()[:, 0].tolist(), len(batch.token_ids_T)]
+    cache = {} if layout.masked else {"use_cache": False}
     rows = [
-        body(input_ids=batch.token_ids_T[a:b][None], use_cache=False).last_hidden_state[0]
+        body(input_ids=batch.token_ids_T[a:b][None], **cache).last_hidden_state[0]
         for a, b in itertools.pairwise(starts)
     ]
     return torch.cat(rows)[batch.target_rows_N]

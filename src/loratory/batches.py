@@ -1,5 +1,7 @@
 """TokenizedExample -> Batch: a token tree in which each shared prefix stands once.
 
+For masked language models, which see both ways, sequences stand one after another, equal ones once.
+
 T: tokens in the tree's depth-first layout.  N: targets.  Targets are never merged, so a row may have several.
 """
 
@@ -19,7 +21,8 @@ from loratory.render import TokenizedExample
 class Batch:
     """Sequences as one token tree, on one device.
 
-    Token q has token k among its ancestors (or is k) iff ``k <= q < subtree_end_T[k]``.
+    Token q has token k among its ancestors (or is k) iff ``k <= q < subtree_end_T[k]``. Of sequences that are read both
+    ways, token q sees token k iff ``subtree_end_T[q] == subtree_end_T[k]``: the end of their sequence.
     """
 
     token_ids_T: Int64[Tensor, "T"]
@@ -47,7 +50,9 @@ def build_batch(
     stands by itself, one after another, and whole: the models that need this may look at its length.
     """
     indices = range(len(sequences)) if indices is None else indices
-    needed = [needed_ids(s) if share else s.token_ids for s in sequences]
+    if sequences[0].shown_ids is not None:
+        return _packed(sequences, indices)
+    needed = [_read_ids(s, share) for s in sequences]
     order = _tree_order(needed) if share else range(len(sequences))
     tokens, depths, ends, rows, ids, weights, owners = ([] for _ in range(7))
     path = np.zeros(0, dtype=np.int64)  # rows of the sequence laid out last
@@ -78,20 +83,58 @@ def build_batch(
     return Batch(token_ids, depth, end, target_rows, target_ids, target_weights, target_sequence)
 
 
+def _packed(sequences: Sequence[TokenizedExample], indices: Sequence[int]) -> Batch:
+    """Sequences that are read both ways, one after another; those that read the same stand once.
+
+    A target is predicted in its own row, where the mask token stands.
+    """
+    starts: dict[bytes, int] = {}
+    tokens, rows, ids, weights, owners = ([] for _ in range(5))
+    size = 0
+    for i, s in zip(indices, sequences, strict=True):
+        shown = _read_ids(s, True)
+        if shown.tobytes() not in starts:
+            starts[shown.tobytes()] = size
+            tokens.append(shown)
+            size += len(shown)
+        targets = np.flatnonzero(s.loss_weights)
+        rows.append(starts[shown.tobytes()] + targets)
+        ids.append(s.token_ids[targets])
+        weights.append(s.loss_weights[targets])
+        owners.append(np.full(len(targets), i))
+    lengths = [len(t) for t in tokens]
+    depth = np.concatenate([np.arange(n) for n in lengths])
+    end = np.repeat(np.cumsum(lengths), lengths)
+    integers = [np.concatenate(tokens), depth, end, *map(np.concatenate, (rows, ids, owners))]
+    token_ids, depth, end, target_rows, target_ids, owner = (torch.from_numpy(a.astype(np.int64)) for a in integers)
+    target_weights = torch.from_numpy(np.concatenate(weights).astype(np.float32))
+    return Batch(token_ids, depth, end, target_rows, target_ids, target_weights, owner)
+
+
+def of_epoch(
+    examples: Sequence[Sequence[TokenizedExample]], indices: Sequence[int], epoch: int
+) -> list[TokenizedExample]:
+    """The sequences of some examples that are trained in an epoch (from 0)."""
+    every = (sequence for i in indices for sequence in examples[i])
+    return [s for s in every if epoch % s.rotation[1] == s.rotation[0]]
+
+
 def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, share: bool) -> list[Batch]:
     """The sequences as trees of at most ``token_budget`` tokens each (a longer single sequence makes its own).
 
     Neighbours in the order of the tree go together, so that what can be shared is. Without sharing, sequences of like
     length go together and the budget counts the padding too.
     """
-    needed = [needed_ids(s) if share else s.token_ids for s in sequences]
+    needed = [_read_ids(s, share) for s in sequences]
     order = _tree_order(needed) if share else sorted(range(len(needed)), key=lambda i: len(needed[i]))
     groups: list[list[int]] = []
     size, previous = 0, np.zeros(0, dtype=np.int64)
     for i in order:
         own = needed[i]
         if share:
-            grown = size + len(own) - common_prefix(previous, own)
+            both_ways = sequences[i].shown_ids is not None
+            shared = len(own) * np.array_equal(previous, own) if both_ways else common_prefix(previous, own)
+            grown = size + len(own) - shared
         else:
             grown = len(own) * (len(groups[-1]) + 1 if groups else 1)
         if not groups or grown > token_budget:
@@ -125,8 +168,15 @@ def common_prefix(a: Int64[np.ndarray, "A"], b: Int64[np.ndarray, "B"]) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
+def _read_ids(sequence: TokenizedExample, share: bool) -> Int64[np.ndarray, "_"]:
+    """What the model reads of a sequence."""
+    if sequence.shown_ids is not None:
+        return sequence.shown_ids
+    return needed_ids(sequence) if share else sequence.token_ids
+
+
 def needed_ids(sequence: TokenizedExample) -> Int64[np.ndarray, "_"]:
-    """The tokens up to the one that predicts the last target: what the model must see."""
+    """The tokens up to the one that predicts the last target: what a causal model must see."""
     targets = np.flatnonzero(sequence.loss_weights[1:])
     return sequence.token_ids[: targets[-1] + 1] if len(targets) else sequence.token_ids
 

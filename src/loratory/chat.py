@@ -31,8 +31,8 @@ from loratory.render import (
     TokenizedExample,
     check_system_is_shown,
     decode,
-    make_renderer,
     render_prompt,
+    renderer_for,
 )
 from loratory.show import coloured
 from loratory.world import interrupt_requested, resolve_world
@@ -137,7 +137,7 @@ def open_chat(
         raise UserError("No answer has so few tokens", "--max-new-tokens", "1 or more", str(max_new_tokens))
     if run is None:
         base = models.load_model(ModelConfig(model), resolve_world("auto", "auto", 0))
-        renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
+        renderer = renderer_for(base.text, PromptConfig())
         partner = Partner(model, base.model, renderer, base.text.max_length, max_new_tokens)
         state = State(system or None, BASE, fills=False)
     else:
@@ -153,6 +153,8 @@ def open_chat(
         )
         system = tuned.trained_system() if system is None else system
         state = State(system or None, TUNED, fills=only_column(tuned.prompt.user) is not None)
+    if partner.renderer.masked:
+        raise UserError("A masked language model holds no conversation", partner.name, fix="loratory fill")
     if state.system:
         check_system_is_shown(partner.renderer)
     return partner, state

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from loratory.config import Config, ModelConfig, check_config
+from loratory.config import BUILTIN_MASKED, Config, ModelConfig, check_config
 from loratory.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ Teaches a language model your task on your own machine and proves that it learne
   evaluate RUN            measure all systems of a run again and rewrite its report
   predict RUN DATA        answers for every row of a csv, tsv, json, jsonl or parquet file, as jsonl
   ask "TEXT"              put a question to a model or a run by hand
+  fill "... [MASK] ..."   what a masked language model puts in the place of each mask, and how sure it is
   chat [RUN]              talk with a model or a run in the terminal; base and tuned side by side
   compare RUN_A RUN_B     two runs on the same test examples: which is better, and what was set differently
   show [TASK.toml]        what the model sees, token by token, and which tokens are trained
@@ -141,6 +142,24 @@ class AskFlags:
     """Also with a base model whose weights differ from those of the training."""
     json: bool = False
     """Print {"answer": ...} when it is complete."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FillFlags:
+    """What a masked language model puts in the place of each mask of a text."""
+
+    text: Positional[str]
+    """The text; a mask is written as [MASK], <mask> or {mask}."""
+    run: Path | None = None
+    """A run directory or adapter folder; without it the plain model answers."""
+    model: str = BUILTIN_MASKED
+    """Hub id or folder of the plain model."""
+    top: int = 5
+    """How many tokens to show for each mask."""
+    force: bool = False
+    """Also with a base model whose weights differ from those of the training."""
+    json: bool = False
+    """Print tokens and probabilities as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,14 +311,43 @@ def _answer(flags: AskFlags) -> Iterable[str]:
     from loratory import models
     from loratory.config import PromptConfig
     from loratory.predict import ask, load
-    from loratory.render import make_renderer
+    from loratory.render import renderer_for
     from loratory.world import resolve_world
 
     if flags.run is not None:
         return load(flags.run, force=flags.force).ask(flags.text, flags.system, flags.max_new_tokens)
     base = models.load_model(ModelConfig(flags.model), resolve_world("auto", "auto", 0))
-    renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
+    renderer = renderer_for(base.text, PromptConfig())
     return ask(base.model, renderer, flags.text, flags.system, flags.max_new_tokens)
+
+
+def fill(arguments: list[str]) -> None:
+    flags = tyro.cli(FillFlags, args=arguments, prog="loratory fill")
+    if flags.top < 1:
+        raise UserError("There is nothing to show", "--top", "1 or more", str(flags.top))
+    from loratory import models
+    from loratory.blanks import complete
+    from loratory.config import PromptConfig
+    from loratory.predict import load
+    from loratory.render import renderer_for
+    from loratory.world import resolve_world
+
+    if flags.run is not None:
+        tuned = load(flags.run, force=flags.force)
+        model, renderer, name = tuned.model, tuned.renderer, str(flags.run)
+    else:
+        base = models.load_model(ModelConfig(flags.model), resolve_world("auto", "auto", 0))
+        model, renderer, name = base.model, renderer_for(base.text, PromptConfig()), flags.model
+    if not renderer.masked:
+        raise UserError("Only masked language models fill in masks", name, fix="loratory ask")
+    masks, text = complete(model, renderer, flags.text, flags.top)
+    if flags.json:
+        guesses = [[{"token": token, "probability": p} for token, p in own] for own in masks]
+        print(json.dumps({"masks": guesses, "text": text}, ensure_ascii=False))
+        return
+    for own in masks:
+        print("  ".join(f"{token.strip() or token!r} {p:.1%}" for token, p in own))
+    print(text)
 
 
 def chat(arguments: list[str]) -> None:
@@ -360,7 +408,7 @@ def _rendered(
 
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = models.load_tokenizer(config.model)
-    renderer = render.make_renderer(text.tokenizer, text.stop_ids, split.prompt)
+    renderer = render.renderer_for(text, split.prompt)
     if split.prompt.system is not None:
         render.check_system_is_shown(renderer)
     return [s for e in choose(split.train) for s in render.tokenize(e, renderer)], renderer
@@ -389,6 +437,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "ask": ask,
+    "fill": fill,
     "chat": chat,
     "compare": compare,
     "show": show,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from loratory.errors import UserError
 
-BUILTIN = "builtin"
+BUILTIN, BUILTIN_MASKED = "builtin", "builtin-masked"
 Scalar = bool | int | float | str
 OnOff = Literal["on", "off"]
 
@@ -26,8 +26,11 @@ SYSTEMS = {
     "text": ("prompt", "few-shot", "copy", "tuned"),
     "dialogue": ("prompt", "tuned"),
     "code": ("prompt", "few-shot", "tuned"),
+    "fill": ("prompt", "tuned"),
 }
 """What each task can measure, in the order of a report."""
+MASKED_TASKS = ("classification", "fill")
+"""What masked language models can do."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class ModelConfig:
     """The base model."""
 
     name: str = BUILTIN
-    """Hub id or folder; "builtin" is the small demonstration model that comes with the package."""
+    """Hub id or folder; "builtin" and "builtin-masked" are the small demonstration models, causal and masked, that come
+    with the package."""
     revision: str | None = None
     """Branch, tag or commit on the hub; resolved to a commit and recorded."""
     device: str = "auto"
@@ -86,6 +90,8 @@ class PromptConfig:
     """System message; {column} and {labels} are filled in."""
     user: str | None = None
     """User message; default: every column but the answer, one a line."""
+    words: dict[str, str] = field(default_factory=dict)
+    """For masked language models: what stands in the place of {mask} for a label, where it is not the label itself."""
     template_kwargs: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the chat template, such as enable_thinking."""
     few_shot: int = 4
@@ -203,9 +209,10 @@ class RunConfig:
 class Config:
     """A run, as one frozen value."""
 
-    task: Literal["classification", "labels", "choice", "text", "dialogue", "code"] = "classification"
+    task: Literal["classification", "labels", "choice", "text", "dialogue", "code", "fill"] = "classification"
     """classification: one of the labels. labels: a set of them. choice: one of the row's own candidates. text: a free
-    answer. dialogue: every assistant turn of a conversation. code: a program, or the rest of one."""
+    answer. dialogue: every assistant turn of a conversation. code: a program, or the rest of one. fill, for masked
+    language models: the words in the place of {mask}, or, in a prompt without it, any word of the text."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

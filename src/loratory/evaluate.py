@@ -15,13 +15,14 @@ from torch import nn
 
 from loratory.attention import Layout
 from loratory.baselines import Classifier
+from loratory.blanks import fill_blanks, restore
 from loratory.examples import BETWEEN_LABELS, LABELLED, Example, Tests, with_shots
 from loratory.generate import Progress, generate
 from loratory.metrics import parse_label, set_f1
 from loratory.render import Renderer, completion_ids, example_length, render_prompt, tokenize
 from loratory.runs import write_json, write_json_lines
 from loratory.sandbox import run_program
-from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, turn_log_probs
+from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, trained_log_probs
 from loratory.tasks import TASKS
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
@@ -111,6 +112,8 @@ class Prompting:
 
 def longest_answer(examples: Sequence[Example], renderer: Renderer) -> int:
     """Tokens of the longest candidate or answer of the examples, its ending included."""
+    if renderer.masked:
+        return renderer.masks
     texts = {text for e in examples for text in e.candidates or e.answers}
     prompt = render_prompt(examples[0].messages, renderer, examples[0].source)
     likely = sorted(texts, key=len, reverse=True)[:LONGEST_TRIED]
@@ -132,12 +135,39 @@ def answering(prompting: Prompting, note: str | None) -> System:
     return System(predict, note, None)
 
 
+def filling(prompting: Prompting, tuned: bool) -> System:
+    """Puts words into the blank of each text. ``tuned``: the model knows how an answer ends."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        p = prompting
+        texts = fill_blanks(p.model, p.renderer, examples, p.longest, tuned, p.layout, p.token_budget, progress)
+        answers = [parse_label(text, e.candidates) or text for text, e in zip(texts, examples, strict=True)]
+        return [Prediction(answer, None, None) for answer in answers]
+
+    return System(predict, None, None)
+
+
+def restoring(prompting: Prompting) -> System:
+    """Finds hidden words again, and says how probable each word of a text is while it is hidden."""
+
+    def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
+        p = prompting
+        hidden = [tokenize(e, p.renderer) for e in examples]
+        turns = trained_log_probs(p.model, hidden, p.layout, p.token_budget, progress)
+        texts = restore(p.model, p.renderer, [own[0] for own in hidden], p.layout, p.token_budget)
+        return [Prediction(text, None, None, tuple(own)) for text, own in zip(texts, turns, strict=True)]
+
+    return System(predict, None, None)
+
+
 def conversing(prompting: Prompting) -> System:
     """Writes the last turn of each conversation, and says how probable the right turns are."""
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         p = prompting
-        turns = turn_log_probs(p.model, [tokenize(e, p.renderer) for e in examples], p.layout, p.token_budget, progress)
+        turns = trained_log_probs(
+            p.model, [tokenize(e, p.renderer) for e in examples], p.layout, p.token_budget, progress
+        )
         written = answering(p, None).predict(examples, progress)
         return [dataclasses.replace(w, turns=tuple(own)) for w, own in zip(written, turns, strict=True)]
 

@@ -24,6 +24,8 @@ TEST_COLUMNS = ("test_list", "test")
 BETWEEN_LABELS = "; "
 CONVERSATION_COLUMNS = ("messages", "conversations")
 LABELS = "labels"
+MASK, BLANK = "mask", "{mask}"  # where a masked language model fills in the answer
+TEXT_COLUMN = "text"
 LABELLED = ("classification", "labels")  # the tasks whose candidates are the same for all rows
 # A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+")
@@ -273,6 +275,19 @@ def default_user_prompt(columns: Sequence[str], answer: str, where: str = "task 
     return "\n".join(f"{c}: {{{c}}}" for c in shown)
 
 
+def is_plain_text(task: str, data: DataConfig, prompt: PromptConfig) -> bool:
+    """Whether rows are texts to read, of which some tokens are hidden, and not questions with an answer."""
+    return task == "fill" and (BLANK not in prompt.user if prompt.user else not data.answer)
+
+
+def _default_prompt(columns: Sequence[str], answer: str, where: str, task: str) -> str:
+    """What the user message shows where the settings do not say."""
+    if task == "fill" and not answer and TEXT_COLUMN in columns:
+        return f"{{{TEXT_COLUMN}}}"
+    shown = default_user_prompt(columns, answer, where)
+    return f"{shown}\n{answer}: {BLANK}" if task == "fill" and answer else shown
+
+
 def prompt_writer(
     prompt: PromptConfig,
     answer: str,
@@ -289,11 +304,13 @@ def prompt_writer(
     parts = [(role, template) for role, template in templates if template is not None]
     names = {name for role, template in parts for name in _checked(template, role, answer, columns, where)}
 
+    own = {LABELS: ", ".join(labels)} if MASK in columns else {LABELS: ", ".join(labels), MASK: BLANK}
+
     def shown(row: Row, name: str) -> str:
         return "\n".join(f"- {c}" for c in candidates_of(row, name)) if name == candidates else _cell(row, name)
 
     def write(row: Row) -> tuple[Message, ...]:
-        values = {name: ", ".join(labels) if name == LABELS else shown(row, name) for name in names}
+        values = {name: own[name] if name in own else shown(row, name) for name in names}
         return tuple(Message(role, fill(template, values)) for role, template in parts)
 
     return write
@@ -305,7 +322,7 @@ def _checked(template: str, role: str, answer: str, columns: Sequence[str], wher
     for name in names:
         if name == answer:
             raise UserError("The prompt shows the answer", place, found=f"{{{name}}}")
-        if name != LABELS and name not in columns:
+        if name not in (LABELS, MASK) and name not in columns:
             fix = nearest(name, columns) or f"columns: {', '.join(columns)}"
             raise UserError(f"The placeholder {{{name}}} has no column", place, fix=fix)
     return names
@@ -439,14 +456,14 @@ def load_split(
     """
     if not data.train:
         raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
-    converses = task == "dialogue"
-    if not data.answer and not converses:
+    converses, plain = task == "dialogue", is_plain_text(task, data, prompt)
+    if not data.answer and not (converses or plain):
         raise UserError("The answer column is not named", f"{where}, data.answer", expected="a column of the data")
     train = _read_all(data.train, "train")
     validation = _read_all(data.validation, "validation")
     test = _read_all(data.test, "test")
     rows = [*train, *validation, *test]
-    answers = {} if converses else {id(row): _right_answers(row, data, task) for row in rows}
+    answers = {} if converses or plain else {id(row): _right_answers(row, data, task) for row in rows}
 
     def label(row: Row) -> str:
         return answers[id(row)][0] if task == "classification" else ""
@@ -462,12 +479,14 @@ def load_split(
         _check_labels(train, [*validation, *test], answers, labels)
     if not converses:
         columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
-        prompt = dataclasses.replace(prompt, user=prompt.user or default_user_prompt(columns, data.answer, where))
+        prompt = dataclasses.replace(prompt, user=prompt.user or _default_prompt(columns, data.answer, where, task))
         write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
         if converses:
             return conversation(turns_of(row, data.answer, prompt.system), row.source)
+        if plain:
+            return Example(messages := write(row), (messages[-1].content,), (), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         tests = row_tests(row, code) if code and task == "code" else None
         return Example(write(row), answers[id(row)], candidates, row.source, tests)

@@ -85,10 +85,14 @@ def _can_pack(query: Tensor, value: Tensor) -> bool:
 
 
 def flex_plan(
-    end_T: Int64[Tensor, "T"], depth_T: Int64[Tensor, "T"], prefix: int, mask_function: Callable[..., Tensor]
+    end_T: Int64[Tensor, "T"],
+    depth_T: Int64[Tensor, "T"],
+    prefix: int,
+    mask_function: Callable[..., Tensor],
+    both_ways: bool = False,
 ) -> FlexPlan:
     """The plan of one layer type. The first ``prefix`` of the T keys ask for nothing: they were computed before."""
-    rule = composed_rule(end_T, depth_T, prefix, mask_function)
+    rule = composed_rule(end_T, depth_T, prefix, mask_function, both_ways)
     starts = None
     if not prefix and mask_function is causal_mask_function and is_packing(depth_T):
         bounds = [(depth_T == 0).nonzero()[:, 0], depth_T.new_tensor([len(depth_T)])]
@@ -102,10 +106,16 @@ def is_packing(depth_T: Int64[Tensor, "T"]) -> bool:
 
 
 def composed_rule(
-    end_T: Tensor, depth_T: Tensor, prefix: int, mask_function: Callable[..., Tensor]
+    end_T: Tensor, depth_T: Tensor, prefix: int, mask_function: Callable[..., Tensor], both_ways: bool = False
 ) -> Callable[..., Tensor]:
-    """FlexAttention's ``mask_mod``: the row descends from the key, and the model's own rule allows their depths."""
+    """FlexAttention's ``mask_mod``: the row descends from the key, and the model's own rule allows their depths.
 
+    ``both_ways``: row and key belong to the same sequence, in place of the first.
+    """
+    if both_ways:
+        return lambda batch, head, row, k: (
+            (end_T[row] == end_T[k]) & mask_function(batch, head, depth_T[row], depth_T[k])
+        )
     return lambda batch, head, row, k: (
         (k <= row + prefix) & (row + prefix < end_T[k]) & mask_function(batch, head, depth_T[row + prefix], depth_T[k])
     )

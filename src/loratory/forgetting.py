@@ -1,14 +1,16 @@
 """What a model forgets of text that its task does not cover: the loss on it, before and after."""
 
+import dataclasses
+
 import numpy as np
 from torch import nn
 
 from loratory import runs
 from loratory.errors import UserError
-from loratory.examples import cell_text, read_rows
+from loratory.examples import Example, Message, cell_text, read_rows
 from loratory.job import Job
 from loratory.models import builtin_folder
-from loratory.render import TokenizedExample
+from loratory.render import TokenizedExample, tokenize
 from loratory.train import mean_loss
 
 LONGEST = 128  # tokens of a text that are read
@@ -29,18 +31,22 @@ def measure_retained(job: Job, model: nn.Module, when: str) -> None:
 
 
 def retained_texts(job: Job) -> list[TokenizedExample]:
-    """The texts as sequences whose tokens are all targets, but the first."""
+    """The texts as sequences whose tokens are all targets but the first; for masked language models a part of them."""
     names = job.config.data.retain or (str(builtin_folder().parent / "retain.jsonl"),)
-    found = []
+    found, longest = [], min(LONGEST, job.base.text.max_length)
     for row in [row for name in names for row in read_rows(name)][:MOST]:
         text = cell_text(row.values.get(COLUMN)).strip()
-        ids, spans = job.renderer.encode(text)
+        ids, spans = job.renderer.encode_part(text) if job.renderer.masked else job.renderer.encode(text)
         if len(ids) < 2:
             raise UserError(f"A retained text has no words in its column {COLUMN!r}", row.source)
-        weights = np.ones(len(ids[:LONGEST]), dtype=np.float32)
+        if job.renderer.masked:  # one part of its tokens is hidden
+            short = dataclasses.replace(job.renderer, longest=longest)
+            found.append(tokenize(Example((Message("user", text),), (text,), (), row.source), short)[0])
+            continue
+        weights = np.ones(len(ids[:longest]), dtype=np.float32)
         weights[0] = 0
-        kept = np.array(ids[:LONGEST], dtype=np.int64)
+        kept = np.array(ids[:longest], dtype=np.int64)
         found.append(
-            TokenizedExample(kept, weights, text, np.array(spans[:LONGEST], dtype=np.int64).reshape(-1, 2), row.source)
+            TokenizedExample(kept, weights, text, np.array(spans[:longest], dtype=np.int64).reshape(-1, 2), row.source)
         )
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from loratory import adapters, models, render, runs
 from loratory.attention import Layout
-from loratory.config import BUILTIN, Config, config_to_dict
+from loratory.config import BUILTIN, BUILTIN_MASKED, MASKED_TASKS, Config, config_to_dict
 from loratory.errors import UserError
 from loratory.examples import Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
@@ -106,19 +106,16 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     )
     tell(Event("say", f"Device: {world.why}", {}))
     base = models.load_model(config.model, world)
+    check_kind(config, base)
     adapters.check_targets(base.model, config.adapter)
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
-    renderer = render.make_renderer(base.text.tokenizer, base.text.stop_ids, split.prompt)
+    renderer = render.with_room_for(split.train, render.renderer_for(base.text, split.prompt))
     if config.code.run and (problem := sandbox_problem()):
         fix = "set [code] run = false: answers are then compared as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
-    if config.prompt.system is not None:
-        render.check_system_is_shown(renderer)
-    tell(Event("say", f"Answers end with {renderer.ending_text!r}: {renderer.note}", {}))
-    deviation = render.template_deviation(renderer)
-    if deviation:
-        tell(Event("say", deviation, {}))
+    for sentence in _about_template(renderer, config):
+        tell(Event("say", sentence, {}))
 
     loaded = time.perf_counter()
     tell(Event("stage", "check", {}))
@@ -155,10 +152,33 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks), seconds)
 
 
+def check_kind(config: Config, base: models.LoadedModel) -> None:
+    """Raises UserError where the task is none for this kind of model."""
+    where = f"task = {config.task!r}"
+    if base.text.masked and config.task not in MASKED_TASKS:
+        expected = " or ".join(MASKED_TASKS)
+        raise UserError("A masked language model cannot do this task", where, expected, fix="choose a causal model")
+    if not base.text.masked and config.task == "fill":
+        fix = f"choose one, such as answerdotai/ModernBERT-base or {BUILTIN_MASKED}"
+        raise UserError("This task needs a masked language model", where, found=base.name, fix=fix)
+
+
+def _about_template(renderer: Renderer, config: Config) -> list[str]:
+    """What a person should know of how prompts and answers are put together. Raises UserError."""
+    if renderer.masked:
+        return ["A masked language model: it reads texts whose {mask} stands for the answer"]
+    if config.prompt.system is not None:
+        render.check_system_is_shown(renderer)
+    sentences = [f"Answers end with {renderer.ending_text!r}: {renderer.note}", render.template_deviation(renderer)]
+    return [sentence for sentence in sentences if sentence]
+
+
 def is_demonstration(config: Config) -> bool:
     """Whether the demonstration model is put to a task that is not its own."""
     own = models.builtin_folder().parent
-    return config.model.name == BUILTIN and not all(Path(name).is_relative_to(own) for name in config.data.train)
+    return config.model.name in (BUILTIN, BUILTIN_MASKED) and not all(
+        Path(name).is_relative_to(own) for name in config.data.train
+    )
 
 
 def demonstration_text() -> str:
@@ -224,7 +244,11 @@ def environment(job: Job) -> dict[str, Any]:
     """environment.json: model, machine, versions."""
     model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
     batches = {"kind": job.layout.kind, "why": job.layout.why}
-    ending = {"text": job.renderer.ending_text, "stop_ids": list(job.renderer.stop_ids), "why": job.renderer.note}
+    ending = {
+        "text": "" if job.renderer.masked else job.renderer.ending_text,
+        "stop_ids": list(job.renderer.stop_ids),
+        "why": job.renderer.note,
+    }
     git = runs.git_state(Path.cwd())
     machine = describe(job.world)
     found = {"model": model, "demonstration": is_demonstration(job.config), **machine, "batches": batches}
@@ -246,7 +270,7 @@ def data_record(job: Job) -> dict[str, Any]:
         "rendered": [
             {"source": s.source, "tokens": [list(piece) for piece in render.pieces(s)]} for s in job.trained[0][-1:]
         ],
-        "completion": render.template_deviation(job.renderer),
+        "completion": None if job.renderer.masked else render.template_deviation(job.renderer),
     }
 
 

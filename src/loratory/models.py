@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -19,7 +20,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.config import BUILTIN, ModelConfig
+from loratory.config import BUILTIN, BUILTIN_MASKED, ModelConfig
 from loratory.errors import UserError
 from loratory.runs import sha256_of
 from loratory.world import World
@@ -73,6 +74,8 @@ class LoadedTokenizer:
     """Whether the model had no chat template and got the plain one."""
     max_length: int
     """The longest sequence in tokens that the model was made for."""
+    masked: bool = False
+    """Whether it is a masked language model, which sees both ways and fills in what is hidden."""
 
 
 def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
@@ -86,6 +89,7 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         text = settings.get_text_config()
+        masked = _is_masked(settings)
         stop_ids = _stop_ids(folder, text, tokenizer)
     except Exception as error:  # the library raises OSError, ValueError, KeyError, RuntimeError for broken files
         raise _explain(error, name) from error
@@ -93,23 +97,29 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
         raise UserError(
             "The model has no fast tokenizer", name, expected="a tokenizer.json", fix="choose another model"
         )
+    if masked:
+        if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+            raise UserError("The tokenizer of this masked language model lacks a mask token or one for padding", name)
+        # Some count positions from a number above 0, which the tokenizer's own limit knows of.
+        return LoadedTokenizer(tokenizer, (), False, min(context_length(text), tokenizer.model_max_length), True)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text))
+    return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text), False)
 
 
 def load_model(config: ModelConfig, world: World) -> LoadedModel:
     """Loads model and tokenizer onto the world's device.
 
-    Raises UserError where the model is missing, gated, offline, stored as pickle, needs its own code, or is no
-    causal language model.
+    Raises UserError where the model is missing, gated, offline, stored as pickle, needs its own code, or is neither a
+    causal nor a masked language model.
     """
     folder, revision = find_files(config)
     _check_weights(folder, config.name)
     text = _load_tokenizer(folder, config.name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        kind = AutoModelForMaskedLM if text.masked else AutoModelForCausalLM
+        loaded: Any = kind.from_pretrained(
             folder,
             dtype=world.dtype,
             use_safetensors=True,
@@ -123,7 +133,7 @@ def load_model(config: ModelConfig, world: World) -> LoadedModel:
     _check_loaded(model, text.tokenizer, report, config.name)
     model.to(world.device)
     model.eval()
-    local = config.name == BUILTIN or Path(config.name).is_dir()
+    local = config.name in (BUILTIN, BUILTIN_MASKED) or Path(config.name).is_dir()
     name = str(folder.resolve()) if local else config.name
     return LoadedModel(model, text, name, revision, sha256_of(sorted(folder.glob("*.safetensors"))))
 
@@ -139,15 +149,24 @@ def suggestions(memory_bytes: int, most: int = 3) -> list[str]:
     return fitting[-most:] or [KNOWN_MODELS[0][0]]
 
 
-def builtin_folder() -> Path:
-    """The folder of the package's own demonstration model."""
-    return Path(str(importlib.resources.files("loratory") / "builtin" / "model"))
+def builtin_folder(name: str = BUILTIN) -> Path:
+    """The folder of one of the package's own demonstration models."""
+    return Path(str(importlib.resources.files("loratory") / "builtin" / ("model" if name == BUILTIN else "masked")))
+
+
+def is_masked(config: ModelConfig) -> bool:
+    """Whether a model is a masked language model; its weights are not loaded. Raises UserError as load_model does."""
+    return load_tokenizer(config).masked
+
+
+def _is_masked(settings: PretrainedConfig) -> bool:
+    return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in settings.architectures or ())
 
 
 def find_files(config: ModelConfig) -> tuple[Path, str | None]:
     """The folder with the model's files, fetched from the hub if need be, and the commit."""
-    if config.name == BUILTIN:
-        return builtin_folder(), None
+    if config.name in (BUILTIN, BUILTIN_MASKED):
+        return builtin_folder(config.name), None
     folder = Path(config.name)
     if config.name.strip() and folder.is_dir():
         return folder, None
@@ -200,7 +219,7 @@ def _explain(error: Exception, name: str) -> UserError:
         fix = "choose a model whose architecture Transformers itself knows"
         return UserError("The model needs code of its own, which is not run here", name, found=first, fix=fix)
     if "Unrecognized configuration class" in text:
-        return UserError("Not a causal language model", name, found=first)
+        return UserError("Neither a causal nor a masked language model", name, found=first)
     return UserError("The model cannot be loaded", name, found=f"{type(error).__name__}: {first}")
 
 

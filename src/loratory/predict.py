@@ -12,11 +12,23 @@ from loratory import adapters, models
 from loratory.attention import Layout
 from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
-from loratory.evaluate import Prediction, Prompting, answering, choices, programming
-from loratory.examples import LABELS, Message, Row, fill, placeholders, question, records_to_examples, turns_of
+from loratory.evaluate import Prediction, Prompting, answering, choices, filling, programming
+from loratory.examples import (
+    BLANK,
+    LABELS,
+    MASK,
+    Example,
+    Message,
+    Row,
+    fill,
+    placeholders,
+    question,
+    records_to_examples,
+    turns_of,
+)
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
-from loratory.render import Renderer, check_system_is_shown, fit_to_context, make_renderer, render_prompt, tokenize
+from loratory.render import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
 from loratory.score import Rule, label_log_probs
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
@@ -60,10 +72,24 @@ class Tuned:
         """The way that was better on validation: choosing, or answering freely."""
         if self.chooses:
             return self.choices(rows, progress)
+        if self.renderer.masked:
+            return self._fill(rows, progress)
         examples = self._examples(rows)
         prompting = self._prompting(Layout("padded", "generation only"))
         system = programming(prompting, None, None) if self.task == "code" else answering(prompting, None)
         return system.predict(examples, progress)
+
+    def _fill(self, rows: Sequence[Row], progress: Progress) -> list[Prediction]:
+        """The words in the blank of each text. Raises UserError where the training had none."""
+        if BLANK not in (self.prompt.user or ""):
+            fix = "loratory fill"
+            raise UserError(f"This model was tuned on plain texts: no {BLANK} says what to predict", fix=fix)
+        examples = self._examples(rows)
+        if not examples:
+            return []
+        probes = tokenize(dataclasses.replace(max(examples, key=_length), answers=("answer",)), self.renderer)
+        layout = choose_layout(self.base.model, probes, "auto")
+        return filling(self._prompting(layout), tuned=True).predict(examples, progress)
 
     def choices(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
         """The label or candidate that the rule chooses for each row, with the probabilities of all.
@@ -75,7 +101,7 @@ class Tuned:
             return []
         if not examples[0].candidates:
             raise UserError("This task has free answers: there are no labels to choose from")
-        deepest = max(examples, key=lambda e: sum(len(m.content) for m in e.messages))
+        deepest = max(examples, key=_length)
         probes = [
             s for c in deepest.candidates for s in tokenize(dataclasses.replace(deepest, answers=(c,)), self.renderer)
         ]
@@ -86,7 +112,8 @@ class Tuned:
     def ask(self, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
         """Streams the answer to a text, under the trained system message or another.
 
-        Where the trained prompt shows one column, the text fills it; else it is the message as it stands.
+        Where the trained prompt shows one column, the text fills it; else it is the message as it stands. Raises
+        UserError for a masked language model.
         """
         system = self.trained_system() if system is None else system
         filled = fill_only_column(self.prompt.user, text, self.labels)
@@ -127,7 +154,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
     world = resolve_world(device, dtype, 0)
     base = models.load_model(ModelConfig(name, revision, device), world)
     model = base.model if card["adapter"] == "full" else adapters.load_trained(base, folder, force)
-    renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, prompt, str(folder / adapters.CARD))
+    renderer = renderer_for(base.text, prompt, str(folder / adapters.CARD))
     labels = tuple(map(str, card["labels"]))
     candidates = card.get("candidates")
     choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": bool(labels or candidates)}
@@ -137,14 +164,20 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
         )
     rule = Rule(choose["rule"], tuple(map(float, choose["prior"])), choose.get("threshold"))
     longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
+    renderer = dataclasses.replace(renderer, masks=longest) if renderer.masked else renderer
     answer, best = card["answer"], bool(choose["best"])
     task = str(card.get("task", "classification"))
     return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best)
 
 
+def _length(example: Example) -> int:
+    """Characters of the prompt."""
+    return sum(len(m.content) for m in example.messages)
+
+
 def only_column(template: str | None) -> str | None:
     """The column that a prompt template shows, where it shows exactly one."""
-    columns = {name for name in placeholders(template or "", "the adapter's card") if name != LABELS}
+    columns = {*placeholders(template or "", "the adapter's card")} - {LABELS, MASK}
     return columns.pop() if len(columns) == 1 else None
 
 
@@ -164,7 +197,9 @@ def _trained_folder(path: Path) -> Path:
 
 
 def ask(model: nn.Module, renderer: Renderer, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
-    """Streams a model's answer to a user message."""
+    """Streams a model's answer to a user message. Raises UserError for a masked language model."""
+    if renderer.masked:
+        raise UserError("A masked language model holds no conversation", fix="loratory fill")
     if system:
         check_system_is_shown(renderer)
     messages = [Message("system", system)] if system else []

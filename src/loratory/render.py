@@ -1,5 +1,7 @@
 """Example -> TokenizedExample. The only caller of the chat template: training and inference get the same bytes.
 
+For masked language models there is no template: the prompt is a text with a blank, which the answer fills.
+
 T: tokens of one sequence.
 """
 
@@ -19,9 +21,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from loratory import cloze
 from loratory.config import PromptConfig, nearest
 from loratory.errors import UserError
-from loratory.examples import Example, Message
+from loratory.examples import BLANK, Example, Message
+from loratory.models import LoadedTokenizer
 
 # Text that no template produces by itself, to find where a template puts what it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
@@ -43,6 +47,10 @@ class TokenizedExample:
     char_spans: Int64[np.ndarray, "T 2"]
     """The characters of ``text`` that each token stands for."""
     source: str
+    shown_ids: Int64[np.ndarray, "T"] | None = None
+    """For masked language models, what is read: the mask token in place of every trained token."""
+    rotation: tuple[int, int] = (0, 1)
+    """(r, n): trained in the epochs e with e % n == r. A text's sequences, which hide other tokens, take turns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +69,14 @@ class Renderer:
     """How the ending was found."""
     lead: str = ""
     """White space that the template puts between prompt and answer; trained and scored with the answer."""
+    masked: bool = False
+    """Whether it is for a masked language model, without template and ending."""
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What fills the blank for a label, where that is not the label itself."""
+    masks: int = 1
+    """How many mask tokens a blank has."""
+    longest: int = 2**31
+    """Tokens that the model reads at once; longer plain texts are cut into pieces."""
 
     @functools.cached_property
     def ending_text(self) -> str:
@@ -123,6 +139,26 @@ class Renderer:
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special: bool = False) -> str:
     """The text of the ids."""
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
+
+
+def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task file") -> Renderer:
+    """The renderer of a causal or of a masked language model. Raises UserError."""
+    if not text.masked:
+        return make_renderer(text.tokenizer, text.stop_ids, prompt, where)
+    if prompt.system is not None:
+        fix = "put its text into [prompt] user"
+        raise UserError("A masked language model takes no system message", f"{where}, prompt.system", fix=fix)
+    return Renderer(
+        text.tokenizer,
+        {},
+        "",
+        (),
+        (),
+        "a masked language model",
+        masked=True,
+        words=prompt.words,
+        longest=text.max_length,
+    )
 
 
 def make_renderer(
@@ -275,7 +311,13 @@ class RenderedPrompt:
 
 
 def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str = "") -> RenderedPrompt:
-    """Text and ids up to where the answer begins. Raises UserError (two beginning-of-sequence tokens)."""
+    """Text and ids up to where the answer begins; for masked language models with the blank as one mask token.
+
+    Raises UserError (two beginning-of-sequence tokens).
+    """
+    if renderer.masked:
+        found = cloze.prompt(renderer.tokenizer, messages[-1].content, source)
+        return RenderedPrompt(found.text, found.token_ids, found.char_spans, None)
     text = apply_template(renderer, messages, prompt=True)
     ids, spans = renderer.encode(text)
     bos = renderer.tokenizer.bos_token_id
@@ -330,6 +372,8 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
 
     Raises UserError for a turn without a trained token.
     """
+    if renderer.masked:
+        return _tokenize_masked(example, renderer)
     turns, sequences = example.messages, []
     for i, turn in enumerate(turns):
         if turn.role == "assistant":
@@ -337,6 +381,44 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
             sequences.append(join(prompt, turn.content.strip(), renderer, example.source))
     prompt = render_prompt(turns, renderer, example.source)
     return [*sequences, *(join(prompt, answer.strip(), renderer, example.source) for answer in example.answers)]
+
+
+def with_room_for(examples: Sequence[Example], renderer: Renderer) -> Renderer:
+    """For masked language models: with blanks of as many masks as the longest of the answers has tokens."""
+    if not renderer.masked or _is_plain_text(examples[0]):
+        return renderer
+    texts = {text for e in examples for text in e.candidates or e.answers}
+    longest = max(len(renderer.encode_part(f" {word(text, renderer)}")[0]) for text in texts)
+    return dataclasses.replace(renderer, masks=longest)
+
+
+def _tokenize_masked(example: Example, renderer: Renderer) -> list[TokenizedExample]:
+    """The text with each right answer in its blank; without a blank, sequences that hide every token once."""
+    text, source = example.messages[-1].content, example.source
+    if not _is_plain_text(example):
+        blank = cloze.split_blank(text, source)
+        words = [word(answer, renderer) for answer in example.answers]
+        found = [cloze.fill_in(renderer.tokenizer, blank, w, renderer.masks, source) for w in words]
+        return [_masked_sequence(hidden, source, (0, 1)) for hidden in found]
+    pieces = list(cloze.turns(renderer.tokenizer, text, renderer.longest))
+    if not pieces:
+        raise UserError("The text has no tokens, so nothing would be trained", source, found=repr(text[:80]))
+    return [_masked_sequence(hidden, source, (i, len(own))) for own in pieces for i, hidden in enumerate(own)]
+
+
+def _is_plain_text(example: Example) -> bool:
+    """Whether the text is its own answer: any token of it may be hidden."""
+    return example.answers == (example.messages[-1].content,)
+
+
+def _masked_sequence(found: cloze.Hidden, source: str, rotation: tuple[int, int]) -> TokenizedExample:
+    weights = found.hidden.astype(np.float32)
+    return TokenizedExample(found.token_ids, weights, found.text, found.char_spans, source, found.shown_ids, rotation)
+
+
+def word(answer: str, renderer: Renderer) -> str:
+    """What fills a masked language model's blank for an answer."""
+    return renderer.words.get(answer, answer)
 
 
 def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -> TokenizedExample:
@@ -362,8 +444,8 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
 def pieces(sequence: TokenizedExample) -> list[tuple[str, bool]]:
     """The text of each token and whether it is trained; together they are the whole text, each character once."""
     found, shown = [], 0
-    for (start, end), weight in zip(sequence.char_spans.tolist(), sequence.loss_weights.tolist(), strict=True):
-        found.append((sequence.text[max(start, shown) : end], weight > 0))  # some tokenizers' spans overlap
+    for end, weight in zip(sequence.char_spans[:, 1].tolist(), sequence.loss_weights.tolist(), strict=True):
+        found.append((sequence.text[shown:end], weight > 0))  # some tokenizers' spans overlap, others leave gaps
         shown = max(shown, end)
     return found
 
@@ -382,11 +464,23 @@ class Fitted:
 
 def example_length(example: Example, renderer: Renderer) -> int:
     """Tokens of the prompt with the longest of the answers that may follow it, ending included."""
+    if renderer.masked:
+        return _masked_length(example, renderer)
     prompt = render_prompt(example.messages, renderer, example.source)
     answers = example.candidates or example.answers
     if prompt.tail is not None:
         return len(prompt.token_ids) + renderer.longest_answer(prompt.tail, answers) + len(renderer.ending)
     return len(prompt.token_ids) + max((len(completion_ids(prompt, a, renderer)[0]) for a in answers), default=0)
+
+
+def _masked_length(example: Example, renderer: Renderer) -> int:
+    """A plain text always fits: it is cut into pieces."""
+    if _is_plain_text(example):
+        return 0
+    blank = cloze.split_blank(example.messages[-1].content, example.source)
+    answers = example.candidates or example.answers
+    longest = max((len(renderer.encode_part(blank.lead + word(a, renderer))[0]) for a in answers), default=1)
+    return len(cloze.with_masks(renderer.tokenizer, blank, max(longest, renderer.masks)).token_ids)
 
 
 def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, overlong: str) -> Fitted:
@@ -409,13 +503,17 @@ def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, 
 
 
 def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -> Example:
-    """Shortens the end of the last user message until the example fits. Raises UserError if nothing would be left."""
+    """Shortens the last user message until the example fits: its end, or what stands above the line of a blank.
+
+    Raises UserError if nothing would be left.
+    """
     last = max(i for i, m in enumerate(example.messages) if m.role == "user")
     content = example.messages[last].content
-    spans = renderer.encode(content)[1]
+    content, kept = _at_blank(content) if renderer.masked else (content, "")
+    spans = renderer.encode_part(content)[1] if renderer.masked else renderer.encode(content)[1]
     keep = len(spans) - excess
     while keep > 0:
-        shorter = dataclasses.replace(example.messages[last], content=content[: spans[keep - 1][1]].rstrip())
+        shorter = dataclasses.replace(example.messages[last], content=content[: spans[keep - 1][1]].rstrip() + kept)
         messages = (*example.messages[:last], shorter, *example.messages[last + 1 :])
         candidate = dataclasses.replace(example, messages=messages)
         over = example_length(candidate, renderer) - limit
@@ -425,3 +523,9 @@ def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -
     raise UserError(
         "The prompt does not fit the model's context even without the row's text", example.source, f"{limit} tokens"
     )
+
+
+def _at_blank(text: str) -> tuple[str, str]:
+    """What stands above the line that holds the blank, and the rest."""
+    start = text.rfind("\n", 0, text.index(BLANK))
+    return text[: max(start, 0)], text[max(start, 0) :]

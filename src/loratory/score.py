@@ -19,7 +19,7 @@ from loratory.batches import micro_batches
 from loratory.examples import Example
 from loratory.generate import Prefix, Progress, shared_prefix
 from loratory.loss import target_log_probs
-from loratory.render import Renderer, TokenizedExample, completion_ids, render_prompt
+from loratory.render import Renderer, TokenizedExample, completion_ids, render_prompt, tokenize
 
 RuleName = Literal["sum", "mean", "prior"]
 PROMPTS_AT_ONCE = 64  # bounds the memory that their sequences take
@@ -62,8 +62,12 @@ def label_log_probs(
 ) -> LabelScores:
     """Scores every candidate as a leaf of its example's prompt; what all prompts begin with is computed once.
 
-    L is the largest number of candidates of an example.
+    L is the largest number of candidates of an example. A masked language model scores each in the text's blank.
     """
+    if renderer.masked:
+        filled = [tokenize(dataclasses.replace(e, answers=e.candidates), renderer) for e in examples]
+        sums = trained_log_probs(model, filled, layout, token_budget, progress)
+        return _table([[value for value, _ in own] for own in sums], [[count for _, count in own] for own in sums])
     ids, completions, known = [], [], {}
     for example in examples:  # most prompts are followed by the same ids, which are kept once
         prompt = render_prompt(example.messages, renderer, example.source)
@@ -71,11 +75,16 @@ def label_log_probs(
         ids.append(prompt.token_ids)
         completions.append(known.setdefault(own, own))
     found = sequence_log_probs(model, ids, completions, layout, token_budget, progress)
-    shape = (len(examples), max((len(e.candidates) for e in examples), default=0))
+    return _table(found, [[len(c) for c in own] for own in completions])
+
+
+def _table(log_probs: Sequence[Sequence[float] | np.ndarray], tokens: Sequence[Sequence[int]]) -> LabelScores:
+    """Both as rectangles."""
+    shape = (len(tokens), max(map(len, tokens), default=0))
     log_probs_EL, tokens_EL = np.full(shape, -np.inf), np.ones(shape, dtype=np.int64)
-    for i, (values, own) in enumerate(zip(found, completions, strict=True)):
-        log_probs_EL[i, : len(own)] = values
-        tokens_EL[i, : len(own)] = [len(c) for c in own]
+    for i, (values, counts) in enumerate(zip(log_probs, tokens, strict=True)):
+        log_probs_EL[i, : len(counts)] = values
+        tokens_EL[i, : len(counts)] = counts
     return LabelScores(log_probs_EL, tokens_EL)
 
 
@@ -112,7 +121,7 @@ def sequence_log_probs(
 
 
 @torch.no_grad()
-def turn_log_probs(
+def trained_log_probs(
     model: nn.Module,
     examples: Sequence[Sequence[TokenizedExample]],
     layout: Layout,
@@ -121,7 +130,8 @@ def turn_log_probs(
 ) -> list[list[tuple[float, int]]]:
     """For each sequence of each example: the natural log-probability of its trained tokens, summed, and their number.
 
-    The sequences of an example are the turns of a conversation: what they share is computed once.
+    The sequences of an example are the turns of a conversation, a blank with several answers, or a text with one part
+    hidden after another: what they share is computed once.
     """
     model.eval()
     device = next(model.parameters()).device

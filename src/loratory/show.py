@@ -38,14 +38,16 @@ def padded(sequences: Sequence[TokenizedExample], pad_id: int) -> dict[str, list
     """The sequences as the arrays that other programs train on, each of shape [B, T], padded on the right.
 
     ``shifted_labels``: the entry at t is the id that position t is trained to predict, or -100. Transformers' own
-    ``labels`` are not shifted.
+    ``labels`` are not shifted; for masked language models neither are these.
     """
     width = max(len(s.token_ids) for s in sequences)
     arrays: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "shifted_labels": []}
     for s in sequences:
         room = width - len(s.token_ids)
         targets = np.where(s.loss_weights > 0, s.token_ids, IGNORED)
-        arrays["input_ids"].append(s.token_ids.tolist() + [pad_id] * room)
+        read = s.token_ids if s.shown_ids is None else s.shown_ids
+        arrays["input_ids"].append(read.tolist() + [pad_id] * room)
         arrays["attention_mask"].append([1] * len(s.token_ids) + [0] * room)
-        arrays["shifted_labels"].append([*targets[1:].tolist(), IGNORED, *[IGNORED] * room])
+        predicted = [*targets[1:].tolist(), IGNORED] if s.shown_ids is None else targets.tolist()
+        arrays["shifted_labels"].append(predicted + [IGNORED] * room)
     return arrays

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from loratory.attention import Layout, can_checkpoint, decoder_layers
-from loratory.batches import micro_batches, steps_per_epoch
+from loratory.batches import micro_batches, of_epoch, steps_per_epoch
 from loratory.config import SpeedConfig, TrainConfig
 from loratory.render import TokenizedExample
 from loratory.world import World, matmul_flops, memory_bytes
@@ -28,7 +28,7 @@ def resolve_speed(
     world: World,
 ) -> tuple[SpeedConfig, list[str]]:
     """Settings without "auto", and a sentence for each thing that was switched on, or could not be."""
-    first = [sequence for group in examples[: settings.batch_size] for sequence in group]
+    first = of_epoch(examples, range(min(len(examples), settings.batch_size)), 0)
     unique = sum(len(batch.token_ids_T) for batch in micro_batches(first, settings.token_budget, layout.share))
     longest = max(len(sequence.token_ids) for group in examples for sequence in group)
     tokens = max(longest, min(settings.token_budget, unique))
@@ -40,7 +40,7 @@ def resolve_speed(
         speed,
         compile=compiling,
         checkpointing=checkpointing,
-        products=world.products_name if full else speed.products,
+        products=world.products_name if full and world.dtype != torch.float64 else speed.products,
     )
     return resolved, [sentence for sentence in (first_sentence, second_sentence) if sentence]
 

@@ -10,6 +10,7 @@ from loratory.evaluate import Prompting, System
 from loratory.examples import Example, draw_few_shot
 from loratory.generate import Progress
 from loratory.job import Job
+from loratory.tasks import measure_of
 
 FEW_SHOT = ("few-shot", "few-shot-choose")
 BEFORE = ("prompt", "prompt-choose", *FEW_SHOT, "linear", "embed", "copy")
@@ -20,6 +21,8 @@ def asked(job: Job, names: Sequence[str]) -> list[str]:
     """The systems of ``names`` that the settings ask for; few-shot prompting only where an example fits the prompt."""
     chosen = job.config.run.systems or SYSTEMS[job.config.task]
     found = [name for name in names if name in chosen]
+    if job.renderer.masked:  # a solved text beside a text with a blank is nothing that it has seen
+        return [name for name in found if name not in FEW_SHOT]
     if any(name in FEW_SHOT for name in found) and not few_shot(job)[0]:
         return [name for name in found if name not in FEW_SHOT]
     return found
@@ -50,7 +53,7 @@ def before(job: Job, name: str) -> Callable[[Progress], System]:
             )
             return evaluate.classifying(*found)
         shots, note = few_shot(job) if name.startswith("few-shot") else ((), None)
-        return prompted(job, job.base.model, shots, note, name.endswith("choose"), progress)
+        return prompted(job, job.base.model, name, shots, note, progress)
 
     return make
 
@@ -64,21 +67,25 @@ def few_shot(job: Job) -> tuple[tuple[Example, ...], str]:
 
 
 def prompted(
-    job: Job, model: nn.Module, shots: tuple[Example, ...], note: str | None, choose: bool, progress: Progress
+    job: Job, model: nn.Module, name: str, shots: tuple[Example, ...], note: str | None, progress: Progress
 ) -> System:
-    """The model, answering freely or choosing among the labels."""
+    """The model, answering freely or choosing among the labels, as the system's name says."""
     budget = job.config.train.token_budget
     longest = evaluate.longest_answer(job.split.train, job.renderer)
     prompting = Prompting(model, job.renderer, job.layout, shots, longest, budget)
+    if measure_of(job.config) == "fill-text":
+        return evaluate.restoring(prompting)
     if job.config.task == "code":
         return evaluate.programming(prompting, job.config.code.seconds if job.config.code.run else None, note)
     if job.config.task == "dialogue":
         return evaluate.conversing(prompting)
-    if choose:
+    if name.endswith("choose"):
         return evaluate.choosing(prompting, job.split.validation, job.config.task, note, progress)
+    if job.renderer.masked:
+        return evaluate.filling(prompting, tuned=name in TUNED)
     return evaluate.answering(prompting, note)
 
 
 def after(job: Job, model: nn.Module, name: str) -> Callable[[Progress], System]:
     """How to make a tuned system."""
-    return lambda progress: prompted(job, model, (), None, name.endswith("choose"), progress)
+    return lambda progress: prompted(job, model, name, (), None, progress)

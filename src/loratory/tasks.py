@@ -10,7 +10,7 @@ import numpy as np
 from loratory import metrics
 from loratory.charts import percent
 from loratory.config import Config
-from loratory.examples import BETWEEN_LABELS
+from loratory.examples import BETWEEN_LABELS, is_plain_text
 
 Lines = Sequence[Mapping[str, Any]]
 """The lines of a system's predictions, as the run directory keeps them."""
@@ -83,13 +83,26 @@ def turn_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
     """``perplexity`` of all right turns' tokens, of the first turns and of the last ones; and what the written last
     turns are like: ``rougeL`` and the text metrics."""
 
-    def perplexity(turns: Sequence[Sequence[float | int]]) -> float:
-        return math.exp(-sum(value for value, _ in turns) / sum(count for _, count in turns))
-
     parts = {"perplexity": slice(None), "perplexity_first_turn": slice(1), "perplexity_last_turn": slice(-1, None)}
-    found = {name: perplexity([t for line in lines for t in line["turns"][part]]) for name, part in parts.items()}
+    found = {name: _perplexity([t for line in lines for t in line["turns"][part]]) for name, part in parts.items()}
     rouge = float(np.mean([likeness(line, [line["expected"]]) for line in lines]))
     return {**found, "rougeL": rouge, **text_metrics(lines, labels)}
+
+
+def fill_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``edit_similarity`` of the words that were filled in and the right ones, mean."""
+    likeness = [metrics.edit_similarity(line["answer"] or "", line["expected"]) for line in lines]
+    return {"edit_similarity": float(np.mean(likeness))}
+
+
+def text_perplexity(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``perplexity`` of all tokens, each hidden once, a seventh of a text at a time: a pseudo-perplexity (Salazar
+    et al., "Masked Language Model Scoring", ACL 2020, hide one token at a time)."""
+    return {"perplexity": _perplexity([turn for line in lines for turn in line["turns"]])}
+
+
+def _perplexity(turns: Sequence[Sequence[float | int]]) -> float:
+    return math.exp(-sum(value for value, _ in turns) / sum(count for _, count in turns))
 
 
 def code_likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
@@ -125,7 +138,9 @@ def set_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
 
 
 def measure_of(config: Config) -> str:
-    """The entry of TASKS that measures a run: its task, or that task with its tests run."""
+    """The entry of TASKS that measures a run: its task, or a form of it."""
+    if is_plain_text(config.task, config.data, config.prompt):
+        return "fill-text"
     return "code-tests" if config.task == "code" and config.code.run else config.task
 
 
@@ -148,6 +163,13 @@ TASKS = {
     "dialogue": Task(
         "token_probability", "token probability", token_probability, False, turn_metrics, ("perplexity", "perplexity"),
         lambda s: f"perplexity {s['metrics']['perplexity']:.2f}",
+    ),
+    "fill": Task(
+        "accuracy", "accuracy", is_right, True, fill_metrics, ("edit similarity", "edit_similarity"), _percent
+    ),
+    "fill-text": Task(
+        "token_probability", "token probability", token_probability, False, text_perplexity,
+        ("pseudo-perplexity", "perplexity"), lambda s: f"pseudo-perplexity {s['metrics']['perplexity']:.2f}",
     ),
     "code": Task(
         "edit_similarity", "edit similarity", code_likeness, False, code_metrics, ("exact match", "exact_match"),

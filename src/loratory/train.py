@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from loratory.attention import Layout, prepared, prepared_for_training
-from loratory.batches import Batch, micro_batches, step_examples, steps_per_epoch
+from loratory.batches import Batch, micro_batches, of_epoch, step_examples, steps_per_epoch
 from loratory.config import TrainConfig
 from loratory.loss import LossSum, batch_loss, batch_weight
 from loratory.optim import learning_rate_at, trainable_parameters
@@ -59,7 +59,7 @@ def train(
     schedule = step_examples(len(examples), settings.batch_size, settings.seed, first_step, steps)
     for step, indices in enumerate(schedule, first_step):
         started = time.perf_counter()
-        sequences = [sequence for i in indices for sequence in examples[i]]
+        sequences = of_epoch(examples, indices, step // steps_per_epoch(len(examples), settings.batch_size))
         batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, layout.share)]
         rate = learning_rate_at(step, steps, peak_learning_rate, settings.schedule, settings.warmup)
         set_training(model)  # each time, because whoever drives the loop may evaluate in between

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from loratory.attention import NAME, Layout, prepared, target_states, tree_forward
+from loratory.attention import NAME, Layout, prepared, row_logits, target_states, tree_forward
 from loratory.batches import Batch, build_batch
 from loratory.config import SpeedConfig
 from loratory.render import TokenizedExample
@@ -39,11 +39,14 @@ def choose_layout(
     """
     deepest = max(len(s.token_ids) for s in sequences)
     limit = length_dependent_beyond(model)
+    masked = sequences[0].shown_ids is not None
     if deepest > limit:
-        return Layout("one-by-one", f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed")
+        why = f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed"
+        return Layout("one-by-one", why, masked)
     if batching == "padded":
-        return Layout("padded", "as the settings say")
-    tree = Layout("tree", "verified on this model", by_hand=speed.attention == "on")
+        return Layout("padded", "as the settings say", masked)
+    kind, first = ("packed", _first_position(model)) if masked else ("tree", 0)
+    tree = Layout(kind, "verified on this model", masked, first, by_hand=speed.attention == "on")
     batch = _deepest_tree(sequences).to(model.device)
     try:
         with torch.no_grad(), prepared(model, tree):
@@ -57,11 +60,19 @@ def choose_layout(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if batching == "tree":
             raise Mismatch(reason) from error
-        return Layout("padded", f"token trees are not exact for {type(model).__name__} ({reason[:160]})")
+        return Layout("padded", f"{kind} batches are not exact for {type(model).__name__} ({reason[:160]})", masked)
     with torch.no_grad():
         plain = speed.head == "on" and _head_is_plain(model, batch, tree)
-        skips = speed.skip_rows == "on" and _rows_can_be_skipped(model, batch, tree)
+        skips = speed.skip_rows == "on" and not masked and _rows_can_be_skipped(model, batch, tree)
     return dataclasses.replace(tree, plain_head=plain, skips_rows=skips)
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """Where the model counts positions from: behind the padding token's id, if it has embeddings for them of that kind
+    (RoBERTa and its kin), else 0."""
+    found = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    padding = (m.padding_idx for m in found if isinstance(m, nn.Embedding) and m.padding_idx is not None)
+    return next(padding, -1) + 1
 
 
 def length_dependent_beyond(model: nn.Module) -> int:
@@ -96,7 +107,7 @@ def _check_calls(model: PreTrainedModel, batch: Batch, layout: Layout) -> None:
     if model.config._attn_implementation != NAME:
         raise Mismatch("its attention cannot be replaced")
     called: list[int] = []
-    tree_forward(model, batch, layout, called, logits_to_keep=1)
+    row_logits(model, batch, layout, batch.target_rows_N[:1], called=called)
     layers = model.config.get_text_config().num_hidden_layers
     if len(set(called)) != layers or len(called) != layers:
         raise Mismatch(f"{len(set(called))} of {layers} layers use attention that can be replaced")
@@ -110,8 +121,8 @@ def _check_separation(model: PreTrainedModel, batch: Batch, layout: Layout) -> N
     changed = torch.where(on_path_T, batch.token_ids_T, (batch.token_ids_T + 1) % vocabulary)
     rows = batch.target_rows_N.unique()
     rows = rows[on_path_T[rows]]
-    one = tree_forward(model, batch, layout, logits_to_keep=rows).logits
-    two = tree_forward(model, dataclasses.replace(batch, token_ids_T=changed), layout, logits_to_keep=rows).logits
+    one = row_logits(model, batch, layout, rows)
+    two = row_logits(model, dataclasses.replace(batch, token_ids_T=changed), layout, rows)
     if not torch.equal(one, two):
         raise Mismatch("tokens of one sequence reach another")
 
@@ -126,7 +137,8 @@ def _check_numbers(model: PreTrainedModel, batch: Batch, layout: Layout) -> None
             (batch.subtree_end_T > last) & (torch.arange(len(batch.token_ids_T), device=model.device) <= last)
         ).nonzero()
         rows = path[:, 0]
-        stock_PD = twin(input_ids=batch.token_ids_T[rows][None], use_cache=False).last_hidden_state[0]
+        cache = {} if layout.masked else {"use_cache": False}
+        stock_PD = twin(input_ids=batch.token_ids_T[rows][None], **cache).last_hidden_state[0]
         error = (tree_TD[rows] - stock_PD).abs().max() / stock_PD.abs().max()
         if not error <= 1e-3:
             raise Mismatch(f"differs from the stock attention by {error:.1e}")
@@ -140,7 +152,7 @@ def _head_is_plain(model: PreTrainedModel, batch: Batch, layout: Layout) -> bool
     rows = batch.target_rows_N.unique()
     try:
         with prepared(model, layout):
-            logits = tree_forward(model, batch, layout, logits_to_keep=rows).logits[0]
+            logits = row_logits(model, batch, layout, rows)
             states, _ = target_states(model, batch, layout)
         return torch.equal(logits, linear(states, head.weight, head.bias))
     except Exception:  # something between the last states and the head
@@ -189,5 +201,6 @@ def _first_layers(model: PreTrainedModel) -> PreTrainedModel:
     # Under an adapter, the base model's own weights are one level down.
     own = {name.replace(".base_layer.", "."): tensor for name, tensor in body.state_dict().items()}
     found = {name: tensor.to(dtype) for name, tensor in own.items() if name in wanted}
-    twin.load_state_dict(found)
+    # Bodies of some masked language models are made with a pooler, which the last states do not depend on.
+    twin.load_state_dict({**{name: t for name, t in wanted.items() if name.startswith("pooler.")}, **found})
     return twin

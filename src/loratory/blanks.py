@@ -1,0 +1,161 @@
+"""Masked language models at work: what they put into a blank, and how sure they are.
+
+T: tokens of a text.  K: its masks.  N: guesses for each mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import nn
+
+from loratory import cloze
+from loratory.attention import Layout, prepared, target_logits
+from loratory.batches import micro_batches
+from loratory.errors import UserError
+from loratory.examples import Example
+from loratory.generate import Progress
+from loratory.render import Renderer, TokenizedExample, decode
+
+AT_ONCE = 64  # texts whose blanks are filled together
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What may stand in the place of a text's masks, the most probable first."""
+
+    token_ids_KN: Int64[np.ndarray, "K N"]
+    log_probs_KN: Float64[np.ndarray, "K N"]
+    """Natural logarithm; special tokens are left out, and the others share what they had."""
+
+
+@torch.no_grad()
+def guess(
+    model: nn.Module,
+    renderer: Renderer,
+    texts: Sequence[Int64[np.ndarray, "_"]],
+    count: int,
+    layout: Layout,
+    budget: int,
+    allowed: Sequence[int] = (),
+) -> list[Guesses]:
+    """The ``count`` most probable tokens for each mask of each text, all masks of a text at once.
+
+    ``texts``: their ids, mask tokens included. ``budget``: tokens computed together. ``allowed``: special tokens that
+    may be guessed too.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    special = torch.tensor(sorted({*renderer.tokenizer.all_special_ids} - {*allowed}), device=device)
+    sequences = [_masks_as_targets(ids, renderer) for ids in texts]
+    found = [Guesses(np.zeros((0, count), dtype=np.int64), np.zeros((0, count)))] * len(texts)
+    with prepared(model, layout):
+        for batch in micro_batches(sequences, budget, layout.share):
+            logits_UV, inverse_N = target_logits(model, batch.to(device), layout)
+            logits_UV[:, special] = -torch.inf
+            best = logits_UV.double().log_softmax(dim=-1).topk(count)
+            ids_NN, log_probs_NN = best.indices[inverse_N].cpu().numpy(), best.values[inverse_N].cpu().numpy()
+            for i in batch.target_sequence_N.unique().tolist():
+                own = (batch.target_sequence_N == i).numpy()
+                found[i] = Guesses(ids_NN[own], log_probs_NN[own])
+    return found
+
+
+def _masks_as_targets(ids: Int64[np.ndarray, "T"], renderer: Renderer) -> TokenizedExample:
+    weights = (ids == renderer.tokenizer.mask_token_id).astype(np.float32)
+    return TokenizedExample(ids, weights, "", np.zeros((len(ids), 2), dtype=np.int64), "", ids)
+
+
+def complete(model: nn.Module, renderer: Renderer, text: str, count: int) -> tuple[list[list[tuple[str, float]]], str]:
+    """For each mask of a text the ``count`` most probable tokens with their probabilities, and the text filled in.
+
+    A mask is written as {mask}, [MASK], <mask>, or as the tokenizer has it. Raises UserError without one, or for a text
+    that is too long.
+    """
+    tokenizer = renderer.tokenizer
+    marked = cloze.mark_masks(tokenizer, text)
+    ids = cloze.prompt(tokenizer, marked, "the text").token_ids
+    if not (ids == tokenizer.mask_token_id).any():
+        raise UserError("The text has no mask", expected=str(tokenizer.mask_token), found=text[:80])
+    if len(ids) > renderer.longest:
+        raise UserError("The text is too long", expected=f"at most {renderer.longest} tokens", found=f"{len(ids)}")
+    layout = Layout("padded", "one text", masked=True)
+    [found] = guess(model, renderer, [ids], count, layout, len(ids))
+    [filled] = _fill(model, renderer, [ids], layout, len(ids))
+    pairs = zip(found.token_ids_KN.tolist(), np.exp(found.log_probs_KN).tolist(), strict=True)
+    words = [[(decode(tokenizer, [i]), p) for i, p in zip(*own, strict=True)] for own in pairs]
+    return words, decode(tokenizer, filled.tolist(), skip_special=True).strip()
+
+
+def fill_blanks(
+    model: nn.Module,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    longest: int,
+    tuned: bool,
+    layout: Layout,
+    budget: int,
+    progress: Progress,
+) -> list[str]:
+    """The words that the model puts into the blank of each text, ``longest`` tokens at most.
+
+    A tuned model fills ``longest`` masks at once, as it was trained, and ends its answer itself. For another one their
+    number is tried: the one at which the most probable tokens have the highest mean log-probability. They are filled in
+    one after another, always the one that the model is surest of, so that they go together.
+    """
+    answers = []
+    for start in range(0, len(examples), AT_ONCE):
+        blanks = [cloze.split_blank(e.messages[-1].content, e.source) for e in examples[start : start + AT_ONCE]]
+        if tuned:
+            texts = [cloze.with_masks(renderer.tokenizer, blank, longest) for blank in blanks]
+            ends = [cloze.ending_id(renderer.tokenizer)]
+            guesses = guess(model, renderer, [t.shown_ids for t in texts], 1, layout, budget, ends)
+            words = [_until(g.token_ids_KN[:, 0].tolist(), ends) for g in guesses]
+        else:
+            texts = _of_best_length(model, renderer, blanks, longest, layout, budget)
+            filled = _fill(model, renderer, [t.shown_ids for t in texts], layout, budget)
+            words = [ids[t.hidden].tolist() for ids, t in zip(filled, texts, strict=True)]
+        answers += [decode(renderer.tokenizer, ids, skip_special=True).strip() for ids in words]
+        progress(min(start + AT_ONCE, len(examples)), len(examples))
+    return answers
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def _of_best_length(
+    model: nn.Module, renderer: Renderer, blanks: Sequence[cloze.Blank], longest: int, layout: Layout, budget: int
+) -> list[cloze.Hidden]:
+    tried = [[cloze.with_masks(renderer.tokenizer, b, k) for k in range(1, longest + 1)] for b in blanks]
+    guesses = guess(model, renderer, [t.shown_ids for own in tried for t in own], 1, layout, budget)
+    sure = np.array([g.log_probs_KN.mean() for g in guesses]).reshape(len(blanks), longest)
+    return [own[int(i)] for own, i in zip(tried, sure.argmax(axis=1), strict=True)]
+
+
+def _fill(
+    model: nn.Module, renderer: Renderer, texts: Sequence[Int64[np.ndarray, "_"]], layout: Layout, budget: int
+) -> list[Int64[np.ndarray, "_"]]:
+    """The texts without masks, filled in one token after another."""
+    filled = [ids.copy() for ids in texts]
+    mask_id = renderer.tokenizer.mask_token_id
+    while waiting := [ids for ids in filled if (ids == mask_id).any()]:
+        for ids, guesses in zip(waiting, guess(model, renderer, waiting, 1, layout, budget), strict=True):
+            surest = int(guesses.log_probs_KN[:, 0].argmax())
+            ids[np.flatnonzero(ids == mask_id)[surest]] = guesses.token_ids_KN[surest, 0]
+    return filled
+
+
+def restore(
+    model: nn.Module, renderer: Renderer, sequences: Sequence[TokenizedExample], layout: Layout, budget: int
+) -> list[str]:
+    """Each text with the most probable token in the place of every hidden one, all at once."""
+    shown = [s.shown_ids for s in sequences if s.shown_ids is not None]
+    restored = []
+    for ids, guesses in zip(shown, guess(model, renderer, shown, 1, layout, budget), strict=True):
+        ids = ids.copy()
+        ids[ids == renderer.tokenizer.mask_token_id] = guesses.token_ids_KN[:, 0]
+        restored.append(decode(renderer.tokenizer, ids.tolist(), skip_special=True).strip())
+    return restored

@@ -1,0 +1,502 @@
+"""Masked language models: hidden tokens, packed batches, whole runs."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from conftest import VOCABULARY
+from test_finetune import predictions
+
+from loratory import cloze
+from loratory.attention import Layout, prepared
+from loratory.batches import build_batch, micro_batches, of_epoch
+from loratory.blanks import complete, fill_blanks
+from loratory.config import (
+    AdapterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RunConfig,
+    SpeedConfig,
+    TrainConfig,
+)
+from loratory.errors import UserError
+from loratory.examples import Example, Message, load_split
+from loratory.finetune import finetune
+from loratory.loss import batch_loss, target_log_probs
+from loratory.models import LoadedTokenizer, load_model
+from loratory.predict import load
+from loratory.render import TokenizedExample, fit_to_context, pieces, renderer_for, tokenize
+from loratory.score import label_log_probs
+from loratory.verify import choose_layout
+from loratory.world import resolve_world
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_hidden_layers": 2, "max_position_embeddings": 80, "pad_token_id": 1,
+}  # fmt: skip
+FAMILIES = {
+    "bert": lambda: transformers.BertConfig(**SMALL),
+    "roberta": lambda: transformers.RobertaConfig(**SMALL),
+    "distilbert": lambda: transformers.DistilBertConfig(
+        vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_heads=4, n_layers=2, max_position_embeddings=80, pad_token_id=1
+    ),
+    # Its local layers see two tokens to each side.
+    "modernbert": lambda: transformers.ModernBertConfig(
+        **{**SMALL, "num_hidden_layers": 3}, local_attention=4, global_attn_every_n_layers=3, cls_token_id=None,
+        sep_token_id=None, bos_token_id=None, eos_token_id=None,
+    ),
+    # The interface does not reach its attention: padded batches have to serve.
+    "deberta": lambda: transformers.DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+}  # fmt: skip
+MASK_ID = 3
+TOLERANCE = {"modernbert": 1e-7}  # its rotary angles are float32
+
+
+@functools.cache
+def tiny(family: str) -> transformers.PreTrainedModel:
+    """A random float64 model whose attention matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForMaskedLM.from_config(FAMILIES[family]()).to(torch.float64)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                if "norm" not in name.lower():
+                    parameter.normal_(0, 0.15)
+    return model.eval()
+
+
+def hidden(ids: list[int], at: list[int]) -> TokenizedExample:
+    """A sequence whose tokens ``at`` are hidden."""
+    weights = np.zeros(len(ids), dtype=np.float32)
+    weights[at] = 1
+    shown = np.array(ids, dtype=np.int64)
+    shown[at] = MASK_ID
+    spans = np.zeros((len(ids), 2), dtype=np.int64)
+    return TokenizedExample(np.array(ids, dtype=np.int64), weights, "", spans, "test", shown)
+
+
+def some_sequences() -> list[TokenizedExample]:
+    """Of different lengths; two read the same and hide different tokens."""
+    draw = np.random.default_rng(0)
+    found = [hidden(draw.integers(4, VOCABULARY, n).tolist(), [n // 2, n - 1]) for n in (5, 23, 9, 40, 12)]
+    same = draw.integers(4, VOCABULARY, 14).tolist()
+    other = [*same]
+    other[6] = 5
+    return [*found, hidden(same, [6]), hidden(other, [6])]
+
+
+def one_by_one(model, sequences) -> tuple[float, dict[str, torch.Tensor]]:
+    """Cross-entropy of hidden tokens and its gradients: one plain forward a sequence."""
+    loss = 0.0
+    for s in sequences:
+        logits = model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0]
+        own = torch.from_numpy(s.loss_weights > 0)
+        part = torch.nn.functional.cross_entropy(logits[own], torch.from_numpy(s.token_ids)[own], reduction="sum")
+        part.backward()
+        loss += part.item()
+    return loss, gradients(model)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("budget", [30, 1000])
+@pytest.mark.parametrize("batching", ["auto", "padded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_have_the_loss_and_gradients_of_the_sequences_one_by_one(family, batching, budget):
+    model, sequences = tiny(family), some_sequences()
+    layout = choose_layout(model, sequences, batching)
+    assert layout.kind == ("packed" if batching == "auto" and family != "deberta" else "padded"), layout.why
+    assert layout.first_position == (2 if layout.kind == "packed" and family == "roberta" else 0)
+    expected, expected_gradients = one_by_one(model, sequences)
+    loss = 0.0
+    with prepared(model, layout):
+        for batch in micro_batches(sequences, budget, layout.share):
+            part = batch_loss(model, batch, layout).total
+            part.backward()
+            loss += part.item()
+    found = gradients(model)
+    assert loss == pytest.approx(expected, rel=1e-10)
+    largest = max(g.abs().max().item() for g in expected_gradients.values())
+    assert largest > 1e-3
+    for name, gradient in expected_gradients.items():
+        assert (found[name] - gradient).abs().max() <= TOLERANCE.get(family, 1e-12) * largest, name
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+def test_a_packed_batch_gives_each_sequence_its_own_log_probabilities(family):
+    model, sequences = tiny(family), some_sequences()
+    layout = choose_layout(model, sequences, "auto")
+    batch = build_batch(sequences)
+    with torch.no_grad(), prepared(model, layout):
+        found = target_log_probs(model, batch, layout)
+    for i, s in enumerate(sequences):
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0].log_softmax(-1)
+        at = np.flatnonzero(s.loss_weights)
+        assert torch.allclose(found[batch.target_sequence_N == i], logits[at, s.token_ids[at]], rtol=0, atol=1e-12)
+
+
+def test_sequences_that_read_the_same_stand_once():
+    sequences = some_sequences()
+    [batch] = micro_batches(sequences, 1000, True)
+    assert len(batch.token_ids_T) == sum(len(s.token_ids) for s in sequences[:-1])
+    assert len(batch.target_ids_N) == sum(int(s.loss_weights.sum()) for s in sequences)
+
+
+def test_the_check_finds_positions_that_are_off(monkeypatch):
+    monkeypatch.setattr("loratory.verify._first_position", lambda model: 0)
+    layout = choose_layout(tiny("roberta"), some_sequences(), "auto")
+    assert layout.kind == "padded" and "differs from the stock attention" in layout.why
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+
+
+def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """As BERT's: lower-case word pieces between [CLS] and [SEP]."""
+    special = ["[UNK]", "[PAD]", "[CLS]", "[MASK]", "[SEP]"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.:,"
+    vocabulary = {t: i for i, t in enumerate([*special, *letters, *(f"##{c}" for c in letters), "the", "cat", "##ow"])}
+    core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    core.normalizer = tokenizers.normalizers.BertNormalizer()
+    core.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    core.decoder = tokenizers.decoders.WordPiece()
+    ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    core.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names, sep_token="[SEP]", model_max_length=80)
+
+
+def bytes_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """As RoBERTa's: bytes, a space belongs to the word after it, and the mask takes the space before it."""
+    special = ["<s>", "<pad>", "</s>", "<mask>"]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "m"), ("Ġm", "e"), ("Ġme", "o"), ("Ġmeo", "w")]
+    tokens = [*special, *alphabet, *("".join(pair) for pair in merges)]
+    core = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    core.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    mask = tokenizers.AddedToken("<mask>", lstrip=True, special=True)
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names, mask_token=mask, model_max_length=78)
+
+
+TOKENIZERS = {"words": words_tokenizer, "bytes": bytes_tokenizer}
+every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
+
+
+def renderer(kind: str, **settings):
+    text = LoadedTokenizer(TOKENIZERS[kind](), (), False, 80, True)
+    return renderer_for(text, PromptConfig(**settings))
+
+
+def question(text: str, *answers: str, candidates: tuple[str, ...] = ()) -> Example:
+    return Example((Message("user", text),), answers, candidates, "pets.csv:3")
+
+
+@every_tokenizer
+def test_an_answer_fills_the_blank_as_the_whole_text_would_be_tokenized(kind):
+    r = renderer(kind)
+    [found] = tokenize(question("the cat says {mask} today", "meow"), r)
+    assert found.token_ids.tolist() == r.tokenizer("the cat says meow today")["input_ids"]
+    masks = found.shown_ids == r.tokenizer.mask_token_id
+    assert (masks == (found.loss_weights > 0)).all() and masks.any()
+    assert (found.shown_ids[~masks] == found.token_ids[~masks]).all()
+    assert "".join(piece for piece, _ in pieces(found)) == found.text == "the cat says meow today"
+    trained = "".join(piece for piece, is_trained in pieces(found) if is_trained)
+    assert trained.strip() == "meow"
+
+
+@every_tokenizer
+def test_what_is_read_does_not_depend_on_the_answer(kind):
+    r = renderer(kind)
+    r = dataclasses.replace(r, masks=9)
+    long, short = (tokenize(question("A cat says {mask}.", a), r)[0] for a in ("xyzw", "ab"))
+    assert (long.shown_ids == short.shown_ids).all()
+    assert long.loss_weights.sum() == short.loss_weights.sum() == 9
+    ending = cloze.ending_id(r.tokenizer)
+    assert (short.token_ids[short.loss_weights > 0][-3:] == ending).all()
+    assert "".join(piece for piece, _ in pieces(short)) == short.text == "A cat says ab."
+
+
+def test_a_single_mask_is_what_other_programs_make_of_the_text():
+    for kind in TOKENIZERS:
+        r = renderer(kind)
+        mask = r.tokenizer.mask_token
+        blank = cloze.split_blank("the cat says {mask}, see?", "")
+        own = r.tokenizer(f"the cat says {mask}, see?")["input_ids"]
+        assert cloze.with_masks(r.tokenizer, blank, 1).shown_ids.tolist() == own
+
+
+def test_label_words_stand_in_the_blank():
+    [found] = tokenize(question("a cat: {mask}", "cs.CL"), renderer("words", words={"cs.CL": "cow"}))
+    assert found.text == "a cat: cow"
+
+
+@every_tokenizer
+def test_the_sequences_of_a_text_hide_each_of_its_tokens_once(kind):
+    r = dataclasses.replace(renderer(kind), longest=24)
+    text = "the cat sleeps on number 7 while a {mask} dog, who is called rex, is outside"
+    found = tokenize(question(text, text), r)
+    for piece in {s.token_ids.tobytes() for s in found}:
+        own = [s for s in found if s.token_ids.tobytes() == piece]
+        assert sum(s.loss_weights for s in own).tolist() == [0, *[1] * (len(own[0].token_ids) - 2), 0]
+        assert len(own[0].token_ids) <= 24
+        assert {s.rotation for s in own} == {(i, len(own)) for i in range(len(own))}
+    inner = [i for s in {s.token_ids.tobytes(): s for s in found}.values() for i in s.token_ids[1:-1].tolist()]
+    assert inner == r.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_every_epoch_trains_on_other_hidden_tokens():
+    text = "the cat sleeps on number 7 while a dog is outside"
+    own = tokenize(question(text, text), renderer("words"))
+    epochs = [of_epoch([own], [0], epoch) for epoch in range(14)]
+    assert [len(chosen) for chosen in epochs] == [1] * 14
+    assert len({chosen[0].shown_ids.tobytes() for chosen in epochs[:7]}) == 7
+    assert epochs[7] == epochs[0]
+
+
+@pytest.mark.parametrize("text", ["no blank at all", "{mask} and {mask}"])
+def test_a_text_without_one_blank_is_refused_with_its_place(text):
+    with pytest.raises(UserError, match=r"needs one \{mask\}") as found:
+        tokenize(question(text, "meow"), renderer("words"))
+    assert "pets.csv:3" in str(found.value)
+
+
+def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
+    r = renderer("words")
+    long = question("the cat " * 60 + "\nit says {mask} today", "cow", candidates=("cow", "meow"))
+    with pytest.raises(UserError, match="longer than the model's context"):
+        fit_to_context([long], r, 80, "error")
+    fitted = fit_to_context([long], r, 80, "cut_prompt")
+    text = fitted.examples[0].messages[-1].content
+    assert fitted.cut == 1 and text.endswith("\nit says {mask} today") and text.startswith("the cat the cat")
+    [found] = tokenize(dataclasses.replace(fitted.examples[0], answers=("meow",)), r)
+    assert 70 < len(found.token_ids) <= 80
+
+
+def test_system_messages_are_refused():
+    with pytest.raises(UserError, match="takes no system message"):
+        renderer("words", system="Be kind.")
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT model folder as the hub would give it."""
+    return save_masked(tmp_path_factory.mktemp("masked"), "bert", words_tokenizer())
+
+
+def save_masked(folder: Path, family: str, tokenizer) -> Path:
+    config = FAMILIES[family]()
+    config.vocab_size = len(tokenizer)
+    config.architectures = None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SOUNDS = {"cat": "meow", "dog": "woof", "cow": "moo"}
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    rows = [f"{pet} {i} sleeps,{SOUNDS[pet]}" for i in range(20) for pet in SOUNDS]
+    path = tmp_path / "pets.csv"
+    path.write_text("text,sound\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def masked_config(model: Path, data: Path, out: Path, **changes) -> Config:
+    config = Config(
+        task="classification",
+        model=ModelConfig(str(model)),
+        data=DataConfig(train=(str(data),), answer="sound"),
+        prompt=PromptConfig(user="the {text} and says {mask}."),
+        adapter=AdapterConfig(rank=4),
+        train=TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3),
+        run=RunConfig(out=str(out), threads=1),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def test_labels_as_words_from_baselines_to_report(masked_folder, pets, tmp_path):
+    full = AdapterConfig(kind="full")
+    train = TrainConfig(epochs=20, batch_size=4, learning_rate=3e-3)
+    config = masked_config(masked_folder, pets, tmp_path / "run", adapter=full, train=train)
+    run = finetune(config)
+    report = json.loads((run / "report.json").read_text())
+    values = {s["name"]: s["value"] for s in report["systems"]}
+    assert set(values) == {"prompt", "prompt-choose", "linear", "embed", "tuned", "tuned-choose"}
+    assert values["tuned-choose"] == values["tuned"] == 1.0 > values["prompt-choose"]
+    tuned = load(run)
+    assert tuned.answer({"text": "cow 77 sleeps"}) == "moo"
+    shares = tuned.probabilities({"text": "cow 77 sleeps"})
+    assert max(shares, key=shares.get) == "moo" and sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_an_adapter_is_the_same_in_plain_peft(family, pets, tmp_path):
+    import peft
+
+    tokenizer = words_tokenizer() if family == "bert" else bytes_tokenizer()
+    model = save_masked(tmp_path / "model", family, tokenizer)
+    config = masked_config(model, pets, tmp_path / "run", speed=SpeedConfig(compile="off"))
+    run = finetune(dataclasses.replace(config, model=ModelConfig(str(model), dtype="float64")))
+    base = transformers.AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float64)
+    plain = peft.PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+    tuned = load(run, dtype="float64")
+    [example] = tokenize(question("the cat 3 sleeps and says {mask}.", "meow"), tuned.renderer)
+    ids = torch.from_numpy(example.shown_ids)[None]
+    with torch.no_grad():
+        ours, theirs, before = tuned.model(ids).logits, plain(ids).logits, base_logits(model, ids)
+    assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+    assert (ours - before).abs().max() > 1e-3
+
+
+def base_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    return transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64)(ids).logits
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_labels_have_the_log_probabilities_of_the_plain_model(family, tmp_path):
+    tokenizer = words_tokenizer() if family == "bert" else bytes_tokenizer()
+    folder = save_masked(tmp_path / "model", family, tokenizer)
+    base = load_model(ModelConfig(str(folder), dtype="float64"), resolve_world("cpu", "float64", 1))
+    r = renderer_for(base.text, PromptConfig())
+    asked = [question(f"the {pet} says {{mask}}.", candidates=("meow", "a", "woof")) for pet in SOUNDS]
+    probes = [s for e in asked for s in tokenize(dataclasses.replace(e, answers=e.candidates), r)]
+    layout = choose_layout(base.model, probes, "auto")
+    scores = label_log_probs(base.model, r, asked, layout, 100, lambda done, total: None)
+    for i, example in enumerate(asked):
+        for n, label in enumerate(example.candidates):
+            [s] = tokenize(dataclasses.replace(example, answers=(label,)), r)
+            with torch.no_grad():
+                logits = base.model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0].log_softmax(-1)
+            at = np.flatnonzero(s.loss_weights)
+            assert scores.log_probs_EL[i, n] == pytest.approx(logits[at, s.token_ids[at]].sum().item(), rel=1e-9)
+            assert scores.tokens_EL[i, n] == len(at)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": f"the {pet} number {i} says {SOUNDS[pet]} and sleeps"} for i in range(20) for pet in SOUNDS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_plain_texts_are_learned_and_measured_by_pseudo_perplexity(masked_folder, texts, tmp_path):
+    config = Config(
+        task="fill",
+        model=ModelConfig(str(masked_folder), dtype="float64"),
+        data=DataConfig(train=(str(texts),)),
+        adapter=AdapterConfig(kind="full"),
+        train=TrainConfig(epochs=6, batch_size=4, learning_rate=3e-3),
+        run=RunConfig(out=str(tmp_path / "run"), threads=1),
+    )
+    run = finetune(config)
+    report = json.loads((run / "report.json").read_text())
+    systems = {s["name"]: s for s in report["systems"]}
+    assert systems["tuned"]["metrics"]["perplexity"] < 0.5 * systems["prompt"]["metrics"]["perplexity"]
+    split = load_split(config.data, config.prompt, 0, task="fill")
+    tuned = load(run, dtype="float64")
+    total, count = 0.0, 0
+    for example in split.test:
+        for s in tokenize(example, tuned.renderer):
+            with torch.no_grad():
+                logits = tuned.model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0].log_softmax(-1)
+            at = np.flatnonzero(s.loss_weights)
+            total, count = total + logits[at, s.token_ids[at]].sum().item(), count + len(at)
+    assert systems["tuned"]["metrics"]["perplexity"] == pytest.approx(np.exp(-total / count), rel=1e-6)
+    with pytest.raises(UserError, match="tuned on plain texts"):
+        tuned.answer({"text": "the cat"})
+
+
+def test_free_answers_are_filled_in(masked_folder, pets, tmp_path):
+    config = masked_config(masked_folder, pets, tmp_path / "run", task="fill")
+    full = AdapterConfig(kind="full")
+    train = TrainConfig(epochs=20, batch_size=4, learning_rate=3e-3)
+    run = finetune(dataclasses.replace(config, adapter=full, train=train))
+    values = {s["name"]: s["value"] for s in json.loads((run / "report.json").read_text())["systems"]}
+    assert values["tuned"] == 1.0 > values["prompt"]
+    assert {line["answer"] for line in predictions(run, "tuned")} == set(SOUNDS.values())
+    assert load(run).answer({"text": "dog 99 sleeps"}) == "woof"
+    words, text = complete(load(run).model, load(run).renderer, "the dog 3 sleeps and says [MASK] [MASK].", 4)
+    assert [len(own) for own in words] == [4, 4] and text.startswith("the dog 3")
+    assert all(0 < p <= 1 for own in words for _, p in own)
+
+
+def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts, tmp_path, monkeypatch):
+    from loratory import train as loop
+
+    def config(out: str) -> Config:
+        settings = TrainConfig(epochs=3, batch_size=8, learning_rate=3e-3, checkpoint_every=2, keep="last")
+        found = masked_config(masked_folder, texts, tmp_path / out, task="fill", train=settings, prompt=PromptConfig())
+        return dataclasses.replace(found, data=DataConfig(train=(str(texts),)))
+
+    whole = finetune(config("whole"))
+    calls, step = [0], loop.optimizer_step
+
+    def failing(*args):
+        calls[0] += 1
+        if calls[0] > 7:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "optimizer_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config("resumed"))
+    resumed = finetune(config("resumed"))
+    name = "adapter/adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+
+
+@pytest.mark.parametrize("task", ["text", "dialogue", "choice", "labels", "code"])
+def test_tasks_of_causal_models_are_refused(task, masked_folder, pets, tmp_path):
+    from loratory.job import check_kind
+
+    base = load_model(ModelConfig(str(masked_folder)), resolve_world("cpu", "float32", 1))
+    with pytest.raises(UserError, match="cannot do this task"):
+        check_kind(dataclasses.replace(Config(), task=task), base)
+
+
+def test_a_causal_model_cannot_fill(tiny_folder, texts, tmp_path):
+    config = Config(
+        task="fill",
+        model=ModelConfig(str(tiny_folder)),
+        data=DataConfig(train=(str(texts),)),
+        run=RunConfig(out=str(tmp_path / "run")),
+    )
+    with pytest.raises(UserError, match="needs a masked language model"):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_blanks_are_filled_with_no_special_token(masked_folder):
+    base = load_model(ModelConfig(str(masked_folder), dtype="float64"), resolve_world("cpu", "float64", 1))
+    r = renderer_for(base.text, PromptConfig())
+    layout = Layout("padded", "test", masked=True)
+    answers = fill_blanks(
+        base.model, r, [question(f"the {p} {{mask}}") for p in SOUNDS], 3, False, layout, 50, lambda *_: None
+    )
+    assert len(answers) == 3 and all(answers)
