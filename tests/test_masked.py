@@ -27,6 +27,7 @@ from loratory.config import (
     SpeedConfig,
     TrainConfig,
 )
+from loratory.draft import draft
 from loratory.errors import UserError
 from loratory.examples import Example, Message, load_split
 from loratory.finetune import finetune
@@ -500,3 +501,10 @@ def test_blanks_are_filled_with_no_special_token(masked_folder):
         base.model, r, [question(f"the {p} {{mask}}") for p in SOUNDS], 3, False, layout, 50, lambda *_: None
     )
     assert len(answers) == 3 and all(answers)
+
+
+def test_a_first_task_file_puts_the_answer_into_a_blank(masked_folder, pets):
+    found = draft(str(pets), "sound", str(masked_folder))
+    config = Config.parse(found.toml, found.path)
+    assert config.task == "classification" and config.prompt.system is None
+    assert config.prompt.user == "{text}\nSound: {mask}"

@@ -13,9 +13,10 @@ from typing import Any
 
 import tomli_w
 
-from loratory.config import BUILTIN
+from loratory.config import BUILTIN, ModelConfig
 from loratory.errors import UserError
-from loratory.examples import HUB, SUFFIXES, Row, answer_of, cell_text, data_suffix, read_rows
+from loratory.examples import BLANK, HUB, SUFFIXES, Row, answer_of, cell_text, data_suffix, read_rows
+from loratory.models import is_masked
 
 # What the other files of a data set are called, where the training file's name says "train".
 SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
@@ -65,14 +66,15 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
             "No column is left for the prompt to show", data, found=reasons, fix="write a task file by hand"
         )
     other = {split: _sibling(data, split, answer) for split in SPLIT_WORDS}
+    masked = is_masked(ModelConfig(model))
     parts = [
         *_model_lines(
             model,
-            "text" if free else "classification",
+            ("fill" if masked else "text") if free else "classification",
             "hardly an answer repeats, so they are free texts" if free else "answers repeat, so they are labels",
         ),
         *_data_lines(data, answer, answers, other, path.parent, free),
-        *_prompt_lines(shown, left_out, answers, answer, free),
+        *_prompt_lines(shown, left_out, answers, answer, free, masked),
         *_train_lines(min(len(rows), LIMITS["train"])),
         "[run]",
         _line("out", f"runs/{_name(data)}"),
@@ -222,7 +224,7 @@ def _data_lines(
 
 
 def _prompt_lines(
-    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], answer: str, free: bool
+    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], answer: str, free: bool, masked: bool
 ) -> list[str]:
     labels = ", ".join(sorted(set(answers)))
     named = len(labels) <= LONGEST_LABEL_LIST
@@ -236,7 +238,10 @@ def _prompt_lines(
     places = [f"{{{column}}}" for column in shown]
     headed = [f"{_heading(column)}: {place}" for column, place in zip(shown, places, strict=True)]
     user = places[0] if len(shown) == 1 else "\n".join(headed)
-    lines = ["[prompt]", _line("system", system, comment)]
+    lines = ["[prompt]", *([] if masked else [_line("system", system, comment)])]
+    if masked:
+        lines.append("# {mask} stands for the answer: say around it what is asked, in words that a text might have.")
+        user = f"{user}\n{_heading(re.sub(r'[{}]', '', answer))}: {BLANK}"
     if len(shown) > 1:
         lines.append("# Remove a column that will not be known when the model is used.")
     lines.append(_line("user", user))
