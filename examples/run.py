@@ -32,6 +32,10 @@ def main() -> None:
         out = ROOT / "runs" / "examples" / name
         subprocess.run([LORATORY, "run", task, "--run.out", out, "--overwrite", "--yes", *budget], check=True)
         print(f"{name}: {json.loads((out / 'report.json').read_text())['verdict']['sentence']}", flush=True)
+    for script in sorted(EXAMPLES.glob("*/run.py")):
+        small = [] if "--full" in sys.argv else ["--small"]
+        found = subprocess.run([sys.executable, script, *small], check=True, stdout=subprocess.PIPE, text=True)
+        print(f"{script.parent.name}: {found.stdout.strip()}", flush=True)
 
 
 if __name__ == "__main__":

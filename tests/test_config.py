@@ -60,6 +60,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
     PromptConfig: {
         "system": st.none() | text,
         "user": st.none() | text,
+        "words": st.dictionaries(text, text, max_size=3),
         "template_kwargs": st.dictionaries(text, scalar, max_size=3),
         "few_shot": st.integers(0, 99),
         "date": text,
@@ -68,6 +69,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "run": st.booleans(),
         "tests": text,
         "prefix": text,
+        "suffix": text,
         "seconds": st.floats(0.1, 600),
     },
     AdapterConfig: {
@@ -155,6 +157,12 @@ def test_settings_survive_being_written_and_read(fields: dict[str, dict[str, Any
     values = config_to_dict(config)
     assert config_from_dict(values, "test") == config
     assert config_to_dict(config_from_dict(values, "test")) == values
+
+
+def test_an_unknown_task_is_named_with_its_nearest(tmp_path):
+    with pytest.raises(UserError, match="task has a value") as caught:
+        from_toml(tmp_path, "task = 'clasification'")
+    assert "did you mean 'classification'?" in str(caught.value)
 
 
 def test_an_empty_task_file_is_all_defaults(tmp_path):
@@ -261,7 +269,6 @@ def test_an_unknown_key_names_the_nearest(tmp_path, content: str, key: str, hint
         ("[model]\nname = 1", "model.name"),
         ("model = 'name'", "model"),
         ("train = 3", "train"),
-        ("task = 'clasification'", "task"),
         ("task = true", "task"),
     ],
 )
@@ -364,6 +371,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "code.run": ([], True),
     "code.tests": (["tests"], "tests"),
     "code.prefix": (["before"], "before"),
+    "code.suffix": (["after"], "after"),
     "code.seconds": (["2.5"], 2.5),
     "data.retain": (["r.jsonl"], ("r.jsonl",)),
     "data.limit_train": (["7"], 7),
@@ -375,6 +383,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "data.overlong": (["drop"], "drop"),
     "prompt.system": (["Be brief."], "Be brief."),
     "prompt.user": (["{title}"], "{title}"),
+    "prompt.words": (["cs.CL", "language"], {"cs.CL": "language"}),
     "prompt.template_kwargs": (["enable_thinking", "False", "n", "3"], {"enable_thinking": False, "n": 3}),
     "prompt.few_shot": (["2"], 2),
     "prompt.date": (["2025-01-01"], "2025-01-01"),

@@ -29,8 +29,9 @@ from loratory.config import (
 )
 from loratory.draft import draft
 from loratory.errors import UserError
-from loratory.examples import Example, Message, load_split
+from loratory.examples import BLANK, Example, Message, load_split
 from loratory.finetune import finetune
+from loratory.job import check_kind, check_words
 from loratory.loss import batch_loss, target_log_probs
 from loratory.models import LoadedTokenizer, load_model
 from loratory.predict import load
@@ -206,7 +207,8 @@ def renderer(kind: str, **settings):
 
 
 def question(text: str, *answers: str, candidates: tuple[str, ...] = ()) -> Example:
-    return Example((Message("user", text),), answers, candidates, "pets.csv:3")
+    """``text`` with {mask} where the answer stands."""
+    return Example((Message("user", text.replace("{mask}", BLANK)),), answers, candidates, "pets.csv:3")
 
 
 @every_tokenizer
@@ -238,7 +240,7 @@ def test_a_single_mask_is_what_other_programs_make_of_the_text():
     for kind in TOKENIZERS:
         r = renderer(kind)
         mask = r.tokenizer.mask_token
-        blank = cloze.split_blank("the cat says {mask}, see?", "")
+        blank = cloze.split_blank(f"the cat says {BLANK}, see?", "")
         own = r.tokenizer(f"the cat says {mask}, see?")["input_ids"]
         assert cloze.with_masks(r.tokenizer, blank, 1).shown_ids.tolist() == own
 
@@ -252,7 +254,7 @@ def test_label_words_stand_in_the_blank():
 def test_the_sequences_of_a_text_hide_each_of_its_tokens_once(kind):
     r = dataclasses.replace(renderer(kind), longest=24)
     text = "the cat sleeps on number 7 while a {mask} dog, who is called rex, is outside"
-    found = tokenize(question(text, text), r)
+    found = tokenize(Example((Message("user", text),), (text,), (), "a"), r)
     for piece in {s.token_ids.tobytes() for s in found}:
         own = [s for s in found if s.token_ids.tobytes() == piece]
         assert sum(s.loss_weights for s in own).tolist() == [0, *[1] * (len(own[0].token_ids) - 2), 0]
@@ -285,7 +287,7 @@ def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
         fit_to_context([long], r, 80, "error")
     fitted = fit_to_context([long], r, 80, "cut_prompt")
     text = fitted.examples[0].messages[-1].content
-    assert fitted.cut == 1 and text.endswith("\nit says {mask} today") and text.startswith("the cat the cat")
+    assert fitted.cut == 1 and text.endswith(f"\nit says {BLANK} today") and text.startswith("the cat the cat")
     [found] = tokenize(dataclasses.replace(fitted.examples[0], answers=("meow",)), r)
     assert 70 < len(found.token_ids) <= 80
 
@@ -474,8 +476,6 @@ def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts
 
 @pytest.mark.parametrize("task", ["text", "dialogue", "choice", "labels", "code"])
 def test_tasks_of_causal_models_are_refused(task, masked_folder, pets, tmp_path):
-    from loratory.job import check_kind
-
     base = load_model(ModelConfig(str(masked_folder)), resolve_world("cpu", "float32", 1))
     with pytest.raises(UserError, match="cannot do this task"):
         check_kind(dataclasses.replace(Config(), task=task), base)
@@ -508,3 +508,12 @@ def test_a_first_task_file_puts_the_answer_into_a_blank(masked_folder, pets):
     config = Config.parse(found.toml, found.path)
     assert config.task == "classification" and config.prompt.system is None
     assert config.prompt.user == "{text}\nSound: {mask}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [({"cot": "meow"}, "no label"), ({"cat": "pet", "dog": "pet"}, "the same word")]
+)
+def test_words_have_to_tell_labels_apart(words, message):
+    with pytest.raises(UserError, match=message):
+        check_words(words, ("cat", "cow", "dog"))
+    check_words({"cat": "meow"}, ("cat", "cow", "dog"))

@@ -6,10 +6,12 @@ import json
 import math
 import random
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
+from conftest import CHATML, byte_tokenizer
 from test_finetune import changed, predictions
 
 from loratory.baselines import copy_rule, most_similar
@@ -27,6 +29,7 @@ from loratory.config import (
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, fit_threshold, headline, marked, programs, unfenced
 from loratory.examples import (
+    BLANK,
     Example,
     Message,
     Row,
@@ -38,12 +41,13 @@ from loratory.examples import (
     question,
     read_rows,
     row_tests,
+    tools_of,
     turns_of,
 )
 from loratory.finetune import finetune
 from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
 from loratory.predict import load
-from loratory.render import pieces, tokenize
+from loratory.render import check_tools_are_shown, make_renderer, pieces, tokenize
 from loratory.sandbox import run_program, sandbox_problem
 from loratory.score import trained_log_probs
 from loratory.significance import paired_bootstrap
@@ -172,7 +176,7 @@ def test_a_system_of_another_task_is_refused(task):
 
 
 def test_every_task_says_what_its_answers_are_worth():
-    assert set(TASKS) == {*SYSTEMS, "code-tests"}
+    assert set(TASKS) == {*SYSTEMS, "code-tests", "fill-text"}
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------
@@ -561,3 +565,104 @@ def test_a_run_on_sets_of_labels(labels_config):
     assert card["choose"]["threshold"] is not None
     tuned = load(run)
     assert set(tuned.answer({"text": "7: lamp, boat"}).split("; ")) <= set(THINGS[:4])
+
+
+# ---- the middle, and tools -------------------------------------------------------------------------------------------
+
+
+def middle_tokenizer():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]})
+    return tokenizer
+
+
+def test_code_is_filled_into_the_middle():
+    r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
+    example = Example((Message("user", f"def f(x):\n    {BLANK}\n\nf(1)"),), ("return x",), (), "a.jsonl:1")
+    [found] = tokenize(example, r)
+    assert found.text == ("<|fim_prefix|>def f(x):\n    <|fim_suffix|>\n\nf(1)<|fim_middle|>return x<|im_end|>")
+    assert "".join(piece for piece, trained in pieces(found) if trained) == "return x<|im_end|>"
+    assert found.token_ids.tolist() == r.tokenizer(found.text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_tokenizer_without_tokens_for_the_middle_is_named():
+    r = make_renderer(byte_tokenizer(), (2,), PromptConfig())
+    with pytest.raises(UserError, match="no tokens for filling in the middle"):
+        tokenize(user(f"a {BLANK} b", "c"), r)
+
+
+@pytest.mark.parametrize(
+    "messages", [(Message("system", "s"), Message("user", f"a{BLANK}b")), (Message("user", f"a{BLANK}b{BLANK}"),)]
+)
+def test_a_middle_has_one_message_with_one_place(messages):
+    r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
+    with pytest.raises(UserError, match="one message with one of them"):
+        tokenize(Example(messages, ("c",), (), "a"), r)
+
+
+def test_programs_with_a_middle_are_tested_with_what_follows():
+    row = Row({"head": "def f(x):\n", "tail": "    return y\n", "test_list": ["assert f(1) == 2"]}, "a")
+    tests = row_tests(row, CodeConfig(prefix="head", suffix="tail"))
+    assert tests and tests.after.startswith("    return y\n") and tests.after.endswith("assert f(1) == 2")
+    assert programs("    y = x + 1", tests)[0].startswith("def f(x):\n    y = x + 1\n    return y\n")
+
+
+def test_middles_from_rows_to_report(tiny_folder, tmp_path):
+    folder, path = tmp_path / "model", tmp_path / "code.jsonl"
+    copytree(tiny_folder, folder)
+    middle_tokenizer().save_pretrained(folder)
+    rows = [{"head": f"def f{i}(x):\n    ", "tail": "\n", "body": f"return x + {i}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Config(
+        task="code",
+        model=ModelConfig(str(folder)),
+        data=DataConfig(train=(str(path),), answer="body"),
+        prompt=PromptConfig(user="{head}{mask}{tail}"),
+        train=TrainConfig(epochs=1),
+        run=RunConfig(out=str(tmp_path / "run"), threads=1),
+    )
+    run = finetune(config)
+    report = json.loads((run / "report.json").read_text())
+    assert [s["name"] for s in report["systems"]] == ["prompt", "tuned"]  # solved ones are not shown beside a middle
+    assert json.loads((run / "data.json").read_text())["test_prompts"][0].endswith("    {mask}\n")
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Says it", "parameters": {}}}
+TOOL_TEMPLATE = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
+
+
+def test_tools_and_their_replies_are_passed_to_the_template():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TOOL_TEMPLATE
+    r = make_renderer(tokenizer, (2,), PromptConfig())
+    check_tools_are_shown(r)
+    turns = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "weather()"},
+        {"role": "tool", "content": "sun"},
+        {"role": "assistant", "content": "No."},
+    ]
+    row = Row({"messages": turns, "tools": json.dumps([TOOL])}, "a.jsonl:1")
+    example = conversation(turns_of(row, "", None), row.source)
+    first, last = tokenize(dataclasses.replace(example, messages=(*tools_of(row), *example.messages)), r)
+    assert first.text.startswith('<|im_start|>tools\n[{"type": "function"') and first.text.endswith(
+        "weather()<|im_end|>"
+    )
+    assert "<|im_start|>tool\nsun<|im_end|>" in last.text and last.text.endswith("No.<|im_end|>")
+
+
+def test_a_template_that_drops_tools_is_refused():
+    with pytest.raises(UserError, match="does not show tools"):
+        check_tools_are_shown(make_renderer(byte_tokenizer(), (2,), PromptConfig()))
+
+
+@pytest.mark.parametrize("value", ['{"name": "weather"}', [1], "["])
+def test_tools_that_are_no_list_of_objects_are_refused(value):
+    with pytest.raises(UserError, match=r"list of objects|Malformed JSON"):
+        tools_of(Row({"tools": value}, "a.jsonl:1"))
+
+
+def test_calls_of_tools_outside_of_the_content_are_refused():
+    turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]
+    with pytest.raises(UserError, match="turn's content only"):
+        conversation(turns, "a.jsonl:1")

@@ -45,7 +45,7 @@ def split_blank(text: str, source: str) -> Blank:
     """Raises UserError where the text has not exactly one blank."""
     if text.count(BLANK) != 1:
         found = f"{text.count(BLANK)} of them in: {text[:80]}"
-        raise UserError(f"The prompt of a masked language model needs one {BLANK}", source, found=found)
+        raise UserError("The prompt of a masked language model needs one {mask}", source, found=found)
     before, _, after = text.partition(BLANK)
     return Blank(before.rstrip(), before[len(before.rstrip()) :], after)
 
@@ -111,7 +111,7 @@ def turns(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> Iterat
 
 def mark_masks(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with the tokenizer's mask token wherever somebody wrote one, in any of the usual ways."""
-    ways = (BLANK, "[MASK]", "<mask>", str(tokenizer.mask_token))
+    ways = ("{mask}", "[MASK]", "<mask>", str(tokenizer.mask_token))
     pattern = rf"\s*(?:{'|'.join(map(re.escape, ways))})"
     return re.sub(pattern, lambda _: str(tokenizer.mask_token), text)
 

@@ -89,7 +89,8 @@ class PromptConfig:
     system: str | None = None
     """System message; {column} and {labels} are filled in."""
     user: str | None = None
-    """User message; default: every column but the answer, one a line."""
+    """User message; default: every column but the answer, one a line. {mask} in it is where the answer stands, for
+    masked language models and for code that is filled into the middle."""
     words: dict[str, str] = field(default_factory=dict)
     """For masked language models: what stands in the place of {mask} for a label, where it is not the label itself."""
     template_kwargs: dict[str, Scalar] = field(default_factory=dict)
@@ -110,6 +111,8 @@ class CodeConfig:
     """The column with the tests, Python statements or a list of them; test_list or test if it is not named."""
     prefix: str = ""
     """The column whose text an answer continues; prompt, for rows with an entry_point, if it is not named."""
+    suffix: str = ""
+    """The column whose text follows an answer, where it is filled into the middle."""
     seconds: float = 5.0
     """How long a program may run."""
 
@@ -209,7 +212,7 @@ class RunConfig:
 class Config:
     """A run, as one frozen value."""
 
-    task: Literal["classification", "labels", "choice", "text", "dialogue", "code", "fill"] = "classification"
+    task: str = "classification"
     """classification: one of the labels. labels: a set of them. choice: one of the row's own candidates. text: a free
     answer. dialogue: every assistant turn of a conversation. code: a program, or the rest of one. fill, for masked
     language models: the words in the place of {mask}, or, in a prompt without it, any word of the text."""
@@ -270,6 +273,9 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def check_config(config: Config, where: str) -> None:
     """Raises UserError for values that no run could use."""
+    if config.task not in SYSTEMS:
+        fix = nearest(config.task, SYSTEMS)
+        raise UserError("task has a value that cannot be used", where, ", ".join(SYSTEMS), repr(config.task), fix)
     t, a, d, p = config.train, config.adapter, config.data, config.prompt
     rates = t.learning_rate if isinstance(t.learning_rate, tuple) else (t.learning_rate,)
     rules = [

@@ -15,7 +15,7 @@ import tomli_w
 
 from loratory.config import BUILTIN, ModelConfig
 from loratory.errors import UserError
-from loratory.examples import BLANK, HUB, SUFFIXES, Row, answer_of, cell_text, data_suffix, read_rows
+from loratory.examples import HUB, MASK, SUFFIXES, Row, answer_of, cell_text, data_suffix, read_rows
 from loratory.models import is_masked
 
 # What the other files of a data set are called, where the training file's name says "train".
@@ -241,7 +241,7 @@ def _prompt_lines(
     lines = ["[prompt]", *([] if masked else [_line("system", system, comment)])]
     if masked:
         lines.append("# {mask} stands for the answer: say around it what is asked, in words that a text might have.")
-        user = f"{user}\n{_heading(re.sub(r'[{}]', '', answer))}: {BLANK}"
+        user = f"{user}\n{_heading(re.sub(r'[{}]', '', answer))}: {{{MASK}}}"
     if len(shown) > 1:
         lines.append("# Remove a column that will not be known when the model is used.")
     lines.append(_line("user", user))

@@ -18,13 +18,15 @@ import datasets
 from loratory.config import CodeConfig, DataConfig, PromptConfig, nearest
 from loratory.errors import UserError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 TEST_COLUMNS = ("test_list", "test")
 BETWEEN_LABELS = "; "
 CONVERSATION_COLUMNS = ("messages", "conversations")
 LABELS = "labels"
-MASK, BLANK = "mask", "{mask}"  # where a masked language model fills in the answer
+MASK = "mask"  # the placeholder for the place that an answer fills, where it does not follow the prompt
+BLANK = f"\ufffc{{{MASK}}}\ufffc"  # what it becomes in a prompt: nothing that a row would hold
+TOOLS = "tools"
 TEXT_COLUMN = "text"
 LABELLED = ("classification", "labels")  # the tasks whose candidates are the same for all rows
 # A brace, a placeholder, or plain text. Names are any text without braces: nothing is looked up inside of a value.
@@ -37,7 +39,7 @@ MAX_FIELD_CHARACTERS = 10_000_000
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; before all turns may stand the tools that it has, as JSON."""
 
     role: str
     content: str
@@ -275,9 +277,14 @@ def default_user_prompt(columns: Sequence[str], answer: str, where: str = "task 
     return "\n".join(f"{c}: {{{c}}}" for c in shown)
 
 
+def has_blank(prompt: PromptConfig) -> bool:
+    """Whether the answer stands inside of the user message, not behind it."""
+    return MASK in placeholders(prompt.user or "", "prompt.user")
+
+
 def is_plain_text(task: str, data: DataConfig, prompt: PromptConfig) -> bool:
     """Whether rows are texts to read, of which some tokens are hidden, and not questions with an answer."""
-    return task == "fill" and (BLANK not in prompt.user if prompt.user else not data.answer)
+    return task == "fill" and (not has_blank(prompt) if prompt.user else not data.answer)
 
 
 def _default_prompt(columns: Sequence[str], answer: str, where: str, task: str) -> str:
@@ -285,7 +292,7 @@ def _default_prompt(columns: Sequence[str], answer: str, where: str, task: str) 
     if task == "fill" and not answer and TEXT_COLUMN in columns:
         return f"{{{TEXT_COLUMN}}}"
     shown = default_user_prompt(columns, answer, where)
-    return f"{shown}\n{answer}: {BLANK}" if task == "fill" and answer else shown
+    return f"{shown}\n{answer}: {{{MASK}}}" if task == "fill" and answer else shown
 
 
 def prompt_writer(
@@ -351,6 +358,9 @@ def _messages(turns: Any, source: str) -> list[Message]:
         place = f"{source}, turn {number}"
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
             raise UserError("A turn must have a role and a text content", place, found=repr(turn)[:80])
+        if turn.get("tool_calls"):
+            fix = "write the call into the turn's content, in the form that the model's template has for it"
+            raise UserError("Calls of tools are read from a turn's content only", place, fix=fix)
         if turn.get("role") not in ROLES:
             role = str(turn.get("role"))
             raise UserError("Unknown role", place, ", ".join(ROLES), repr(role), nearest(role, ROLES))
@@ -484,7 +494,8 @@ def load_split(
 
     def example(row: Row) -> Example:
         if converses:
-            return conversation(turns_of(row, data.answer, prompt.system), row.source)
+            found = conversation(turns_of(row, data.answer, prompt.system), row.source)
+            return dataclasses.replace(found, messages=(*tools_of(row), *found.messages))
         if plain:
             return Example(messages := write(row), (messages[-1].content,), (), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
@@ -523,6 +534,18 @@ def turns_of(row: Row, column: str, system: str | None) -> Any:
     return turns
 
 
+def tools_of(row: Row) -> tuple[Message, ...]:
+    """The tools of a row's conversation, its column "tools" as OpenAI has it: as a message of their own, or none."""
+    value = row.values.get(TOOLS)
+    if isinstance(value, str) and value.strip():
+        value = _parse(value, row.source)
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UserError(f"The column {TOOLS!r} must hold a list of objects", row.source, found=repr(value)[:80])
+    return (Message(TOOLS, json.dumps(value, ensure_ascii=False)),)
+
+
 def _turn(turn: Any) -> Any:
     """A turn of ShareGPT's form in OpenAI's; any other value as it is."""
     if isinstance(turn, dict) and "from" in turn and "role" not in turn:
@@ -545,7 +568,8 @@ def row_tests(row: Row, code: CodeConfig) -> Tests | None:
     if name and "def check(" in statements:
         statements += f"\ncheck({name})"
     prefix = str(row.values.get(code.prefix or ("prompt" if name else ""), ""))
-    return Tests(prefix, name, "\n".join((str(row.values.get("test_setup_code") or ""), statements)))
+    suffix = str(row.values.get(code.suffix, ""))
+    return Tests(prefix, name, suffix + "\n".join((str(row.values.get("test_setup_code") or ""), statements)))
 
 
 def _right_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 
 from loratory import adapters, models, render, runs
 from loratory.attention import Layout
-from loratory.config import BUILTIN, BUILTIN_MASKED, MASKED_TASKS, Config, config_to_dict
+from loratory.config import BUILTIN, BUILTIN_MASKED, MASKED_TASKS, Config, config_to_dict, nearest
 from loratory.errors import UserError
-from loratory.examples import Example, Split, load_split
+from loratory.examples import BLANK, TOOLS, Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
 from loratory.sandbox import sandbox_problem
 from loratory.speed import resolve_speed
@@ -107,6 +107,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     tell(Event("say", f"Device: {world.why}", {}))
     base = models.load_model(config.model, world)
     check_kind(config, base)
+    check_words(config.prompt.words, split.labels)
     adapters.check_targets(base.model, config.adapter)
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
@@ -114,7 +115,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     if config.code.run and (problem := sandbox_problem()):
         fix = "set [code] run = false: answers are then compared as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
-    for sentence in _about_template(renderer, config):
+    for sentence in _about_template(renderer, config, split):
         tell(Event("say", sentence, {}))
 
     loaded = time.perf_counter()
@@ -158,17 +159,37 @@ def check_kind(config: Config, base: models.LoadedModel) -> None:
     if base.text.masked and config.task not in MASKED_TASKS:
         expected = " or ".join(MASKED_TASKS)
         raise UserError("A masked language model cannot do this task", where, expected, fix="choose a causal model")
+    if not base.text.masked and config.prompt.words:
+        raise UserError("Words for labels are for masked language models", "[prompt] words", fix="remove them")
     if not base.text.masked and config.task == "fill":
         fix = f"choose one, such as answerdotai/ModernBERT-base or {BUILTIN_MASKED}"
         raise UserError("This task needs a masked language model", where, found=base.name, fix=fix)
 
 
-def _about_template(renderer: Renderer, config: Config) -> list[str]:
+def check_words(words: Mapping[str, str], labels: Sequence[str]) -> None:
+    """Raises UserError for words of no label, and for labels that one word would stand for."""
+    for label in words:
+        if label not in labels:
+            fix = nearest(label, labels) or f"labels: {', '.join(labels)[:200]}"
+            raise UserError(
+                "A word is given for something that is no label", "[prompt] words", found=repr(label), fix=fix
+            )
+    used = Counter(words.get(label, label) for label in labels)
+    for word, count in used.items():
+        if count > 1:
+            raise UserError(
+                "Two labels have the same word, so they could not be told apart", "[prompt] words", found=word
+            )
+
+
+def _about_template(renderer: Renderer, config: Config, split: Split) -> list[str]:
     """What a person should know of how prompts and answers are put together. Raises UserError."""
     if renderer.masked:
-        return ["A masked language model: it reads texts whose {mask} stands for the answer"]
+        return ["A masked language model: it fills in what is hidden"]
     if config.prompt.system is not None:
         render.check_system_is_shown(renderer)
+    if any(m.role == TOOLS for e in split.train for m in e.messages):
+        render.check_tools_are_shown(renderer)
     sentences = [f"Answers end with {renderer.ending_text!r}: {renderer.note}", render.template_deviation(renderer)]
     return [sentence for sentence in sentences if sentence]
 
@@ -230,7 +251,7 @@ def fit_split(
 
 
 def _has_special_text(example: Example, renderer: Renderer) -> bool:
-    texts = [m.content for m in example.messages if m.role != "system"] + list(example.answers)
+    texts = [m.content for m in example.messages if m.role not in ("system", TOOLS)] + list(example.answers)
     return any(special in text for text in texts for special in renderer.special_texts)
 
 
@@ -265,7 +286,7 @@ def data_record(job: Job) -> dict[str, Any]:
         **counts,
         "files": runs.file_records([*data.train, *data.validation, *data.test]),
         "checks": list(job.checks),
-        "test_prompts": [e.messages[-1].content for e in split.test],
+        "test_prompts": [e.messages[-1].content.replace(BLANK, "{mask}") for e in split.test],
         "folds": data.folds or None,
         "rendered": [
             {"source": s.source, "tokens": [list(piece) for piece in render.pieces(s)]} for s in job.trained[0][-1:]

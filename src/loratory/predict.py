@@ -14,16 +14,17 @@ from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, Prompting, answering, choices, filling, programming
 from loratory.examples import (
-    BLANK,
     LABELS,
     MASK,
     Example,
     Message,
     Row,
     fill,
+    has_blank,
     placeholders,
     question,
     records_to_examples,
+    tools_of,
     turns_of,
 )
 from loratory.generate import Progress, stream
@@ -81,9 +82,9 @@ class Tuned:
 
     def _fill(self, rows: Sequence[Row], progress: Progress) -> list[Prediction]:
         """The words in the blank of each text. Raises UserError where the training had none."""
-        if BLANK not in (self.prompt.user or ""):
+        if not has_blank(self.prompt):
             fix = "loratory fill"
-            raise UserError(f"This model was tuned on plain texts: no {BLANK} says what to predict", fix=fix)
+            raise UserError("This model was tuned on plain texts: no {mask} says what to predict", fix=fix)
         examples = self._examples(rows)
         if not examples:
             return []
@@ -133,7 +134,10 @@ class Tuned:
 
     def _examples(self, rows: Sequence[Row]):
         if self.task == "dialogue":
-            examples = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
+            asked = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
+            examples = [
+                dataclasses.replace(e, messages=(*tools_of(r), *e.messages)) for e, r in zip(asked, rows, strict=True)
+            ]
         else:
             examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,19 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from loratory import cloze
 from loratory.config import PromptConfig, nearest
 from loratory.errors import UserError
-from loratory.examples import BLANK, Example, Message
+from loratory.examples import BLANK, TOOLS, Example, Message
 from loratory.models import LoadedTokenizer
 
 # Text that no template produces by itself, to find where a template puts what it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
+# Tokens for filling in the middle, as families of models have them: before the beginning, the end, and the middle.
+MIDDLE_TOKENS = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+)
 # What Transformers itself hands to every template; not a person's to set.
 RESERVED = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
@@ -234,10 +243,12 @@ def _check_template_kwargs(source: str, arguments: Mapping[str, Any], where: str
 
 def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool) -> str:
     """The chat template's text for the messages; ``prompt``: ending where the answer begins. Raises UserError."""
-    turns = [{"role": m.role, "content": m.content} for m in messages]
+    messages = tuple(messages)
+    turns = [{"role": m.role, "content": m.content} for m in messages if m.role != TOOLS]
+    tools = [tool for m in messages if m.role == TOOLS for tool in json.loads(m.content)] or None
     try:
         text = renderer.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=prompt, **renderer.template_kwargs
+            turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **renderer.template_kwargs
         )
     except Exception as error:  # a template is someone else's program: it can divide by zero or recurse without end
         has_system = any(t["role"] == "system" for t in turns)
@@ -260,6 +271,15 @@ def check_system_is_shown(renderer: Renderer) -> None:
     probe = [Message("system", PROBE["system"]), Message("user", PROBE["user"])]
     if PROBE["system"] not in apply_template(renderer, probe, prompt=True):
         raise UserError("The chat template drops the system message", fix="put its text into [prompt] user")
+
+
+def check_tools_are_shown(renderer: Renderer) -> None:
+    """Raises UserError where the template takes no notice of tools."""
+    question = Message("user", PROBE["user"])
+    tool = {"type": "function", "function": {"name": "probe_tool", "description": "", "parameters": {}}}
+    text = apply_template(renderer, [Message(TOOLS, json.dumps([tool])), question], prompt=True)
+    if "probe_tool" not in text:
+        raise UserError("The chat template does not show tools", fix="choose another model, or remove the column tools")
 
 
 def _lead(renderer: Renderer) -> str:
@@ -318,6 +338,9 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     if renderer.masked:
         found = cloze.prompt(renderer.tokenizer, messages[-1].content, source)
         return RenderedPrompt(found.text, found.token_ids, found.char_spans, None)
+    if BLANK in messages[-1].content:
+        text = _around_the_middle(messages, renderer, source)
+        return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(middle_tokens(renderer)[2]) :])
     text = apply_template(renderer, messages, prompt=True)
     ids, spans = renderer.encode(text)
     bos = renderer.tokenizer.bos_token_id
@@ -325,6 +348,33 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
         raise UserError("The chat template begins with two beginning-of-sequence tokens", source or None)
     start = max((text.rfind(special) for special in renderer.special_texts), default=-1)
     return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None)
+
+
+def middle_tokens(renderer: Renderer) -> tuple[str, str, str]:
+    """The tokens that stand before a beginning, before an end, and before what is to be filled in between.
+
+    Raises UserError where the tokenizer has none.
+    """
+    known = renderer.tokenizer.get_added_vocab()  # type: ignore[operator]
+    for tokens in MIDDLE_TOKENS:
+        if all(token in known for token in tokens):
+            return tokens
+    fix = "let the prompt end where the answer begins, or choose a model that was trained for it"
+    raise UserError("The tokenizer has no tokens for filling in the middle", "prompt.user, {mask}", fix=fix)
+
+
+def _around_the_middle(messages: Sequence[Message], renderer: Renderer, source: str) -> str:
+    """Beginning, end, and the token after which the middle is written (Bavarian et al., "Efficient Training of Language
+    Models to Fill in the Middle", 2022)."""
+    if len(messages) > 1 or messages[0].content.count(BLANK) > 1:
+        found = "other messages" if len(messages) > 1 else "several of them"
+        raise UserError("A prompt with {mask} is one message with one of them", source or None, found=found)
+    tokens = middle_tokens(renderer)
+    start, _, end = messages[0].content.partition(BLANK)
+    bos = renderer.tokenizer.bos_token
+    first = renderer.tokenizer("a")["input_ids"][:1]
+    begins = bos if bos and first == [renderer.tokenizer.bos_token_id] else ""
+    return f"{begins}{tokens[0]}{start}{tokens[1]}{end}{tokens[2]}"
 
 
 def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> tuple[list[int], bool]:

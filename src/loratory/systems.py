@@ -7,7 +7,7 @@ from torch import nn
 from loratory import baselines, evaluate
 from loratory.config import SYSTEMS, TUNED
 from loratory.evaluate import Prompting, System
-from loratory.examples import Example, draw_few_shot
+from loratory.examples import Example, draw_few_shot, has_blank
 from loratory.generate import Progress
 from loratory.job import Job
 from loratory.tasks import measure_of
@@ -21,7 +21,7 @@ def asked(job: Job, names: Sequence[str]) -> list[str]:
     """The systems of ``names`` that the settings ask for; few-shot prompting only where an example fits the prompt."""
     chosen = job.config.run.systems or SYSTEMS[job.config.task]
     found = [name for name in names if name in chosen]
-    if job.renderer.masked:  # a solved text beside a text with a blank is nothing that it has seen
+    if has_blank(job.split.prompt):  # a solved text beside a text with a blank is nothing that a model has seen
         return [name for name in found if name not in FEW_SHOT]
     if any(name in FEW_SHOT for name in found) and not few_shot(job)[0]:
         return [name for name in found if name not in FEW_SHOT]

@@ -1,0 +1,76 @@
+"""A task of one's own: the answer is a number, and a near miss is worth something.
+
+    python examples/number/run.py [--small]
+
+How many sentences has an abstract? The papers are the invented ones that come with the package.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import loratory
+from loratory.config import SYSTEMS, config_from_dict
+from loratory.models import builtin_folder
+from loratory.tasks import TASKS, Lines, Task
+
+OUT = Path(__file__).parents[2] / "runs"
+
+
+def closeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    """1 for the right number, 1/2 beside it, 1/3 two away; 0 for what is no number."""
+    found = re.search(r"\d+", line["answer"])
+    return 1 / (1 + abs(int(found[0]) - int(answers[0]))) if found else 0.0
+
+
+def right(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """The share of numbers that are exactly right."""
+    return {"right": sum(line["answer"] == line["expected"] for line in lines) / len(lines)}
+
+
+# What an answer is worth, what stands beside it in the report, and what the tuned model is held against.
+TASKS["number"] = Task(
+    metric="closeness",
+    metric_text="closeness",
+    worth=closeness,
+    counts=False,
+    others=right,
+    second=("exactly right", "right"),
+    said=lambda system: f"closeness {system['value']:.2f}",
+)
+SYSTEMS["number"] = ("prompt", "few-shot", "tuned")
+
+
+def main() -> None:
+    small = "--small" in sys.argv
+    for part in ("train", "test"):
+        write(builtin_folder().parent / f"papers-{part}.jsonl", OUT / "data" / f"sentences-{part}.jsonl")
+    config = {
+        "task": "number",
+        "data": {
+            "train": [str(OUT / "data" / "sentences-train.jsonl")],
+            "test": [str(OUT / "data" / "sentences-test.jsonl")],
+            "answer": "sentences",
+            **({"limit_train": 48, "limit_test": 24} if small else {}),
+        },
+        "prompt": {"user": "How many sentences has this text? Answer with a number.\n\n{abstract}"},
+        "train": {"epochs": 1 if small else 6, "batch_size": 8},
+        "run": {"out": str(OUT / "examples" / "number")},
+    }
+    run = loratory.finetune(config_from_dict(config, __file__), overwrite=True)
+    print(json.loads((run / "report.json").read_text())["verdict"]["sentence"])
+
+
+def write(papers: Path, out: Path) -> None:
+    """The abstracts with the number of their sentences."""
+    abstracts = [json.loads(line)["abstract"] for line in papers.read_text(encoding="utf-8").splitlines()]
+    rows = [{"abstract": text, "sentences": str(len(re.findall(r"[.?!](\s|$)", text)))} for text in abstracts]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
