@@ -29,13 +29,14 @@ from loratory.config import (
 )
 from loratory.draft import draft
 from loratory.errors import UserError
+from loratory.evaluate import _as_written
 from loratory.examples import BLANK, Example, Message, load_split
 from loratory.finetune import finetune
 from loratory.job import check_kind, check_words
 from loratory.loss import batch_loss, target_log_probs
 from loratory.models import LoadedTokenizer, load_model
 from loratory.predict import load
-from loratory.render import TokenizedExample, fit_to_context, pieces, renderer_for, tokenize
+from loratory.render import TokenizedExample, fit_to_context, pieces, renderer_for, respelled, tokenize, with_room_for
 from loratory.score import label_log_probs
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
@@ -158,8 +159,22 @@ def test_sequences_that_read_the_same_stand_once():
     assert len(batch.target_ids_N) == sum(int(s.loss_weights.sum()) for s in sequences)
 
 
+def test_a_mask_that_lets_sequences_see_each_other_is_found_from_one_text(monkeypatch):
+    from loratory import attention
+
+    chunks = attention._chunks
+
+    def seeing_all(groups, end, *rest):
+        return chunks(groups, torch.full_like(end, len(end)), *rest)
+
+    assert choose_layout(tiny("bert"), some_sequences()[:1], "auto").kind == "packed"
+    monkeypatch.setattr(attention, "_chunks", seeing_all)
+    layout = choose_layout(tiny("bert"), some_sequences()[:1], "auto")
+    assert layout.kind == "padded" and "reach another" in layout.why
+
+
 def test_the_check_finds_positions_that_are_off(monkeypatch):
-    monkeypatch.setattr("loratory.verify._first_position", lambda model: 0)
+    monkeypatch.setattr("loratory.verify.first_position", lambda model: 0)
     layout = choose_layout(tiny("roberta"), some_sequences(), "auto")
     assert layout.kind == "padded" and "differs from the stock attention" in layout.why
 
@@ -292,6 +307,33 @@ def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
     assert 70 < len(found.token_ids) <= 80
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("the cat " * 60 + "says {mask} now", ("cat the cat", " says {mask} now")),
+        ("it says {mask}: " + "the cat " * 60, ("it says {mask}: the cat", "the cat")),
+    ],
+)
+def test_without_a_line_above_the_longer_side_is_cut(text, kept):
+    r = renderer("words")
+    fitted = fit_to_context([question(text, "cow", candidates=("cow", "meow"))], r, 80, "cut_prompt")
+    shown = fitted.examples[0].messages[-1].content.replace(BLANK, "{mask}")
+    assert shown.startswith(kept[0]) and shown.endswith(kept[1])
+    assert 70 < len(tokenize(fitted.examples[0], r)[0].token_ids) <= 80
+
+
+def test_blanks_have_room_for_the_longest_answer_in_its_place():
+    asked = [question("says:\n{mask}", "meow"), question("says {mask}", "xy")]
+    assert with_room_for(asked, renderer("words")).masks == 3
+    assert with_room_for(asked, renderer("bytes")).masks == 5  # the line's end is a token of its own
+
+
+def test_an_empty_text_is_refused_before_anything_runs():
+    with pytest.raises(UserError, match="text is empty") as found:
+        fit_to_context([Example((Message("user", " "),), (" ",), (), "texts.csv:9")], renderer("words"), 80, "error")
+    assert "texts.csv:9" in str(found.value)
+
+
 def test_system_messages_are_refused():
     with pytest.raises(UserError, match="takes no system message"):
         renderer("words", system="Be kind.")
@@ -354,6 +396,27 @@ def test_labels_as_words_from_baselines_to_report(masked_folder, pets, tmp_path)
     assert tuned.answer({"text": "cow 77 sleeps"}) == "moo"
     shares = tuned.probabilities({"text": "cow 77 sleeps"})
     assert max(shares, key=shares.get) == "moo" and sum(shares.values()) == pytest.approx(1)
+
+
+def test_words_stand_in_for_labels_in_what_is_written_and_chosen(masked_folder, pets, tmp_path):
+    full, train = AdapterConfig(kind="full"), TrainConfig(epochs=20, batch_size=4, learning_rate=3e-3)
+    words = {"meow": "cat", "woof": "7", "moo": "the"}
+    prompt = PromptConfig(user="the {text} and [MASK] says {mask}.", words=words)
+    config = masked_config(masked_folder, pets, tmp_path / "run", adapter=full, train=train, prompt=prompt)
+    run = finetune(config)
+    values = {s["name"]: s["value"] for s in json.loads((run / "report.json").read_text())["systems"]}
+    assert values["tuned"] == values["tuned-choose"] == 1.0
+    assert {line["answer"] for line in predictions(run, "tuned")} == set(words)
+    assert load(run).answers([{"text": "dog 99 sleeps"}, {"text": "cat 1 sleeps"}]) == ["woof", "meow"]
+
+
+def test_answers_count_as_the_tokenizer_spells_them():
+    r = renderer("words")
+    assert _as_written("rex.", question("a {mask}", "Rex."), r) == "Rex."
+    spelled = respelled("cs.CL", r)
+    assert spelled != "cs.CL"
+    assert _as_written(spelled, question("a {mask}", "x", candidates=("cs.CL", "cs.RO")), r) == "cs.CL"
+    assert _as_written("dog", question("a {mask}", "Rex."), r) == "dog"
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
@@ -446,6 +509,8 @@ def test_free_answers_are_filled_in(masked_folder, pets, tmp_path):
     words, text = complete(load(run).model, load(run).renderer, "the dog 3 sleeps and says [MASK] [MASK].", 4)
     assert [len(own) for own in words] == [4, 4] and text.startswith("the dog 3")
     assert all(0 < p <= 1 for own in words for _, p in own)
+    every, _ = complete(load(run).model, load(run).renderer, "the dog says {mask}", 10_000)
+    assert sum(p for _, p in every[0]) == pytest.approx(1) and len(every[0]) == 86 - 5
 
 
 def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts, tmp_path, monkeypatch):
@@ -478,7 +543,7 @@ def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts
 def test_tasks_of_causal_models_are_refused(task, masked_folder, pets, tmp_path):
     base = load_model(ModelConfig(str(masked_folder)), resolve_world("cpu", "float32", 1))
     with pytest.raises(UserError, match="cannot do this task"):
-        check_kind(dataclasses.replace(Config(), task=task), base)
+        check_kind(dataclasses.replace(Config(), task=task), base.text, base.name)
 
 
 def test_a_causal_model_cannot_fill(tiny_folder, texts, tmp_path):

@@ -666,3 +666,23 @@ def test_calls_of_tools_outside_of_the_content_are_refused():
     turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]
     with pytest.raises(UserError, match="turn's content only"):
         conversation(turns, "a.jsonl:1")
+
+
+def test_a_reply_of_a_tool_can_be_answered():
+    turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "weather()"}]
+    turns += [{"role": "tool", "content": "sun"}, {"role": "assistant", "content": "No."}]
+    assert [m.role for m in question(turns, "a.jsonl:1").messages] == ["user", "assistant", "tool"]
+
+
+def test_a_text_to_fill_whose_prompt_lacks_the_blank_is_refused(texts_file):
+    data = DataConfig(train=(str(texts_file),), answer="answer")
+    with pytest.raises(UserError, match=r"no \{mask\} for it"):
+        load_split(data, PromptConfig(user="{text}"), 0, task="fill")
+
+
+def test_a_column_called_mask_is_told(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,mask,label\n" + "a,b,c\nd,e,f\n" * 10)
+    with pytest.raises(UserError, match="stands for the answer") as found:
+        load_split(DataConfig(train=(str(path),), answer="label"), PromptConfig(user="{text} {mask}"), 0)
+    assert "rename the column" in str(found.value)

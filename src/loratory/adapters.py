@@ -183,7 +183,8 @@ def save_trained(
 def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The page that whoever finds the folder reads first."""
     what = "A LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "A fine-tuned model"
-    base = card["base"]
+    base, labels = card["base"], ", ".join(card["labels"])
+    answers = f"- Answers with one of: {labels}\n" if labels else ""
     stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
     use = '`loratory predict FOLDER data.csv`, or `pipeline("text-generation", model="FOLDER")` of Transformers'
     use += " with the same\nmessages."
@@ -201,8 +202,7 @@ tags: [loratory]
 # {what}, trained with Loratory
 
 - Base model: `{base["name"]}`, revision {base["revision"]}, weights SHA-256 `{base["weights_sha256"]}`
-- Answers with one of: {", ".join(card["labels"])}
-{end}- Prompt, template arguments and date as trained: `{CARD}`
+{answers}{end}- Prompt, template arguments and date as trained: `{CARD}`
 
 Use: {use}
 """

@@ -137,7 +137,7 @@ def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, shar
             grown = size + len(own) - shared
         else:
             grown = len(own) * (len(groups[-1]) + 1 if groups else 1)
-        if not groups or grown > token_budget:
+        if not groups or (grown > token_budget and grown > size):
             groups.append([])
             grown = len(own)
         groups[-1].append(i)

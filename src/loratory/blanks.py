@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import nn
 
 from loratory import cloze
@@ -20,6 +20,7 @@ from loratory.generate import Progress
 from loratory.render import Renderer, TokenizedExample, decode
 
 AT_ONCE = 64  # texts whose blanks are filled together
+MOST_MASKS, LENGTHS_TRIED = 32, 8  # for models that do not know how an answer ends
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,11 @@ def guess(
     with prepared(model, layout):
         for batch in micro_batches(sequences, budget, layout.share):
             logits_UV, inverse_N = target_logits(model, batch.to(device), layout)
+            logits_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32))
             logits_UV[:, special] = -torch.inf
-            best = logits_UV.double().log_softmax(dim=-1).topk(count)
-            ids_NN, log_probs_NN = best.indices[inverse_N].cpu().numpy(), best.values[inverse_N].cpu().numpy()
+            best = logits_UV.topk(min(count, logits_UV.shape[1] - len(special)))
+            log_probs = best.values.double() - logits_UV.logsumexp(dim=-1, keepdim=True).double()
+            ids_NN, log_probs_NN = best.indices[inverse_N].cpu().numpy(), log_probs[inverse_N].cpu().numpy()
             for i in batch.target_sequence_N.unique().tolist():
                 own = (batch.target_sequence_N == i).numpy()
                 found[i] = Guesses(ids_NN[own], log_probs_NN[own])
@@ -112,7 +115,8 @@ def fill_blanks(
             texts = [cloze.with_masks(renderer.tokenizer, blank, longest) for blank in blanks]
             ends = [cloze.ending_id(renderer.tokenizer)]
             guesses = guess(model, renderer, [t.shown_ids for t in texts], 1, layout, budget, ends)
-            words = [_until(g.token_ids_KN[:, 0].tolist(), ends) for g in guesses]
+            own = [g.token_ids_KN[_of_blank(t, renderer), 0].tolist() for g, t in zip(guesses, texts, strict=True)]
+            words = [_until(ids, ends) for ids in own]
         else:
             texts = _of_best_length(model, renderer, blanks, longest, layout, budget)
             filled = _fill(model, renderer, [t.shown_ids for t in texts], layout, budget)
@@ -122,6 +126,11 @@ def fill_blanks(
     return answers
 
 
+def _of_blank(text: cloze.Hidden, renderer: Renderer) -> Bool[np.ndarray, "K"]:
+    """Which of a text's masks are those of its blank: the row itself may hold the mask token."""
+    return text.hidden[text.shown_ids == renderer.tokenizer.mask_token_id]
+
+
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
@@ -129,9 +138,12 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
 def _of_best_length(
     model: nn.Module, renderer: Renderer, blanks: Sequence[cloze.Blank], longest: int, layout: Layout, budget: int
 ) -> list[cloze.Hidden]:
-    tried = [[cloze.with_masks(renderer.tokenizer, b, k) for k in range(1, longest + 1)] for b in blanks]
-    guesses = guess(model, renderer, [t.shown_ids for own in tried for t in own], 1, layout, budget)
-    sure = np.array([g.log_probs_KN.mean() for g in guesses]).reshape(len(blanks), longest)
+    lengths = np.unique(np.linspace(1, min(longest, MOST_MASKS), LENGTHS_TRIED).astype(int)).tolist()
+    tried = [[cloze.with_masks(renderer.tokenizer, b, k) for k in lengths] for b in blanks]
+    flat = [t for own in tried for t in own]
+    guesses = guess(model, renderer, [t.shown_ids for t in flat], 1, layout, budget)
+    means = [g.log_probs_KN[_of_blank(t, renderer)].mean() for g, t in zip(guesses, flat, strict=True)]
+    sure = np.array(means).reshape(len(blanks), len(lengths))
     return [own[int(i)] for own, i in zip(tried, sure.argmax(axis=1), strict=True)]
 
 

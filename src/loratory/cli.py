@@ -405,10 +405,12 @@ def _rendered(
     """Some of the training examples as the model sees them."""
     from loratory import models, render
     from loratory.examples import load_split
+    from loratory.job import check_kind
 
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = models.load_tokenizer(config.model)
-    renderer = render.renderer_for(text, split.prompt)
+    check_kind(config, text, config.model.name)
+    renderer = render.with_room_for([*split.train, *split.validation], render.renderer_for(text, split.prompt))
     if split.prompt.system is not None:
         render.check_system_is_shown(renderer)
     return [s for e in choose(split.train) for s in render.tokenize(e, renderer)], renderer

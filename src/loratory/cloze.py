@@ -98,14 +98,16 @@ def turns(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> Iterat
     ids, spans = _encode(tokenizer, text)
     draw = np.random.default_rng(zlib.crc32(text.encode()))
     for first in range(0, len(ids), room):
-        piece, where = _framed(tokenizer, ids[first : first + room], spans[first : first + room])
+        own = spans[first : first + room]
+        begin, stop = int(own[0, 0]), int(own[-1, 1])
+        piece, where = _framed(tokenizer, ids[first : first + room], own - begin)
         order = len(start) + draw.permutation(len(piece) - len(start) - len(end))
         found = []
         for chosen in np.array_split(order, min(TURNS, len(order))):
             hidden = np.zeros(len(piece), dtype=bool)
             hidden[chosen] = True
             shown = np.where(hidden, np.int64(tokenizer.mask_token_id), piece)  # type: ignore[arg-type]
-            found.append(Hidden(piece, shown, hidden, text, where))
+            found.append(Hidden(piece, shown, hidden, text[begin:stop], where))
         yield found
 
 

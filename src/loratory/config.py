@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from loratory.errors import UserError
 
-BUILTIN, BUILTIN_MASKED = "builtin", "builtin-masked"
+BUILTINS = BUILTIN, BUILTIN_MASKED = "builtin", "builtin-masked"
 Scalar = bool | int | float | str
 OnOff = Literal["on", "off"]
 
@@ -136,7 +136,8 @@ class AdapterConfig:
     dropout: float = 0.0
     """Dropout before the branch; shared tokens share one draw."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which modules get a branch: all linear layers but the head, or a list such as ["q_proj", "v_proj"]."""
+    """Which modules get a branch: all linear layers but the one that gives the logits, or a list such as
+    ["q_proj", "v_proj"]."""
     layers: Literal["all"] | tuple[int, ...] = "all"
     """Which of the model's layers get branches: all, or a list of their numbers, from 0."""
 
@@ -247,7 +248,7 @@ class Config:
             raise UserError("The task file is not valid TOML", str(path), found=str(error)) from error
         config = config_from_dict(values, str(path))
         data, model = _absolute_paths(config.data, path.parent), config.model
-        if (path.parent / model.name).is_dir() and model.name != BUILTIN:
+        if (path.parent / model.name).is_dir() and model.name not in BUILTINS:
             model = dataclasses.replace(model, name=str((path.parent / model.name).resolve()))
         return dataclasses.replace(config, data=data, model=model)
 
@@ -385,7 +386,7 @@ def _value(hint: Any, value: Any, where: str, name: str) -> Any:
             if isinstance(items, list) and all(_is(args[0], item) for item in items):
                 return tuple(args[0](item) for item in items)
         elif origin is dict:
-            if isinstance(value, dict) and all(isinstance(v, Scalar) for v in value.values()):
+            if isinstance(value, dict) and all(isinstance(v, args[1]) for v in value.values()):
                 return dict(value)
         elif isinstance(option, type) and _is(option, value):
             return option(value)

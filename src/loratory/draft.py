@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from loratory.config import BUILTIN, ModelConfig
+from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
 from loratory.examples import HUB, MASK, SUFFIXES, Row, answer_of, cell_text, data_suffix, read_rows
 from loratory.models import is_masked
@@ -184,7 +184,7 @@ FOLDS_LINE = _line("folds", 5, "few rows: each is tested by a model trained on t
 def _model_lines(model: str, task: str, why: str) -> list[str]:
     lines = ["# Guessed from the data; change what you like. docs/task-file.md lists all settings."]
     lines += [_line("task", task, why), "", "[model]"]
-    comment = "the small demonstration model; give a hub id or a folder" if model == BUILTIN else "hub id or folder"
+    comment = "the small demonstration model; give a hub id or a folder" if model in BUILTINS else "hub id or folder"
     return [*lines, _line("name", model, comment), ""]
 
 

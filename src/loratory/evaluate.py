@@ -19,7 +19,7 @@ from loratory.blanks import fill_blanks, restore
 from loratory.examples import BETWEEN_LABELS, LABELLED, Example, Tests, with_shots
 from loratory.generate import Progress, generate
 from loratory.metrics import parse_label, set_f1
-from loratory.render import Renderer, completion_ids, example_length, render_prompt, tokenize
+from loratory.render import Renderer, completion_ids, example_length, render_prompt, respelled, tokenize, word
 from loratory.runs import write_json, write_json_lines
 from loratory.sandbox import run_program
 from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, trained_log_probs
@@ -43,7 +43,7 @@ class Prediction:
     probabilities: dict[str, float] | None
     """What the system reports after its rule; only where it gives probabilities."""
     turns: tuple[tuple[float, int], ...] | None = None
-    """Log-probability and number of tokens of each right assistant turn; only for conversations."""
+    """Log-probability and number of tokens of each right assistant turn, or of each hidden part of a text."""
     failure: str | None = None
     """How the answer failed its tests, empty if it passed; only where tests were run."""
 
@@ -141,10 +141,19 @@ def filling(prompting: Prompting, tuned: bool) -> System:
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         p = prompting
         texts = fill_blanks(p.model, p.renderer, examples, p.longest, tuned, p.layout, p.token_budget, progress)
-        answers = [parse_label(text, e.candidates) or text for text, e in zip(texts, examples, strict=True)]
-        return [Prediction(answer, None, None) for answer in answers]
+        return [Prediction(_as_written(t, e, p.renderer), None, None) for t, e in zip(texts, examples, strict=True)]
 
     return System(predict, None, None)
+
+
+def _as_written(text: str, example: Example, renderer: Renderer) -> str:
+    """The label, or the right answer, that a text spells; else the text.
+
+    Many tokenizers of masked language models give back lower case only, and spaces around signs.
+    """
+    spelled = {respelled(word(a, renderer), renderer): a for a in example.candidates or example.answers}
+    found = parse_label(text, list(spelled)) if example.candidates else text
+    return spelled.get(text if found is None else found, text)
 
 
 def restoring(prompting: Prompting) -> System:

@@ -311,7 +311,7 @@ def prompt_writer(
     parts = [(role, template) for role, template in templates if template is not None]
     names = {name for role, template in parts for name in _checked(template, role, answer, columns, where)}
 
-    own = {LABELS: ", ".join(labels)} if MASK in columns else {LABELS: ", ".join(labels), MASK: BLANK}
+    own = {LABELS: ", ".join(labels), MASK: BLANK}
 
     def shown(row: Row, name: str) -> str:
         return "\n".join(f"- {c}" for c in candidates_of(row, name)) if name == candidates else _cell(row, name)
@@ -326,6 +326,11 @@ def prompt_writer(
 def _checked(template: str, role: str, answer: str, columns: Sequence[str], where: str) -> list[str]:
     place = f"{where}, prompt.{role}"
     names = placeholders(template, place)
+    if MASK in names and (MASK in columns or role == "system"):
+        found, fix = "a column of that name", "rename the column"
+        if role == "system":
+            found, fix = "{mask} in the system message", "put it into [prompt] user"
+        raise UserError("{mask} stands for the answer, in the user message", place, found=found, fix=fix)
     for name in names:
         if name == answer:
             raise UserError("The prompt shows the answer", place, found=f"{{{name}}}")
@@ -356,11 +361,11 @@ def _messages(turns: Any, source: str) -> list[Message]:
     messages = []
     for number, turn in enumerate(turns, 1):
         place = f"{source}, turn {number}"
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-            raise UserError("A turn must have a role and a text content", place, found=repr(turn)[:80])
-        if turn.get("tool_calls"):
+        if isinstance(turn, dict) and turn.get("tool_calls"):
             fix = "write the call into the turn's content, in the form that the model's template has for it"
             raise UserError("Calls of tools are read from a turn's content only", place, fix=fix)
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+            raise UserError("A turn must have a role and a text content", place, found=repr(turn)[:80])
         if turn.get("role") not in ROLES:
             role = str(turn.get("role"))
             raise UserError("Unknown role", place, ", ".join(ROLES), repr(role), nearest(role, ROLES))
@@ -386,7 +391,7 @@ def question(turns: Any, source: str) -> Example:
     """An Example to answer, from turns that end with a user's; an assistant's at the end is left out."""
     messages = _messages(turns, source)
     messages = messages[:-1] if messages[-1].role == "assistant" else messages
-    if not messages or messages[-1].role != "user":
+    if not messages or messages[-1].role not in ("user", "tool"):
         raise UserError("There is no user's turn to answer", source, found=messages[-1].role if messages else "nothing")
     return Example(tuple(messages), (), (), source)
 
@@ -467,6 +472,9 @@ def load_split(
     if not data.train:
         raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
     converses, plain = task == "dialogue", is_plain_text(task, data, prompt)
+    if plain and data.answer:
+        fix = "put {mask} where the answer stands, or remove [data] answer to hide any word of the texts"
+        raise UserError("An answer is named, and the prompt has no {mask} for it", f"{where}, prompt.user", fix=fix)
     if not data.answer and not (converses or plain):
         raise UserError("The answer column is not named", f"{where}, data.answer", expected="a column of the data")
     train = _read_all(data.train, "train")
@@ -568,8 +576,9 @@ def row_tests(row: Row, code: CodeConfig) -> Tests | None:
     if name and "def check(" in statements:
         statements += f"\ncheck({name})"
     prefix = str(row.values.get(code.prefix or ("prompt" if name else ""), ""))
-    suffix = str(row.values.get(code.suffix, ""))
-    return Tests(prefix, name, suffix + "\n".join((str(row.values.get("test_setup_code") or ""), statements)))
+    parts = [_cell(row, code.suffix)] if code.suffix else []
+    parts += [str(row.values.get("test_setup_code") or ""), statements]
+    return Tests(prefix, name, "\n".join(parts))
 
 
 def _right_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from loratory import adapters, models, render, runs
 from loratory.attention import Layout
-from loratory.config import BUILTIN, BUILTIN_MASKED, MASKED_TASKS, Config, config_to_dict, nearest
+from loratory.config import BUILTIN_MASKED, BUILTINS, MASKED_TASKS, Config, config_to_dict, nearest
 from loratory.errors import UserError
 from loratory.examples import BLANK, TOOLS, Example, Split, load_split
 from loratory.render import Renderer, TokenizedExample
@@ -86,7 +86,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     """Loads data and model and checks that one fits the other. Raises UserError."""
     started = time.perf_counter()
     if is_demonstration(config):
-        tell(Event("say", demonstration_text(), {}))
+        tell(Event("say", demonstration_text(config.model.name == BUILTIN_MASKED), {}))
     tell(Event("stage", "load", {}))
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     if chooses_on_validation(config) and not split.validation:
@@ -106,12 +106,12 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     )
     tell(Event("say", f"Device: {world.why}", {}))
     base = models.load_model(config.model, world)
-    check_kind(config, base)
+    check_kind(config, base.text, base.name)
     check_words(config.prompt.words, split.labels)
     adapters.check_targets(base.model, config.adapter)
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
-    renderer = render.with_room_for(split.train, render.renderer_for(base.text, split.prompt))
+    renderer = render.with_room_for([*split.train, *split.validation], render.renderer_for(base.text, split.prompt))
     if config.code.run and (problem := sandbox_problem()):
         fix = "set [code] run = false: answers are then compared as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
@@ -153,22 +153,25 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     return Job(resolved, run, world, base, renderer, split, layout, trained, tuple(checks), seconds)
 
 
-def check_kind(config: Config, base: models.LoadedModel) -> None:
+def check_kind(config: Config, text: models.LoadedTokenizer, name: str) -> None:
     """Raises UserError where the task is none for this kind of model."""
     where = f"task = {config.task!r}"
-    if base.text.masked and config.task not in MASKED_TASKS:
+    if text.masked and config.task not in MASKED_TASKS:
         expected = " or ".join(MASKED_TASKS)
         raise UserError("A masked language model cannot do this task", where, expected, fix="choose a causal model")
-    if not base.text.masked and config.prompt.words:
+    if not text.masked and config.prompt.words:
         raise UserError("Words for labels are for masked language models", "[prompt] words", fix="remove them")
-    if not base.text.masked and config.task == "fill":
+    if not text.masked and config.task == "fill":
         fix = f"choose one, such as answerdotai/ModernBERT-base or {BUILTIN_MASKED}"
-        raise UserError("This task needs a masked language model", where, found=base.name, fix=fix)
+        raise UserError("This task needs a masked language model", where, found=name, fix=fix)
 
 
 def check_words(words: Mapping[str, str], labels: Sequence[str]) -> None:
     """Raises UserError for words of no label, and for labels that one word would stand for."""
     for label in words:
+        if not labels:
+            fix = 'set task = "classification"'
+            raise UserError("Words are for labels, and this task has none", "[prompt] words", fix=fix)
         if label not in labels:
             fix = nearest(label, labels) or f"labels: {', '.join(labels)[:200]}"
             raise UserError(
@@ -197,14 +200,12 @@ def _about_template(renderer: Renderer, config: Config, split: Split) -> list[st
 def is_demonstration(config: Config) -> bool:
     """Whether the demonstration model is put to a task that is not its own."""
     own = models.builtin_folder().parent
-    return config.model.name in (BUILTIN, BUILTIN_MASKED) and not all(
-        Path(name).is_relative_to(own) for name in config.data.train
-    )
+    return config.model.name in BUILTINS and not all(Path(name).is_relative_to(own) for name in config.data.train)
 
 
-def demonstration_text() -> str:
+def demonstration_text(masked: bool) -> str:
     """What a person should know who uses the demonstration model for their own data."""
-    names = ", ".join(models.suggestions(memory_bytes()))
+    names = ", ".join(models.MASKED_MODELS if masked else models.suggestions(memory_bytes()))
     return (
         "This is the small demonstration model that comes with Loratory: it shows the path, not what is possible. "
         f"With this machine's {memory_bytes() / 1024**3:.0f} GiB of memory try --model.name with one of: {names}"
@@ -244,7 +245,7 @@ def fit_split(
         checks.append({"name": "special_tokens_in_data", "count": marked, "message": message})
     text = " ".join(m.content for m in parts["train"][0].messages)
     unnamed = sum(label not in text for label in split.labels)
-    if unnamed:
+    if unnamed and not renderer.masked:
         message = f"The prompt does not name {unnamed} of {len(split.labels)} labels, so prompting cannot know them"
         checks.append({"name": "labels_not_in_prompt", "count": unnamed, "message": f"{message}: use {{labels}}"})
     return split, checks

@@ -1,5 +1,6 @@
 """The only place that loads a model or a tokenizer: hub id or folder, safetensors only, no code from the model."""
 
+import dataclasses
 import importlib.resources
 import json
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,7 +22,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.config import BUILTIN, BUILTIN_MASKED, ModelConfig
+from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
 from loratory.runs import sha256_of
 from loratory.world import World
@@ -46,6 +48,7 @@ KNOWN_MODELS = (
     ("Qwen/Qwen2.5-7B-Instruct", 7.6),
     ("Qwen/Qwen2.5-14B-Instruct", 14.8),
 )
+MASKED_MODELS = ("distilbert/distilroberta-base", "FacebookAI/roberta-base", "answerdotai/ModernBERT-base")
 # Weights in 32 bits and half as much again for what training keeps; the rest of the machine wants some too.
 BYTES_PER_PARAMETER, SPARE_BYTES = 6, 2 * 1024**3
 
@@ -100,7 +103,6 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
     if masked:
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise UserError("The tokenizer of this masked language model lacks a mask token or one for padding", name)
-        # Some count positions from a number above 0, which the tokenizer's own limit knows of.
         return LoadedTokenizer(tokenizer, (), False, min(context_length(text), tokenizer.model_max_length), True)
     plain = not tokenizer.chat_template
     if plain:
@@ -133,9 +135,20 @@ def load_model(config: ModelConfig, world: World) -> LoadedModel:
     _check_loaded(model, text.tokenizer, report, config.name)
     model.to(world.device)
     model.eval()
-    local = config.name in (BUILTIN, BUILTIN_MASKED) or Path(config.name).is_dir()
+    if text.masked:  # some count positions from a number above 0
+        room = context_length(model.config.get_text_config()) - first_position(model)
+        text = dataclasses.replace(text, max_length=min(text.max_length, room))
+    local = config.name in BUILTINS or Path(config.name).is_dir()
     name = str(folder.resolve()) if local else config.name
     return LoadedModel(model, text, name, revision, sha256_of(sorted(folder.glob("*.safetensors"))))
+
+
+def first_position(model: nn.Module) -> int:
+    """Where a model counts positions from: behind the padding token's id, if it has embeddings for them of that kind
+    (RoBERTa and its kin), else 0."""
+    found = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    padding = (m.padding_idx for m in found if isinstance(m, nn.Embedding) and m.padding_idx is not None)
+    return next(padding, -1) + 1
 
 
 def context_length(settings: PretrainedConfig) -> int:
@@ -165,7 +178,7 @@ def _is_masked(settings: PretrainedConfig) -> bool:
 
 def find_files(config: ModelConfig) -> tuple[Path, str | None]:
     """The folder with the model's files, fetched from the hub if need be, and the commit."""
-    if config.name in (BUILTIN, BUILTIN_MASKED):
+    if config.name in BUILTINS:
         return builtin_folder(config.name), None
     folder = Path(config.name)
     if config.name.strip() and folder.is_dir():

@@ -8,7 +8,7 @@ import torch
 from loratory import adapters, evaluate
 from loratory.charts import duration
 from loratory.config import SYSTEMS
-from loratory.examples import stratified
+from loratory.examples import has_blank, stratified
 from loratory.job import Job
 from loratory.optim import make_optimizer
 from loratory.systems import AFTER, BEFORE, FEW_SHOT, asked, before
@@ -83,12 +83,13 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
     saving = f"; shared prefixes make that {shared:.1f} times less work than one by one" if shared >= 1.05 else ""
     wanted = config.run.systems or SYSTEMS[config.task]
     none_fits = {*FEW_SHOT} & {*wanted} - {*asked(job, FEW_SHOT)}
+    why = "the answer stands inside of the text" if has_blank(split.prompt) else "no example fits into the prompt"
     return [
         f"{parts}{f', {len(split.labels)} labels' if split.labels else ''}; {seeds}",
         f"Training {what}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}",
         f"{probed.tokens:,} tokens a step{saving}",
-        *(["Few-shot prompting is left out: no example fits into the prompt"] if none_fits else []),
+        *([f"Few-shot prompting is left out: {why}"] if none_fits else []),
     ]
 
 

@@ -14,6 +14,7 @@ from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
 from loratory.evaluate import Prediction, Prompting, answering, choices, filling, programming
 from loratory.examples import (
+    BLANK,
     LABELS,
     MASK,
     Example,
@@ -116,7 +117,8 @@ class Tuned:
         Where the trained prompt shows one column, the text fills it; else it is the message as it stands. Raises
         UserError for a masked language model.
         """
-        system = self.trained_system() if system is None else system
+        if not self.renderer.masked:  # which is refused below
+            system = self.trained_system() if system is None else system
         filled = fill_only_column(self.prompt.user, text, self.labels)
         return ask(self.model, self.renderer, text if filled is None else filled, system, max_new_tokens)
 
@@ -190,7 +192,7 @@ def fill_only_column(template: str | None, text: str, labels: Sequence[str]) -> 
     column = only_column(template)
     if template is None or column is None:
         return None
-    return fill(template, {column: text, LABELS: ", ".join(labels)})
+    return fill(template, {column: text, LABELS: ", ".join(labels), MASK: BLANK})
 
 
 def _trained_folder(path: Path) -> Path:

@@ -328,6 +328,8 @@ class RenderedPrompt:
     char_spans: Int64[np.ndarray, "T 2"]
     tail: str | None
     """From the last special token on: tokenized independently of what stands before it. None without one."""
+    lead: str
+    """White space that goes with the answer."""
 
 
 def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str = "") -> RenderedPrompt:
@@ -337,17 +339,17 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     """
     if renderer.masked:
         found = cloze.prompt(renderer.tokenizer, messages[-1].content, source)
-        return RenderedPrompt(found.text, found.token_ids, found.char_spans, None)
+        return RenderedPrompt(found.text, found.token_ids, found.char_spans, None, "")
     if BLANK in messages[-1].content:
         text = _around_the_middle(messages, renderer, source)
-        return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(middle_tokens(renderer)[2]) :])
+        return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(middle_tokens(renderer)[2]) :], "")
     text = apply_template(renderer, messages, prompt=True)
     ids, spans = renderer.encode(text)
     bos = renderer.tokenizer.bos_token_id
     if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
         raise UserError("The chat template begins with two beginning-of-sequence tokens", source or None)
     start = max((text.rfind(special) for special in renderer.special_texts), default=-1)
-    return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None)
+    return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None, renderer.lead)
 
 
 def middle_tokens(renderer: Renderer) -> tuple[str, str, str]:
@@ -384,7 +386,7 @@ def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> t
     tokenizer would merge the two, the answer is tokenized alone, because inference sees the prompt's ids and no others.
     The answer takes the template's white space before it along.
     """
-    answer = renderer.lead + answer
+    answer = prompt.lead + answer
     if prompt.tail is None:
         both = renderer.encode(prompt.text + answer)[0]
         merged = both[: len(prompt.token_ids)].tolist() != prompt.token_ids.tolist()
@@ -437,9 +439,16 @@ def with_room_for(examples: Sequence[Example], renderer: Renderer) -> Renderer:
     """For masked language models: with blanks of as many masks as the longest of the answers has tokens."""
     if not renderer.masked or _is_plain_text(examples[0]):
         return renderer
-    texts = {text for e in examples for text in e.candidates or e.answers}
-    longest = max(len(renderer.encode_part(f" {word(text, renderer)}")[0]) for text in texts)
-    return dataclasses.replace(renderer, masks=longest)
+    texts = set()
+    for e in examples:
+        lead = cloze.split_blank(e.messages[-1].content, e.source).lead
+        texts |= {lead + word(answer, renderer) for answer in e.candidates or e.answers}
+    return dataclasses.replace(renderer, masks=max(len(renderer.encode_part(text)[0]) for text in texts))
+
+
+def respelled(text: str, renderer: Renderer) -> str:
+    """What the tokenizer makes of a text, there and back."""
+    return decode(renderer.tokenizer, renderer.encode_part(f" {text}")[0].tolist(), skip_special=True).strip()
 
 
 def _tokenize_masked(example: Example, renderer: Renderer) -> list[TokenizedExample]:
@@ -476,7 +485,7 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
     completion, _ = completion_ids(prompt, answer, renderer)
     if len(completion) == len(renderer.ending):
         raise UserError("The answer has no tokens, so nothing would be trained", source, found=repr(answer))
-    completed = renderer.lead + answer + renderer.ending_text
+    completed = prompt.lead + answer + renderer.ending_text
     text = prompt.text + completed
     lengths = np.array(renderer.text_lengths(tuple(completion)), dtype=np.int64)
     lengths[1:] += max(0, len(completed) - lengths[-1])  # decoded alone, some first tokens lose their space
@@ -526,6 +535,8 @@ def example_length(example: Example, renderer: Renderer) -> int:
 def _masked_length(example: Example, renderer: Renderer) -> int:
     """A plain text always fits: it is cut into pieces."""
     if _is_plain_text(example):
+        if not len(renderer.encode_part(example.messages[-1].content)[0]):
+            raise UserError("The text is empty, so nothing could be hidden", example.source, fix="remove the row")
         return 0
     blank = cloze.split_blank(example.messages[-1].content, example.source)
     answers = example.candidates or example.answers
@@ -553,17 +564,18 @@ def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, 
 
 
 def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -> Example:
-    """Shortens the last user message until the example fits: its end, or what stands above the line of a blank.
+    """Shortens the last user message until the example fits: its end, or what stands around a blank (``_cuttable``).
 
     Raises UserError if nothing would be left.
     """
     last = max(i for i, m in enumerate(example.messages) if m.role == "user")
     content = example.messages[last].content
-    content, kept = _at_blank(content) if renderer.masked else (content, "")
+    before, content, after, end = _cuttable(content) if renderer.masked else ("", content, "", True)
     spans = renderer.encode_part(content)[1] if renderer.masked else renderer.encode(content)[1]
     keep = len(spans) - excess
     while keep > 0:
-        shorter = dataclasses.replace(example.messages[last], content=content[: spans[keep - 1][1]].rstrip() + kept)
+        kept = content[: spans[keep - 1][1]].rstrip() if end else content[spans[-keep][0] :].lstrip()
+        shorter = dataclasses.replace(example.messages[last], content=before + kept + after)
         messages = (*example.messages[:last], shorter, *example.messages[last + 1 :])
         candidate = dataclasses.replace(example, messages=messages)
         over = example_length(candidate, renderer) - limit
@@ -575,7 +587,16 @@ def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -
     )
 
 
-def _at_blank(text: str) -> tuple[str, str]:
-    """What stands above the line that holds the blank, and the rest."""
-    start = text.rfind("\n", 0, text.index(BLANK))
-    return text[: max(start, 0)], text[max(start, 0) :]
+def _cuttable(text: str) -> tuple[str, str, str, bool]:
+    """What stands before, in, and after the part of a text with a blank that may be cut, and whether from its end.
+
+    It is what stands above the line of the blank; without a line above it, the longer side of the blank.
+    """
+    start = text.index(BLANK)
+    end = start + len(BLANK)
+    line = text.rfind("\n", 0, start)
+    if line > 0:
+        return "", text[:line], text[line:], True
+    if len(text) - end > start:
+        return text[:end], text[end:], "", True
+    return "", text[:start], text[start:], False

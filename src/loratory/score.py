@@ -65,8 +65,12 @@ def label_log_probs(
     L is the largest number of candidates of an example. A masked language model scores each in the text's blank.
     """
     if renderer.masked:
-        filled = [tokenize(dataclasses.replace(e, answers=e.candidates), renderer) for e in examples]
-        sums = trained_log_probs(model, filled, layout, token_budget, progress)
+        sums = []
+        for start in range(0, len(examples), PROMPTS_AT_ONCE):
+            some = [dataclasses.replace(e, answers=e.candidates) for e in examples[start : start + PROMPTS_AT_ONCE]]
+            filled = [tokenize(e, renderer) for e in some]
+            sums += trained_log_probs(model, filled, layout, token_budget, lambda done, total: None)
+            progress(len(sums), len(examples))
         return _table([[value for value, _ in own] for own in sums], [[count for _, count in own] for own in sums])
     ids, completions, known = [], [], {}
     for example in examples:  # most prompts are followed by the same ids, which are kept once

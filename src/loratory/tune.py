@@ -10,7 +10,7 @@ from torch import nn
 
 from loratory import adapters, models, render, runs
 from loratory.checkpoint import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.config import BUILTIN, TrainConfig
+from loratory.config import BUILTINS, TrainConfig
 from loratory.errors import Interrupted
 from loratory.evaluate import longest_answer
 from loratory.job import Event, Job, Tell, timed
@@ -204,7 +204,7 @@ def is_trained(job: Job) -> bool:
 def save_trained(job: Job, model: nn.Module) -> nn.Module:
     """Writes what was trained and, for an adapter, reads it back: what is measured is what is on disk."""
     prompt = dataclasses.asdict(job.config.prompt)
-    name = BUILTIN if job.config.model.name == BUILTIN else job.base.name
+    name = job.config.model.name if job.config.model.name in BUILTINS else job.base.name
     base = {"name": name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
     card = {
         "adapter": job.config.adapter.kind,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from loratory.attention import NAME, Layout, prepared, row_logits, target_states, tree_forward
 from loratory.batches import Batch, build_batch
 from loratory.config import SpeedConfig
+from loratory.models import first_position
 from loratory.render import TokenizedExample
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -40,12 +41,14 @@ def choose_layout(
     deepest = max(len(s.token_ids) for s in sequences)
     limit = length_dependent_beyond(model)
     masked = sequences[0].shown_ids is not None
+    if masked:
+        sequences = _that_read_differently(sequences)
     if deepest > limit:
         why = f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed"
         return Layout("one-by-one", why, masked)
     if batching == "padded":
         return Layout("padded", "as the settings say", masked)
-    kind, first = ("packed", _first_position(model)) if masked else ("tree", 0)
+    kind, first = ("packed", first_position(model)) if masked else ("tree", 0)
     tree = Layout(kind, "verified on this model", masked, first, by_hand=speed.attention == "on")
     batch = _deepest_tree(sequences).to(model.device)
     try:
@@ -65,14 +68,6 @@ def choose_layout(
         plain = speed.head == "on" and _head_is_plain(model, batch, tree)
         skips = speed.skip_rows == "on" and not masked and _rows_can_be_skipped(model, batch, tree)
     return dataclasses.replace(tree, plain_head=plain, skips_rows=skips)
-
-
-def _first_position(model: PreTrainedModel) -> int:
-    """Where the model counts positions from: behind the padding token's id, if it has embeddings for them of that kind
-    (RoBERTa and its kin), else 0."""
-    found = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
-    padding = (m.padding_idx for m in found if isinstance(m, nn.Embedding) and m.padding_idx is not None)
-    return next(padding, -1) + 1
 
 
 def length_dependent_beyond(model: nn.Module) -> int:
@@ -101,6 +96,15 @@ def _deepest_tree(sequences: Sequence[TokenizedExample]) -> Batch:
         weights[-64:] = 1
         probes.append(dataclasses.replace(s, loss_weights=weights))
     return build_batch(probes)
+
+
+def _that_read_differently(sequences: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    """One sequence of each text that is read; where there is one only, also that one backwards."""
+    found = list({s.shown_ids.tobytes(): s for s in sequences if s.shown_ids is not None}.values())
+    if len(found) > 1:
+        return found
+    turned = {name: getattr(found[0], name)[::-1].copy() for name in ("token_ids", "shown_ids", "loss_weights")}
+    return [*found, dataclasses.replace(found[0], **turned)]
 
 
 def _check_calls(model: PreTrainedModel, batch: Batch, layout: Layout) -> None:
