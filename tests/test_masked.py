@@ -17,6 +17,7 @@ from loratory import cloze
 from loratory.attention import Layout, prepared
 from loratory.batches import build_batch, micro_batches, of_epoch
 from loratory.blanks import complete, fill_blanks
+from loratory.cli import main
 from loratory.config import (
     AdapterConfig,
     Config,
@@ -34,7 +35,7 @@ from loratory.examples import BLANK, Example, Message, load_split
 from loratory.finetune import finetune
 from loratory.job import check_kind, check_words
 from loratory.loss import batch_loss, target_log_probs
-from loratory.models import LoadedTokenizer, load_model
+from loratory.models import LoadedTokenizer, builtin_folder, load_model
 from loratory.predict import load
 from loratory.render import TokenizedExample, fit_to_context, pieces, renderer_for, respelled, tokenize, with_room_for
 from loratory.score import label_log_probs
@@ -582,3 +583,24 @@ def test_words_have_to_tell_labels_apart(words, message):
     with pytest.raises(UserError, match=message):
         check_words(words, ("cat", "cow", "dog"))
     check_words({"cat": "meow"}, ("cat", "cow", "dog"))
+
+
+def test_the_built_in_masked_model_knows_the_words_of_papers(tmp_path):
+    base = load_model(ModelConfig("builtin-masked"), resolve_world("cpu", "float32", 1))
+    r = renderer_for(base.text, PromptConfig())
+    words, text = complete(base.model, r, "We propose a new [MASK] for training deep neural <mask>.", 5)
+    assert " networks" in [token for token, _ in words[1]]
+    assert text.startswith("We propose a new ") and text.endswith(".")
+    folder = builtin_folder("builtin-masked")
+    assert sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= 15 * 2**20
+
+
+def test_fill_on_the_command_line(capsys):
+    assert main(["fill", "deep neural [MASK]", "--top", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["masks"]) == 1 and len(found["masks"][0]) == 2
+    assert found["masks"][0][0]["probability"] >= found["masks"][0][1]["probability"]
+    assert main(["fill", "no mask"]) == 2
+    assert "The text has no mask" in capsys.readouterr().err
+    assert main(["fill", "a [MASK]", "--model", "builtin"]) == 2
+    assert "Only masked language models" in capsys.readouterr().err

@@ -45,6 +45,11 @@ def about(work: Path) -> str:
     tail = steps[-max(1, len(steps) // 50) :]
     loss = sum(s["loss"] for s in tail) / len(tail)
     name = "ModernBERT (masked)" if recipe["masked"] else "Qwen3 (causal)"
+    documents = f"{recipe['plain']:.0%} plain papers; else conversations about titles, keywords, abstracts"
+    if recipe["plain"] == 1:
+        documents = "plain papers"
+    if recipe["masked"]:
+        documents += f", of whose tokens {recipe['masked']:.0%} are hidden"
     return f"""# A small language model of scientific abstracts
 
 Made by `recipes/builtin/pretrain.py` to show Loratory without a download: {name},
@@ -54,7 +59,7 @@ contexts of {recipe["context"]:,} tokens.
 | pretraining | |
 | --- | --- |
 | text | titles and abstracts of arXiv papers (CC0); no category, no label of any kind |
-| documents | {recipe["plain"]:.0%} plain papers; else conversations about titles, keywords, abstracts |
+| documents | {documents} |
 | tokens read | {tokens / 1e6:.1f} million in {len(steps):,} steps of {recipe["step_tokens"]:,} |
 | time | {hours:.1f} hours, {tokens / hours / 3600:,.0f} tokens a second |
 | optimizer | {recipe["optimizer"]} |
