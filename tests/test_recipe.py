@@ -173,11 +173,14 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     assert longer == rates[:75]
 
 
-def test_the_same_seed_makes_the_same_weights_and_an_interruption_changes_nothing(papers_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_same_seed_makes_the_same_weights_and_an_interruption_changes_nothing(
+    papers_file, tmp_path, monkeypatch, steps
+):
     folders = [tmp_path / name for name in ("whole", "again", "resumed")]
     for folder in folders:
         make_corpus([papers_file], folder, TINY, HELD_OUT, None)
-    whole, again = pretrained(folders[0], 30), pretrained(folders[1], 30)
+    whole, again = pretrained(folders[0], steps), pretrained(folders[1], steps)
     assert same(whole, again)
 
     def interrupt(folder, event, **values):
@@ -189,14 +192,13 @@ def test_the_same_seed_makes_the_same_weights_and_an_interruption_changes_nothin
     monkeypatch.setattr(recipe, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(recipe, "append_metric", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pretrained(folders[2], 30)
+        pretrained(folders[2], steps)
     monkeypatch.setattr(recipe, "append_metric", append)
     found, _ = latest_checkpoint(folders[2] / "checkpoints")
     assert found
     assert found.step == 16
-    assert same(whole, pretrained(folders[2], 30))
-    steps = [m["step"] for m in read_metrics(folders[2])]
-    assert steps == list(range(1, 31))
+    assert same(whole, pretrained(folders[2], steps))
+    assert [m["step"] for m in read_metrics(folders[2])] == list(range(1, steps + 1))
 
 
 def test_training_learns(work):
