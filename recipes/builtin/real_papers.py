@@ -19,8 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loratory.config import SYSTEMS
+
 Row = dict[str, str]
 TASK = Path(__file__).parents[2] / "examples" / "arxiv-category" / "task.toml"
+UNTRAINED = ("prompt", "prompt-choose")  # the same for any training papers, so measured with the first seed
 
 
 def main() -> None:
@@ -38,12 +41,13 @@ def main() -> None:
     test, pool = split(read(asked.papers), asked.test)
     asked.work.mkdir(parents=True, exist_ok=True)
     write(asked.work / "test.jsonl", test or read(asked.validation))
+    systems = asked.systems or SYSTEMS["classification"]
     results: dict[str, Any] = {}
     for model in asked.models:
         reports = []
         for seed in range(asked.seeds):
             write(asked.work / "train.jsonl", draw(pool, asked.train, seed))
-            reports.append(run(model, seed, asked))
+            reports.append(run(model, seed, asked, [n for n in systems if not seed or n not in UNTRAINED]))
         results[model.name] = summary(reports)
         print(json.dumps({model.name: results[model.name]}, indent=2), flush=True)
     settings = {"train": asked.train, "test": len(test), "seeds": asked.seeds, "set": asked.set}
@@ -77,8 +81,8 @@ def draw(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     return found
 
 
-def run(model: Path, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
-    """One ``loratory run``; its report."""
+def run(model: Path, seed: int, asked: argparse.Namespace, systems: Sequence[str]) -> dict[str, Any]:
+    """One ``loratory run`` that measures ``systems``; its report."""
     out = asked.work / f"{model.name}-{seed}"
     settings = {
         "model.name": model.resolve(),
@@ -91,7 +95,7 @@ def run(model: Path, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
         **dict(text.split("=", 1) for text in asked.set),
     }
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    flags += ["--run.systems", *asked.systems] if asked.systems else []
+    flags += ["--run.systems", *systems]
     program = Path(sys.executable).parent / "loratory"
     subprocess.run([program, "run", TASK, "--overwrite", *flags], check=True)
     return json.loads((out / "report.json").read_text())
