@@ -40,7 +40,7 @@ class Settings:
 RECIPES = {
     "tiny": Settings(512, 256, 32, 2, 2, 1, 64, window=64, step_tokens=1024, micro_batch_tokens=512, warmup_steps=4),
     "cpu": Settings(),
-    "cpu-masked": Settings(masked=0.3),
+    "cpu-masked": Settings(masked=0.3, plain=1.0),
     "gpu": Settings(
         vocabulary=8192,
         width=384,
