@@ -1,12 +1,13 @@
 """Runs the code blocks of a page from top to bottom and compares what they print with what the page shows.
 
-    python docs/run_blocks.py docs/tutorial.md
+    python docs/run_blocks.py docs/tutorial.md [--update]
 
 - ``python`` blocks run in one shared namespace, ``sh`` blocks under bash with this Python's folder first on PATH. All
   of them run in one temporary folder, without a network, and only standard output counts.
 - A ``text`` block shows what the code block before it printed. ``...`` stands for any text, as in doctest; spaces at
   the ends of lines and empty lines at the end do not matter. Blocks of any other kind are left alone.
 
+``--update`` writes what was printed into the page where it differs, but for blocks with ``...``, which need a person.
 Exit code 1 when a block fails (the rest is not run) or when an output differs (the rest is).
 """
 
@@ -55,17 +56,21 @@ def difference(shown: str, printed: str) -> str | None:
     return f"  the page shows\n{shown}  it printed\n{printed}"
 
 
-def run_page(page: Path, folder: Path) -> bool:
+def run_page(page: Path, folder: Path, update: bool) -> bool:
     """Runs every block; tells on standard error how long each took. Returns whether all went as the page shows."""
+    text = page.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "__main__"}
     printed, good = "", True
-    for kind, content, line in blocks(page.read_text(encoding="utf-8")):
+    for kind, content, line in blocks(text):
         started = time.perf_counter()
         if kind == "text":
             found = difference(content, printed)
             if found:
                 good = False
                 print(f"{page}:{line}: the output differs\n{found}", file=sys.stderr)
+                if update and "..." not in content:
+                    text = text.replace(f"```text\n{content}```", f"```text\n{printed.rstrip()}\n```", 1)
+                    page.write_text(text, encoding="utf-8")
             continue
         try:
             printed = run_python(content, line, page, names) if kind == "python" else run_shell(content, folder)
@@ -82,7 +87,7 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        good = run_page(page, Path(folder))
+        good = run_page(page, Path(folder), "--update" in sys.argv)
     print(f"{page}: {'as shown' if good else 'NOT as shown'}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return 0 if good else 1
 
