@@ -47,7 +47,7 @@ from loratory.examples import (
 from loratory.finetune import finetune
 from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
 from loratory.predict import load
-from loratory.render import check_tools_are_shown, make_renderer, pieces, tokenize
+from loratory.render import check_tools_are_shown, fit_to_context, make_renderer, pieces, tokenize
 from loratory.sandbox import run_program, sandbox_problem
 from loratory.score import trained_log_probs
 from loratory.significance import paired_bootstrap
@@ -686,3 +686,12 @@ def test_a_column_called_mask_is_told(tmp_path):
     with pytest.raises(UserError, match="stands for the answer") as found:
         load_split(DataConfig(train=(str(path),), answer="label"), PromptConfig(user="{text} {mask}"), 0)
     assert "rename the column" in str(found.value)
+
+
+def test_a_long_middle_is_cut_above_its_line():
+    r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
+    long = user("# a note\n" * 30 + f"x = {BLANK}\nprint(x)", "1")
+    fitted = fit_to_context([long], r, 120, "cut_prompt")
+    text = fitted.examples[0].messages[0].content
+    assert text.startswith("# a note\n") and text.endswith(f"\nx = {BLANK}\nprint(x)")
+    assert 100 < len(tokenize(fitted.examples[0], r)[0].token_ids) <= 120

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -50,6 +50,7 @@ def split_blank(text: str, source: str) -> Blank:
     return Blank(before.rstrip(), before[len(before.rstrip()) :], after)
 
 
+@lru_cache(maxsize=100)  # each label of a row asks for the same
 def with_masks(tokenizer: PreTrainedTokenizerBase, blank: Blank, count: int) -> Hidden:
     """The text with ``count`` mask tokens for its blank."""
     mask = str(tokenizer.mask_token)

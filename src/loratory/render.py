@@ -570,8 +570,8 @@ def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -
     """
     last = max(i for i, m in enumerate(example.messages) if m.role == "user")
     content = example.messages[last].content
-    before, content, after, end = _cuttable(content) if renderer.masked else ("", content, "", True)
-    spans = renderer.encode_part(content)[1] if renderer.masked else renderer.encode(content)[1]
+    before, content, after, end = _cuttable(content) if BLANK in content else ("", content, "", True)
+    spans = renderer.encode(content)[1]
     keep = len(spans) - excess
     while keep > 0:
         kept = content[: spans[keep - 1][1]].rstrip() if end else content[spans[-keep][0] :].lstrip()
