@@ -15,8 +15,8 @@ import loratory
 PACKAGE = Path(loratory.__file__).parent
 # A module may import only modules above it in this list.
 ORDER = (
-    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "examples", "draft", "cloze", "render",
-    "batches", "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate",
+    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "rows", "examples", "splits",
+    "draft", "cloze", "render", "batches", "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate",
     "blanks", "score", "sandbox", "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report",
     "compare", "job", "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict", "show", "chat", "cli",
 )  # fmt: skip
@@ -26,7 +26,7 @@ ONE_PLACE = {
     "peft": (r"peft", "adapters"),
     "the loaders of models and tokenizers": (r"AutoModel\w*|AutoTokenizer|AutoConfig|snapshot_download", "models"),
     "the chat template": (r"apply_chat_template", "render"),
-    "datasets": (r"datasets", "examples"),
+    "datasets": (r"datasets", "rows"),
 }
 
 

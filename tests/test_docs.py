@@ -13,7 +13,7 @@ from loratory.batches import build_batch
 from loratory.cli import VERBS
 from loratory.config import Config, DataConfig, PromptConfig, config_to_dict
 from loratory.errors import UserError
-from loratory.examples import load_split
+from loratory.splits import load_split
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -9,7 +9,8 @@ from loratory.cli import main
 from loratory.config import Config
 from loratory.draft import check_place, draft
 from loratory.errors import UserError
-from loratory.examples import load_split, placeholders
+from loratory.examples import placeholders
+from loratory.splits import load_split
 
 LABELS = ("red", "green", "blue")
 

@@ -19,22 +19,17 @@ from loratory.errors import UserError
 from loratory.examples import (
     Example,
     Message,
-    Row,
-    Split,
     answer_of,
     conversation,
     default_user_prompt,
-    draw_few_shot,
     fill,
-    load_split,
     placeholders,
     prompt_writer,
-    read_rows,
     records_to_examples,
-    split_off,
-    stratified,
     with_shots,
 )
+from loratory.rows import Row, read_rows
+from loratory.splits import Split, draw_few_shot, load_split, split_off, stratified
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
 

@@ -13,7 +13,7 @@ import loratory.world
 from loratory.attention import Layout
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.errors import Interrupted, UserError
-from loratory.examples import Example, Message, conversation, fold_splits, load_split
+from loratory.examples import Example, Message, conversation
 from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.job import Event
 from loratory.models import load_model
@@ -22,6 +22,7 @@ from loratory.render import make_renderer, tokenize
 from loratory.repeats import parts_of
 from loratory.runs import read_metrics
 from loratory.score import label_log_probs
+from loratory.splits import fold_splits, load_split
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
 

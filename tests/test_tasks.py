@@ -32,14 +32,11 @@ from loratory.examples import (
     BLANK,
     Example,
     Message,
-    Row,
     candidates_of,
     choice_of,
     conversation,
     labels_of,
-    load_split,
     question,
-    read_rows,
     row_tests,
     tools_of,
     turns_of,
@@ -48,9 +45,11 @@ from loratory.finetune import finetune
 from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
 from loratory.predict import load
 from loratory.render import check_tools_are_shown, fit_to_context, make_renderer, pieces, tokenize
+from loratory.rows import Row, read_rows
 from loratory.sandbox import run_program, sandbox_problem
 from loratory.score import trained_log_probs
 from loratory.significance import paired_bootstrap
+from loratory.splits import load_split
 from loratory.tasks import TASKS, choice_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -249,8 +249,8 @@ def _confirm(yes: bool, draft: "Draft | None") -> Callable[[], bool]:
 def init(arguments: list[str]) -> None:
     flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
     from loratory.draft import check_place, draft
-    from loratory.examples import draw_few_shot
     from loratory.runs import write_text
+    from loratory.splits import draw_few_shot
 
     found = draft(flags.data, flags.answer, flags.model, flags.out)
     if not flags.overwrite:
@@ -278,8 +278,8 @@ def evaluate(arguments: list[str]) -> None:
 
 def predict(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
-    from loratory.examples import read_rows
     from loratory.predict import load
+    from loratory.rows import read_rows
     from loratory.runs import write_json_lines
 
     rows = read_rows(str(flags.data))
@@ -404,8 +404,8 @@ def _rendered(
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
     from loratory import models, render
-    from loratory.examples import load_split
     from loratory.job import check_kind
+    from loratory.splits import load_split
 
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = models.load_tokenizer(config.model)

@@ -7,10 +7,11 @@ from torch import nn
 
 from loratory import runs
 from loratory.errors import UserError
-from loratory.examples import Example, Message, cell_text, read_rows
+from loratory.examples import Example, Message
 from loratory.job import Job
 from loratory.models import builtin_folder
 from loratory.render import TokenizedExample, tokenize
+from loratory.rows import cell_text, read_rows
 from loratory.train import mean_loss
 
 LONGEST = 128  # tokens of a text that are read

@@ -13,10 +13,11 @@ from loratory import adapters, models, render, runs
 from loratory.attention import Layout
 from loratory.config import BUILTIN_MASKED, BUILTINS, MASKED_TASKS, Config, config_to_dict, nearest
 from loratory.errors import UserError
-from loratory.examples import BLANK, TOOLS, Example, Split, load_split
+from loratory.examples import BLANK, TOOLS, Example
 from loratory.render import Renderer, TokenizedExample
 from loratory.sandbox import sandbox_problem
 from loratory.speed import resolve_speed
+from loratory.splits import Split, load_split
 from loratory.tasks import measure_of
 from loratory.verify import Mismatch, choose_layout
 from loratory.world import World, describe, memory_bytes, resolve_world

@@ -8,9 +8,10 @@ import torch
 from loratory import adapters, evaluate
 from loratory.charts import duration
 from loratory.config import SYSTEMS
-from loratory.examples import has_blank, stratified
+from loratory.examples import has_blank
 from loratory.job import Job
 from loratory.optim import make_optimizer
+from loratory.splits import stratified
 from loratory.systems import AFTER, BEFORE, FEW_SHOT, asked, before
 from loratory.train import StepResult, total_steps, train
 from loratory.tune import learning_rates, restore

@@ -19,7 +19,6 @@ from loratory.examples import (
     MASK,
     Example,
     Message,
-    Row,
     fill,
     has_blank,
     placeholders,
@@ -31,6 +30,7 @@ from loratory.examples import (
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
 from loratory.render import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
+from loratory.rows import Row
 from loratory.score import Rule, label_log_probs
 from loratory.verify import choose_layout
 from loratory.world import resolve_world

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from loratory import evaluate, render
 from loratory.evaluate import EvalRecord, Prediction
-from loratory.examples import fold_splits
 from loratory.job import Job
 from loratory.score import Rule
+from loratory.splits import fold_splits
 from loratory.tasks import measure_of
 
 

@@ -7,9 +7,10 @@ from torch import nn
 from loratory import baselines, evaluate
 from loratory.config import SYSTEMS, TUNED
 from loratory.evaluate import Prompting, System
-from loratory.examples import Example, draw_few_shot, has_blank
+from loratory.examples import Example, has_blank
 from loratory.generate import Progress
 from loratory.job import Job
+from loratory.splits import draw_few_shot
 from loratory.tasks import measure_of
 
 FEW_SHOT = ("few-shot", "few-shot-choose")

@@ -1,0 +1,224 @@
+"""Rows -> the three sets of a run: split, limited, stratified, in folds; and the examples of few-shot prompts."""
+
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from loratory.config import CodeConfig, DataConfig, PromptConfig, nearest
+from loratory.errors import UserError
+from loratory.examples import (
+    LABELLED,
+    Example,
+    answer_of,
+    candidates_of,
+    choice_of,
+    conversation,
+    default_prompt,
+    is_plain_text,
+    labels_of,
+    prompt_writer,
+    row_tests,
+    tools_of,
+    turns_of,
+)
+from loratory.rows import Row, read_rows
+
+Item = TypeVar("Item", Row, Example)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three sets of a run, the label names in sorted order, and the prompt with its default filled in."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]
+    prompt: PromptConfig
+
+
+def load_split(
+    data: DataConfig,
+    prompt: PromptConfig,
+    seed: int,
+    where: str = "task file",
+    task: str = "classification",
+    code: CodeConfig | None = None,
+) -> Split:
+    """Reads, splits and limits the examples of a task.
+
+    With folds, the test examples are all examples: see ``fold_splits``.
+    Labels, which only classification has, are those of all training rows before ``limit_train``: the limit may be
+    smaller than their number. Raises UserError naming file and line.
+    """
+    if not data.train:
+        raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
+    converses, plain = task == "dialogue", is_plain_text(task, data, prompt)
+    if plain and data.answer:
+        fix = "put {mask} where the answer stands, or remove [data] answer to hide any word of the texts"
+        raise UserError("An answer is named, and the prompt has no {mask} for it", f"{where}, prompt.user", fix=fix)
+    if not data.answer and not (converses or plain):
+        raise UserError("The answer column is not named", f"{where}, data.answer", expected="a column of the data")
+    train = _read_all(data.train, "train")
+    validation = _read_all(data.validation, "validation")
+    test = _read_all(data.test, "test")
+    rows = [*train, *validation, *test]
+    answers = {} if converses or plain else {id(row): _right_answers(row, data, task) for row in rows}
+
+    def label(row: Row) -> str:
+        return answers[id(row)][0] if task == "classification" else ""
+
+    if data.folds:
+        test = train
+    elif not test:
+        train, test = split_off(train, label, data.test_share, seed, "test")
+    if not validation and data.validation_share:
+        train, validation = split_off(train, label, data.validation_share, seed, "validation")
+    labels = sorted({name for row in train for name in answers[id(row)]}) if task in LABELLED else []
+    if labels:
+        _check_labels(train, [*validation, *test], answers, labels)
+    if not converses:
+        columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
+        prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
+        write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
+
+    def example(row: Row) -> Example:
+        if converses:
+            found = conversation(turns_of(row, data.answer, prompt.system), row.source)
+            return dataclasses.replace(found, messages=(*tools_of(row), *found.messages))
+        if plain:
+            return Example(messages := write(row), (messages[-1].content,), (), row.source)
+        candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
+        tests = row_tests(row, code) if code and task == "code" else None
+        return Example(write(row), answers[id(row)], candidates, row.source, tests)
+
+    def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
+        chosen = rows if limit is None else stratified(rows, label, limit, seed, purpose)
+        return tuple(example(row) for row in chosen)
+
+    return Split(
+        examples(train, data.limit_train, "limit train"),
+        examples(validation, data.limit_validation, "limit validation"),
+        examples(test, data.limit_test, "limit test"),
+        tuple(labels),
+        prompt,
+    )
+
+
+def _right_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
+    if task == "labels":
+        return labels_of(row, data.answer)
+    return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
+
+
+def _check_labels(
+    train: list[Row], others: list[Row], answers: Mapping[int, tuple[str, ...]], labels: list[str]
+) -> None:
+    if len(labels) < 2:
+        raise UserError(
+            "All training rows have the same answer", train[0].source, "two labels or more", repr(labels[0])
+        )
+    for row, name in ((other, name) for other in others for name in answers[id(other)]):
+        if name not in labels:
+            fix = nearest(name, labels)
+            raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
+
+
+def _read_all(names: Iterable[str], split: str) -> list[Row]:
+    return [row for name in names for row in read_rows(name, split)]
+
+
+def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
+    """Cross-validation: each example of ``split.test`` is tested in one fold and trained on in the others.
+
+    Raises UserError where a label is too rare to be in more than one fold.
+    """
+    splits, label = [], _label_in(split)
+    for tested in stratified_folds(split.test, data.folds, seed, label):
+        inside = {id(e) for e in tested}
+        rest, validation = [e for e in split.test if id(e) not in inside], list(split.validation)
+        if not data.validation and data.validation_share:
+            rest, validation = split_off(rest, label, data.validation_share, seed, "validation")
+        if data.limit_train is not None:
+            rest = stratified(rest, label, data.limit_train, seed, "limit train")
+        splits.append(dataclasses.replace(split, train=tuple(rest), validation=tuple(validation), test=tuple(tested)))
+    return splits
+
+
+def stratified_folds(
+    examples: Sequence[Example], count: int, seed: int, label: Callable[[Example], str]
+) -> list[list[Example]]:
+    """The examples in ``count`` parts of nearly equal size, each label spread evenly, by seed; in the file's order."""
+    draw = random.Random(f"folds {seed}")
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[label(example)].append(example)
+    for name, group in groups.items():
+        if len(group) < 2:
+            fix = "add examples of it, or remove it"
+            raise UserError("A label has too few examples for folds", group[0].source, "2 or more", repr(name), fix)
+    dealt = [e for name in sorted(groups) for e in draw.sample(groups[name], len(groups[name]))]
+    if len(dealt) < count:
+        raise UserError("There are more folds than examples", "[data] folds", f"at most {len(dealt)}", str(count))
+    number = {id(e): i % count for i, e in enumerate(dealt)}
+    return [[e for e in examples if number[id(e)] == i] for i in range(count)]
+
+
+def _label_in(split: Split) -> Callable[[Example], str]:
+    """What examples are stratified by: their label, where each has one."""
+    single = bool(split.labels) and all(len(e.answers) == 1 for e in split.test)
+    return lambda example: example.answer if single else ""
+
+
+def split_off(
+    rows: list[Item], label: Callable[[Item], str], share: float, seed: int, purpose: str
+) -> tuple[list[Item], list[Item]]:
+    """Takes ``share`` of the rows away, stratified, at least one. Both parts keep the file's order.
+
+    One row of every label stays, so that no label is unknown to training. Raises UserError when none can be taken.
+    """
+    first: dict[str, Item] = {}
+    for row in rows:
+        first.setdefault(label(row), row)
+    kept = {id(row) for row in first.values()}
+    free = [row for row in rows if id(row) not in kept]
+    taken = {id(row) for row in stratified(free, label, max(1, round(len(rows) * share)), seed, purpose)}
+    if not taken:
+        raise UserError(f"Too few rows to split off a {purpose} set", rows[0].source, found=f"{len(rows)} rows")
+    return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
+
+
+def stratified(rows: list[Item], label: Callable[[Item], str], count: int, seed: int, purpose: str) -> list[Item]:
+    """``count`` of the rows, each label in proportion (largest remainder), chosen by seed, in the file's order.
+
+    Labels with equal claims are drawn by seed too, so that a count below the number of labels favours none.
+    """
+    if count >= len(rows):
+        return rows
+    draw = random.Random(f"{purpose} {seed}")
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for row in rows:
+        groups[label(row)].append(row)
+    share = {name: count * len(group) / len(rows) for name, group in groups.items()}
+    quota = {name: int(s) for name, s in share.items()}
+    tie = {name: draw.random() for name in sorted(groups)}
+    order = sorted(groups, key=lambda name: (quota[name] - share[name], tie[name]))
+    for name in order[: count - sum(quota.values())]:
+        quota[name] += 1
+    chosen = {id(row) for name in sorted(groups) for row in draw.sample(groups[name], quota[name])}
+    return [row for row in rows if id(row) in chosen]
+
+
+def draw_few_shot(train: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """The examples that few-shot prompts show: drawn once by seed, of different labels as far as there are."""
+    draw = random.Random(f"few-shot {seed}")
+    shuffled = draw.sample(list(train), len(train))
+    first: dict[str, Example] = {}
+    for example in shuffled:
+        first.setdefault(example.answer, example)
+    chosen = list(first.values())[:count]
+    chosen += [e for e in shuffled if not any(e is c for c in chosen)][: count - len(chosen)]
+    return chosen
