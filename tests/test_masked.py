@@ -14,7 +14,7 @@ from conftest import VOCABULARY
 from test_finetune import predictions
 
 from loratory import cloze
-from loratory.attention import Layout, prepared
+from loratory.attention import Layout, prepared, prepared_for_training
 from loratory.batches import build_batch, micro_batches, of_epoch
 from loratory.blanks import complete, fill_blanks
 from loratory.cli import main
@@ -605,3 +605,15 @@ def test_fill_on_the_command_line(capsys):
     assert "The text has no mask" in capsys.readouterr().err
     assert main(["fill", "a [MASK]", "--model", "builtin"]) == 2
     assert "Only masked language models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_layers_computed_twice_give_the_same_gradients(family):
+    model, sequences = tiny(family), some_sequences()
+    layout, found = choose_layout(model, sequences, "auto"), []
+    for checkpoints in (False, True):
+        chosen = dataclasses.replace(layout, checkpoints=checkpoints)
+        with prepared_for_training(model, chosen):
+            batch_loss(model, build_batch(sequences), chosen).total.backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][n], found[1][n]) for n in found[0])
