@@ -222,7 +222,7 @@ def describe(run: Run) -> Report:
     systems = [_describe_system(system, task, run.data["labels"]) for system in run.systems.values()]
     before, after = _choose(systems)
     comparisons, seeds, folds = _compare(run, before, after), _over_seeds(run), _over_folds(run)
-    tested = f"{run.data['test_examples']} " + (f"examples in {folds['count']} folds" if folds else "test examples")
+    tested = f"{run.data['test_examples']:,} " + (f"examples in {folds['count']} folds" if folds else "test examples")
     trained = (_named(run, "trained") or [{}])[-1]
     stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
     seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}
