@@ -410,7 +410,9 @@ def _is_above(comparison: dict[str, Any]) -> bool:
 
 
 def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str, task: Task) -> str:
-    values = f"{task.said(by_name[c['b']])} against {task.said(by_name[c['a']])} for the best prompting"
+    named = task.said(by_name[c["a"]])
+    bare = named[next(i for i, character in enumerate(named) if character.isdigit()) :]
+    values = f"{task.said(by_name[c['b']])} against {bare} for the best prompting"
     values += f" ({c['a']}) on {tested}"
     if _is_above(c):
         return f"Tuning helped: {values} ({p_text(c['p_value'])})"
