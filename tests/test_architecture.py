@@ -15,10 +15,11 @@ import loratory
 PACKAGE = Path(loratory.__file__).parent
 # A module may import only modules above it in this list.
 ORDER = (
-    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "rows", "examples", "splits",
-    "draft", "cloze", "render", "batches", "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train", "checkpoint", "generate",
-    "blanks", "score", "sandbox", "metrics", "significance", "charts", "tasks", "baselines", "evaluate", "report",
-    "compare", "job", "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict", "show", "chat", "cli",
+    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "rows", "examples", "splits", "draft",
+    "cloze", "render", "batches", "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train",
+    "checkpoint", "generate", "blanks", "score", "sandbox", "metrics", "significance", "charts", "tasks", "baselines",
+    "evaluate", "report", "compare", "job", "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict",
+    "show", "chat", "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")
 # A pattern of names, and the one module that may say them.

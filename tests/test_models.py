@@ -229,7 +229,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(STORIES / name, tmp_path)
-    refused(tmp_path, "Not a causal language model")
+    refused(tmp_path, "Neither a causal nor a masked language model")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", None])

@@ -123,7 +123,7 @@ import dataclasses, json
 import numpy as np, torch, transformers
 from loratory.adapters import attach
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models import LoadedModel
+from loratory.models import LoadedModel, LoadedTokenizer
 from loratory.optim import make_optimizer
 from loratory.render import TokenizedExample
 from loratory.train import train
@@ -142,7 +142,8 @@ def model():
         for name, parameter in sorted(base.named_parameters()):
             if "norm" not in name:
                 parameter.normal_(0, 0.15)
-    return attach(LoadedModel(base, None, "tiny", None, ""), AdapterConfig(rank=2), 0)
+    text = LoadedTokenizer(None, (), False, 64)
+    return attach(LoadedModel(base, text, "tiny", None, ""), AdapterConfig(rank=2), 0)
 
 draw = np.random.default_rng(0)
 prefix = draw.integers(0, 64, 12).tolist()

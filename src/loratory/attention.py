@@ -107,7 +107,7 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
     if call.rows_U is not None:
         within = torch.searchsorted(torch.tensor(cuts[1:], device=end.device), call.rows_U, right=True)
         groups = [call.rows_U[within == i] + p for i in within.unique().tolist()]
-        some = LayerMask(_chunks(groups, end, depth, mask_function, False), call.layout, call.called)
+        some = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.called)
     if end_T.is_cuda:
         plan = flex_plan(end, depth, p, mask_function, call.layout.masked)
         return LayerMask((), call.layout, call.called, flex=plan, some_rows=some)
@@ -117,7 +117,7 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
 
 
 def _chunks(
-    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor], both_ways: bool
+    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor], both_ways: bool = False
 ) -> tuple[RowChunk, ...]:
     """One chunk for each group of rows (ascending), numbered in the order of the groups."""
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=end.device)

@@ -63,7 +63,8 @@ def choose_layout(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if batching == "tree":
             raise Mismatch(reason) from error
-        return Layout("padded", f"{kind} batches are not exact for {type(model).__name__} ({reason[:160]})", masked)
+        what = "packed texts" if masked else "token trees"
+        return Layout("padded", f"{what} are not exact for {type(model).__name__} ({reason[:160]})", masked)
     with torch.no_grad():
         plain = speed.head == "on" and _head_is_plain(model, batch, tree)
         skips = speed.skip_rows == "on" and not masked and _rows_can_be_skipped(model, batch, tree)
