@@ -425,8 +425,8 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
 ALONE: dict[str, list[str]] = {
     "adapter.kind": [],
     "data.folds": ["--data.test"],
-    "data.candidates": ["--task", "choice"],
-    "code.run": ["--task", "code"],
+    "data.candidates": ["--task", "choice", "--run.systems", "prompt"],
+    "code.run": ["--task", "code", "--run.systems", "prompt"],
 }
 
 
