@@ -411,7 +411,7 @@ def _is_above(comparison: dict[str, Any]) -> bool:
 
 def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str, task: Task) -> str:
     named = task.said(by_name[c["a"]])
-    bare = named[next(i for i, character in enumerate(named) if character.isdigit()) :]
+    bare = named.removeprefix(f"{task.metric_text} ").removeprefix(f"{task.second[0]} ")
     values = f"{task.said(by_name[c['b']])} against {bare} for the best prompting"
     values += f" ({c['a']}) on {tested}"
     if _is_above(c):
