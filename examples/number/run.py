@@ -39,7 +39,8 @@ TASKS["number"] = Task(
     counts=False,
     others=right,
     second=("exactly right", "right"),
-    said=lambda system: f"closeness {system['value']:.2f}",
+    called="closeness",
+    said=lambda system: f"{system['value']:.2f}",
 )
 SYSTEMS["number"] = ("prompt", "few-shot", "tuned")
 

@@ -185,15 +185,11 @@ def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTraine
     what = "A LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "A fine-tuned model"
     base, labels = card["base"], ", ".join(card["labels"])
     answers = f"- Answers with one of: {labels}\n" if labels else ""
-    stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
-    use = '`loratory predict FOLDER data.csv`, or `pipeline("text-generation", model="FOLDER")` of Transformers'
-    use += " with the same\nmessages."
-    end = f"- An answer ends with {stops}\n"
-    if not stop_ids:
-        end, use = (
-            "",
-            f'`loratory predict FOLDER data.csv`, or `loratory fill "... {tokenizer.mask_token} ..." --run FOLDER`.',
-        )
+    end, by_hand = "", f'`loratory fill "... {tokenizer.mask_token} ..." --run FOLDER`.'
+    if stop_ids:
+        stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
+        end = f"- An answer ends with {stops}\n"
+        by_hand = '`pipeline("text-generation", model="FOLDER")` of Transformers with the same\nmessages.'
     return f"""---
 base_model: {json.dumps(base["name"])}
 library_name: {"peft" if card["adapter"] == "lora" else "transformers"}
@@ -204,7 +200,7 @@ tags: [loratory]
 - Base model: `{base["name"]}`, revision {base["revision"]}, weights SHA-256 `{base["weights_sha256"]}`
 {answers}{end}- Prompt, template arguments and date as trained: `{CARD}`
 
-Use: {use}
+Use: `loratory predict FOLDER data.csv`, or {by_hand}
 """
 
 

@@ -57,6 +57,11 @@ class Layout:
         """Whether a batch is one row of tokens, in which what is the same stands once."""
         return self.kind in ("tree", "packed")
 
+    @property
+    def no_cache(self) -> dict[str, bool]:
+        """The argument by which a model keeps no keys and values; masked language models have none to keep."""
+        return {} if self.masked else {"use_cache": False}
+
 
 # ---- the mask --------------------------------------------------------------------------------------------------------
 
@@ -374,10 +379,8 @@ def tree_forward(
         ones = torch.ones(1, length + len(batch.token_ids_T), dtype=torch.int64, device=batch.token_ids_T.device)
         positions = batch.position_ids_T[None] + layout.first_position
         arguments |= {"input_ids": batch.token_ids_T[None], "position_ids": positions}
-        if not layout.masked:
-            arguments["use_cache"] = False
         with nullcontext() if rows_U is None else _skipping(decoder_layers(model)[-1], rows_U):
-            return model(attention_mask=ones, **arguments)
+            return model(attention_mask=ones, **layout.no_cache, **arguments)
     finally:
         _CALL.reset(token)
 

@@ -236,9 +236,8 @@ def _target_states(body, batch: Batch, layout: Layout) -> Tensor:
     if layout.share:
         return tree_forward(body, batch, layout).last_hidden_state[0][batch.target_rows_N]
     starts = [*(batch.position_ids_T == 0).nonzero()[:, 0].tolist(), len(batch.token_ids_T)]
-    cache = {} if layout.masked else {"use_cache": False}
     rows = [
-        body(input_ids=batch.token_ids_T[a:b][None], **cache).last_hidden_state[0]
+        body(input_ids=batch.token_ids_T[a:b][None], **layout.no_cache).last_hidden_state[0]
         for a, b in itertools.pairwise(starts)
     ]
     return torch.cat(rows)[batch.target_rows_N]

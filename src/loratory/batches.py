@@ -93,12 +93,12 @@ def _packed(sequences: Sequence[TokenizedExample], indices: Sequence[int]) -> Ba
     size = 0
     for i, s in zip(indices, sequences, strict=True):
         shown = _read_ids(s, True)
-        if shown.tobytes() not in starts:
-            starts[shown.tobytes()] = size
+        start = starts.setdefault(shown.tobytes(), size)
+        if start == size:
             tokens.append(shown)
             size += len(shown)
         targets = np.flatnonzero(s.loss_weights)
-        rows.append(starts[shown.tobytes()] + targets)
+        rows.append(start + targets)
         ids.append(s.token_ids[targets])
         weights.append(s.loss_weights[targets])
         owners.append(np.full(len(targets), i))

@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from loratory import adapters, models
-from loratory.config import ModelConfig, PromptConfig, nearest
+from loratory import adapters
+from loratory.config import nearest
 from loratory.errors import UserError
 from loratory.examples import Message
 from loratory.generate import decode_pieces, stream_ids
-from loratory.predict import fill_only_column, load, only_column
+from loratory.predict import fill_only_column, load, load_plain, only_column
 from loratory.render import (
     RenderedPrompt,
     Renderer,
@@ -32,10 +32,9 @@ from loratory.render import (
     check_system_is_shown,
     decode,
     render_prompt,
-    renderer_for,
 )
 from loratory.show import coloured
-from loratory.world import interrupt_requested, resolve_world
+from loratory.world import interrupt_requested
 
 try:
     import readline  # gives input() line editing and a history
@@ -136,8 +135,7 @@ def open_chat(
     if max_new_tokens < 1:
         raise UserError("No answer has so few tokens", "--max-new-tokens", "1 or more", str(max_new_tokens))
     if run is None:
-        base = models.load_model(ModelConfig(model), resolve_world("auto", "auto", 0))
-        renderer = renderer_for(base.text, PromptConfig())
+        base, renderer = load_plain(model)
         partner = Partner(model, base.model, renderer, base.text.max_length, max_new_tokens)
         state = State(system or None, BASE, fills=False)
     else:

@@ -308,16 +308,11 @@ def ask(arguments: list[str]) -> None:
 
 
 def _answer(flags: AskFlags) -> Iterable[str]:
-    from loratory import models
-    from loratory.config import PromptConfig
-    from loratory.predict import ask, load
-    from loratory.render import renderer_for
-    from loratory.world import resolve_world
+    from loratory.predict import ask, load, load_plain
 
     if flags.run is not None:
         return load(flags.run, force=flags.force).ask(flags.text, flags.system, flags.max_new_tokens)
-    base = models.load_model(ModelConfig(flags.model), resolve_world("auto", "auto", 0))
-    renderer = renderer_for(base.text, PromptConfig())
+    base, renderer = load_plain(flags.model)
     return ask(base.model, renderer, flags.text, flags.system, flags.max_new_tokens)
 
 
@@ -325,19 +320,15 @@ def fill(arguments: list[str]) -> None:
     flags = tyro.cli(FillFlags, args=arguments, prog="loratory fill")
     if flags.top < 1:
         raise UserError("There is nothing to show", "--top", "1 or more", str(flags.top))
-    from loratory import models
     from loratory.blanks import complete
-    from loratory.config import PromptConfig
-    from loratory.predict import load
-    from loratory.render import renderer_for
-    from loratory.world import resolve_world
+    from loratory.predict import load, load_plain
 
     if flags.run is not None:
         tuned = load(flags.run, force=flags.force)
         model, renderer, name = tuned.model, tuned.renderer, str(flags.run)
     else:
-        base = models.load_model(ModelConfig(flags.model), resolve_world("auto", "auto", 0))
-        model, renderer, name = base.model, renderer_for(base.text, PromptConfig()), flags.model
+        base, renderer = load_plain(flags.model)
+        model, name = base.model, flags.model
     if not renderer.masked:
         raise UserError("Only masked language models fill in masks", name, fix="loratory ask")
     masks, text = complete(model, renderer, flags.text, flags.top)

@@ -300,6 +300,11 @@ def tools_of(row: Row) -> tuple[Message, ...]:
     return (Message(TOOLS, json.dumps(value, ensure_ascii=False)),)
 
 
+def with_tools(example: Example, row: Row) -> Example:
+    """The row's conversation with its tools."""
+    return dataclasses.replace(example, messages=(*tools_of(row), *example.messages))
+
+
 def _turn(turn: Any) -> Any:
     """A turn of ShareGPT's form in OpenAI's; any other value as it is."""
     if isinstance(turn, dict) and "from" in turn and "role" not in turn:

@@ -24,8 +24,8 @@ from loratory.examples import (
     placeholders,
     question,
     records_to_examples,
-    tools_of,
     turns_of,
+    with_tools,
 )
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
@@ -89,9 +89,7 @@ class Tuned:
         examples = self._examples(rows)
         if not examples:
             return []
-        probes = tokenize(dataclasses.replace(max(examples, key=_length), answers=("answer",)), self.renderer)
-        layout = choose_layout(self.base.model, probes, "auto")
-        return filling(self._prompting(layout), tuned=True).predict(examples, progress)
+        return filling(self._prompting(self._layout(examples, ("answer",))), tuned=True).predict(examples, progress)
 
     def choices(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
         """The label or candidate that the rule chooses for each row, with the probabilities of all.
@@ -103,11 +101,7 @@ class Tuned:
             return []
         if not examples[0].candidates:
             raise UserError("This task has free answers: there are no labels to choose from")
-        deepest = max(examples, key=_length)
-        probes = [
-            s for c in deepest.candidates for s in tokenize(dataclasses.replace(deepest, answers=(c,)), self.renderer)
-        ]
-        layout = choose_layout(self.base.model, probes, "auto")
+        layout = self._layout(examples, None)
         scores = label_log_probs(self.model, self.renderer, examples, layout, TOKEN_BUDGET, progress)
         return choices(scores, self.rule, examples)
 
@@ -117,8 +111,7 @@ class Tuned:
         Where the trained prompt shows one column, the text fills it; else it is the message as it stands. Raises
         UserError for a masked language model.
         """
-        if not self.renderer.masked:  # which is refused below
-            system = self.trained_system() if system is None else system
+        system = self.trained_system() if system is None else system
         filled = fill_only_column(self.prompt.user, text, self.labels)
         return ask(self.model, self.renderer, text if filled is None else filled, system, max_new_tokens)
 
@@ -131,15 +124,19 @@ class Tuned:
             raise UserError("The trained system message shows columns", found=", ".join(columns), fix=fix)
         return fill(template, {LABELS: ", ".join(self.labels)}) or None
 
+    def _layout(self, examples: Sequence[Example], answers: tuple[str, ...] | None) -> Layout:
+        """Checked on the longest of the examples, with the answers or else with its candidates."""
+        deepest = max(examples, key=lambda e: sum(len(m.content) for m in e.messages))
+        probes = tokenize(dataclasses.replace(deepest, answers=answers or deepest.candidates), self.renderer)
+        return choose_layout(self.base.model, probes, "auto")
+
     def _prompting(self, layout: Layout) -> Prompting:
         return Prompting(self.model, self.renderer, layout, (), self.longest, TOKEN_BUDGET)
 
     def _examples(self, rows: Sequence[Row]):
         if self.task == "dialogue":
             asked = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
-            examples = [
-                dataclasses.replace(e, messages=(*tools_of(r), *e.messages)) for e, r in zip(asked, rows, strict=True)
-            ]
+            examples = [with_tools(e, r) for e, r in zip(asked, rows, strict=True)]
         else:
             examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples
@@ -176,9 +173,10 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
     return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best)
 
 
-def _length(example: Example) -> int:
-    """Characters of the prompt."""
-    return sum(len(m.content) for m in example.messages)
+def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
+    """A model as it came, with its renderer. Raises UserError."""
+    base = models.load_model(ModelConfig(name), resolve_world("auto", "auto", 0))
+    return base, renderer_for(base.text, PromptConfig())
 
 
 def only_column(template: str | None) -> str | None:

@@ -446,6 +446,7 @@ def with_room_for(examples: Sequence[Example], renderer: Renderer) -> Renderer:
     return dataclasses.replace(renderer, masks=max(len(renderer.encode_part(text)[0]) for text in texts))
 
 
+@functools.lru_cache(maxsize=10_000)  # the same labels for every example
 def respelled(text: str, renderer: Renderer) -> str:
     """What the tokenizer makes of a text, there and back."""
     return decode(renderer.tokenizer, renderer.encode_part(f" {text}")[0].tolist(), skip_special=True).strip()

@@ -385,10 +385,10 @@ def _verdict(
     helped = prompting is not None and _is_above(prompting)
     if after not in TUNED:
         best = max(systems, key=lambda s: s["value"])
-        sentence = f"Nothing was tuned yet: {best['name']} is the best so far, {task.said(best)} on {tested}"
+        sentence = f"Nothing was tuned yet: {best['name']} is the best so far, {task.names(best)} on {tested}"
     elif prompting is None:
         sentence = "No baseline was measured, so there is no before to compare with: the tuned model has"
-        sentence += f" {task.said(by_name[after])} on {tested}"
+        sentence += f" {task.names(by_name[after])} on {tested}"
     else:
         sentence = _against_prompting(prompting, by_name, tested, task)
     rule = "linear" if linear else "copy"
@@ -410,9 +410,7 @@ def _is_above(comparison: dict[str, Any]) -> bool:
 
 
 def _against_prompting(c: dict[str, Any], by_name: dict[str, dict], tested: str, task: Task) -> str:
-    named = task.said(by_name[c["a"]])
-    bare = named.removeprefix(f"{task.metric_text} ").removeprefix(f"{task.second[0]} ")
-    values = f"{task.said(by_name[c['b']])} against {bare} for the best prompting"
+    values = f"{task.names(by_name[c['b']])} against {task.said(by_name[c['a']])} for the best prompting"
     values += f" ({c['a']}) on {tested}"
     if _is_above(c):
         return f"Tuning helped: {values} ({p_text(c['p_value'])})"

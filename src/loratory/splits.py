@@ -21,8 +21,8 @@ from loratory.examples import (
     labels_of,
     prompt_writer,
     row_tests,
-    tools_of,
     turns_of,
+    with_tools,
 )
 from loratory.rows import Row, read_rows
 
@@ -87,8 +87,7 @@ def load_split(
 
     def example(row: Row) -> Example:
         if converses:
-            found = conversation(turns_of(row, data.answer, prompt.system), row.source)
-            return dataclasses.replace(found, messages=(*tools_of(row), *found.messages))
+            return with_tools(conversation(turns_of(row, data.answer, prompt.system), row.source), row)
         if plain:
             return Example(messages := write(row), (messages[-1].content,), (), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)

@@ -32,8 +32,14 @@ class Task:
     """Further metrics of a system, given its lines and the labels."""
     second: tuple[str, str]
     """Which of these stands beside the headline: its name for people, and its key."""
+    called: str
+    """What a sentence calls the headline; empty where its value says enough."""
     said: Callable[[Mapping[str, Any]], str]
     """How a sentence gives the headline of a described system."""
+
+    def names(self, system: Mapping[str, Any]) -> str:
+        """The headline of a described system, and what it is called."""
+        return f"{self.called} {self.said(system)}".lstrip()
 
 
 def is_right(line: Mapping[str, Any], answers: Sequence[str]) -> float:
@@ -148,35 +154,39 @@ def _percent(system: Mapping[str, Any]) -> str:
     return percent(system["value"])
 
 
+def _perplexity_of(system: Mapping[str, Any]) -> str:
+    return f"{system['metrics']['perplexity']:.2f}"
+
+
 TASKS = {
     "classification": Task(
-        "accuracy", "accuracy", is_right, True, label_metrics, ("macro-F1", "macro_f1"), _percent
+        "accuracy", "accuracy", is_right, True, label_metrics, ("macro-F1", "macro_f1"), "", _percent
     ),
     "labels": Task(
         "set_f1", "set F1", set_likeness, False, set_metrics, ("micro-F1", "micro_f1"),
-        lambda s: f"set F1 {_percent(s)}",
+        "set F1", _percent,
     ),
-    "choice": Task("accuracy", "accuracy", is_right, True, choice_metrics, ("MRR", "mrr"), _percent),
+    "choice": Task("accuracy", "accuracy", is_right, True, choice_metrics, ("MRR", "mrr"), "", _percent),
     "text": Task(
-        "rougeL", "ROUGE-L", likeness, False, text_metrics, ("chrF", "chrf"), lambda s: f"ROUGE-L {_percent(s)}"
+        "rougeL", "ROUGE-L", likeness, False, text_metrics, ("chrF", "chrf"), "ROUGE-L", _percent
     ),
     "dialogue": Task(
         "token_probability", "token probability", token_probability, False, turn_metrics, ("perplexity", "perplexity"),
-        lambda s: f"perplexity {s['metrics']['perplexity']:.2f}",
+        "perplexity", _perplexity_of,
     ),
     "fill": Task(
-        "accuracy", "accuracy", is_right, True, fill_metrics, ("edit similarity", "edit_similarity"), _percent
+        "accuracy", "accuracy", is_right, True, fill_metrics, ("edit similarity", "edit_similarity"), "", _percent
     ),
     "fill-text": Task(
         "token_probability", "token probability", token_probability, False, text_perplexity,
-        ("pseudo-perplexity", "perplexity"), lambda s: f"pseudo-perplexity {s['metrics']['perplexity']:.2f}",
+        ("pseudo-perplexity", "perplexity"), "pseudo-perplexity", _perplexity_of,
     ),
     "code": Task(
         "edit_similarity", "edit similarity", code_likeness, False, code_metrics, ("exact match", "exact_match"),
-        lambda s: f"edit similarity {_percent(s)}",
+        "edit similarity", _percent,
     ),
     "code-tests": Task(
         "pass_at_1", "pass@1", passes, True, code_metrics, ("edit similarity", "edit_similarity"),
-        lambda s: f"pass@1 {_percent(s)}",
+        "pass@1", _percent,
     ),
 }  # fmt: skip

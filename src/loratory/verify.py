@@ -142,8 +142,7 @@ def _check_numbers(model: PreTrainedModel, batch: Batch, layout: Layout) -> None
             (batch.subtree_end_T > last) & (torch.arange(len(batch.token_ids_T), device=model.device) <= last)
         ).nonzero()
         rows = path[:, 0]
-        cache = {} if layout.masked else {"use_cache": False}
-        stock_PD = twin(input_ids=batch.token_ids_T[rows][None], **cache).last_hidden_state[0]
+        stock_PD = twin(input_ids=batch.token_ids_T[rows][None], **layout.no_cache).last_hidden_state[0]
         error = (tree_TD[rows] - stock_PD).abs().max() / stock_PD.abs().max()
         if not error <= 1e-3:
             raise Mismatch(f"differs from the stock attention by {error:.1e}")
