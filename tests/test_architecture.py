@@ -16,17 +16,17 @@ PACKAGE = Path(loratory.__file__).parent
 # A module may import only modules above it in this list.
 ORDER = (
     "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "rows", "examples", "splits", "draft",
-    "cloze", "render", "batches", "kernels", "flex", "attention", "verify", "speed", "loss", "optim", "train",
-    "checkpoint", "generate", "blanks", "score", "sandbox", "metrics", "significance", "charts", "tasks", "baselines",
-    "evaluate", "report", "compare", "job", "systems", "tune", "repeats", "plan", "forgetting", "finetune", "predict",
-    "show", "chat", "cli",
+    "cloze", "template", "render", "fit", "batches", "kernels", "flex", "attention", "verify", "speed", "loss",
+    "optim", "train", "checkpoint", "generate", "blanks", "score", "sandbox", "metrics", "significance", "charts",
+    "tasks", "baselines", "evaluate", "report", "compare", "job", "systems", "tune", "repeats", "plan",
+    "forgetting", "finetune", "predict", "show", "chat", "cli",
 )  # fmt: skip
 LAZY = ("cli", "__init__")
 # A pattern of names, and the one module that may say them.
 ONE_PLACE = {
     "peft": (r"peft", "adapters"),
     "the loaders of models and tokenizers": (r"AutoModel\w*|AutoTokenizer|AutoConfig|snapshot_download", "models"),
-    "the chat template": (r"apply_chat_template", "render"),
+    "the chat template": (r"apply_chat_template", "template"),
     "datasets": (r"datasets", "rows"),
 }
 

@@ -9,7 +9,8 @@ from loratory.baselines import embedding_classifier, linear_classifier, mean_sta
 from loratory.config import PromptConfig
 from loratory.examples import Example, Message
 from loratory.models import LoadedModel, LoadedTokenizer
-from loratory.render import make_renderer, render_prompt
+from loratory.render import render_prompt
+from loratory.template import make_renderer
 
 
 def nothing(done: int, total: int) -> None:

@@ -48,8 +48,9 @@ from loratory.examples import Message
 from loratory.generate import decode_answer, decode_pieces, stream_ids
 from loratory.models import load_model, load_tokenizer
 from loratory.predict import load
-from loratory.render import make_renderer, render_prompt
+from loratory.render import render_prompt
 from loratory.show import TRAINED, coloured
+from loratory.template import make_renderer
 from loratory.world import interrupt_requested, resolve_world
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -18,11 +18,12 @@ from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.job import Event
 from loratory.models import load_model
 from loratory.predict import load
-from loratory.render import make_renderer, tokenize
+from loratory.render import tokenize
 from loratory.repeats import parts_of
 from loratory.runs import read_metrics
 from loratory.score import label_log_probs
 from loratory.splits import fold_splits, load_split
+from loratory.template import make_renderer
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
 

@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, tiny_model
 
 from loratory.config import PromptConfig
 from loratory.generate import generate, stream
-from loratory.render import make_renderer
+from loratory.template import make_renderer
 
 
 @pytest.fixture(params=["llama", "mistral", "gpt2"])

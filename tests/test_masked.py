@@ -33,13 +33,15 @@ from loratory.errors import UserError
 from loratory.evaluate import _as_written
 from loratory.examples import BLANK, Example, Message
 from loratory.finetune import finetune
+from loratory.fit import fit_to_context
 from loratory.job import check_kind, check_words
 from loratory.loss import batch_loss, target_log_probs
 from loratory.models import LoadedTokenizer, builtin_folder, load_model
 from loratory.predict import load
-from loratory.render import TokenizedExample, fit_to_context, pieces, renderer_for, respelled, tokenize, with_room_for
+from loratory.render import TokenizedExample, pieces, respelled, tokenize, with_room_for
 from loratory.score import label_log_probs
 from loratory.splits import load_split
+from loratory.template import renderer_for
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
 

@@ -23,8 +23,9 @@ from loratory.config import AdapterConfig, ModelConfig, PromptConfig, TrainConfi
 from loratory.examples import Example, Message
 from loratory.models import LoadedModel, load_model
 from loratory.optim import make_optimizer
-from loratory.render import Renderer, TokenizedExample, make_renderer, tokenize
+from loratory.render import TokenizedExample, tokenize
 from loratory.score import label_log_probs
+from loratory.template import Renderer, make_renderer
 from loratory.train import StepResult, train
 from loratory.verify import choose_layout
 from loratory.world import World

@@ -14,22 +14,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from loratory import render
 from loratory.config import PromptConfig
 from loratory.errors import UserError
 from loratory.examples import Example, Message, with_shots
+from loratory.fit import Fitted, example_length, fit_to_context
 from loratory.models import PLAIN_TEMPLATE
-from loratory.render import (
-    Renderer,
-    TokenizedExample,
-    check_system_is_shown,
-    completion_ids,
-    example_length,
-    fit_to_context,
-    make_renderer,
-    render_prompt,
-    tokenize,
-)
+from loratory.render import TokenizedExample, completion_ids, render_prompt, tokenize
+from loratory.template import Renderer, check_system_is_shown, make_renderer
 
 pytestmark = needs_shared
 quick = settings(derandomize=True, deadline=None, max_examples=20)
@@ -463,7 +454,7 @@ def three(renderer: Renderer) -> tuple[list[Example], int]:
 def test_over_long_examples_are_an_error_that_counts_them(name: str):
     renderer = renderer_of(name)
     found, limit = three(renderer)
-    assert fit_to_context(found, renderer, limit + 1, "error") == render.Fitted(tuple(found), 0, 0)
+    assert fit_to_context(found, renderer, limit + 1, "error") == Fitted(tuple(found), 0, 0)
     with pytest.raises(UserError, match="1 of 3 examples") as caught:
         fit_to_context(found, renderer, limit, "error")
     assert caught.value.where == "a.csv:2"
@@ -474,8 +465,8 @@ def test_over_long_examples_are_an_error_that_counts_them(name: str):
 def test_over_long_examples_are_dropped_and_counted_where_asked(name: str):
     renderer = renderer_of(name)
     found, limit = three(renderer)
-    assert fit_to_context(found, renderer, limit, "drop") == render.Fitted((found[0], found[2]), 1, 0)
-    assert fit_to_context(found, renderer, limit + 1, "drop") == render.Fitted(tuple(found), 0, 0)
+    assert fit_to_context(found, renderer, limit, "drop") == Fitted((found[0], found[2]), 1, 0)
+    assert fit_to_context(found, renderer, limit + 1, "drop") == Fitted(tuple(found), 0, 0)
 
 
 @over_tokenizers

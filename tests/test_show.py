@@ -14,8 +14,9 @@ from loratory.cli import main
 from loratory.config import ModelConfig, PromptConfig
 from loratory.examples import Example, Message
 from loratory.models import load_tokenizer
-from loratory.render import Renderer, TokenizedExample, make_renderer, tokenize
+from loratory.render import TokenizedExample, tokenize
 from loratory.show import IGNORED, TRAINED, as_rows, coloured, padded
+from loratory.template import Renderer, make_renderer
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 token_lists = st.lists(

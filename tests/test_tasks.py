@@ -42,15 +42,17 @@ from loratory.examples import (
     turns_of,
 )
 from loratory.finetune import finetune
+from loratory.fit import fit_to_context
 from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
 from loratory.predict import load
-from loratory.render import check_tools_are_shown, fit_to_context, make_renderer, pieces, tokenize
+from loratory.render import pieces, tokenize
 from loratory.rows import Row, read_rows
 from loratory.sandbox import run_program, sandbox_problem
 from loratory.score import trained_log_probs
 from loratory.significance import paired_bootstrap
 from loratory.splits import load_split
 from loratory.tasks import TASKS, choice_metrics
+from loratory.template import check_tools_are_shown, make_renderer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 needs_sandbox = pytest.mark.skipif(sandbox_problem() is not None, reason="no sandbox here")
@@ -365,19 +367,19 @@ def test_a_question_is_the_conversation_up_to_its_last_users_turn():
 def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
     from loratory.attention import Layout
     from loratory.models import load_model
-    from loratory.render import make_renderer
+    from loratory.template import make_renderer
     from loratory.world import resolve_world
 
     base = load_model(dialogue_config.model, resolve_world("cpu", "float64", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
     groups = [tokenize(conversation(OPENAI, "f"), renderer), tokenize(conversation(OPENAI[:2], "f"), renderer)]
-    found = trained_log_probs(base.model, groups, Layout("tree", ""), 1000, quiet)
+    found = trained_log_probs(base.model, groups, 2, Layout("tree", ""), 1000, quiet)
     assert [[count for _, count in turns] for turns in found] == [
         [int(s.loss_weights.sum()) for s in group] for group in groups
     ]
     for group, turns in zip(groups, found, strict=True):
         for sequence, (value, _) in zip(group, turns, strict=True):
-            [[alone]] = trained_log_probs(base.model, [[sequence]], Layout("tree", ""), 1000, quiet)
+            [[alone]] = trained_log_probs(base.model, [[sequence]], 1, Layout("tree", ""), 1000, quiet)
             assert value == pytest.approx(alone[0], abs=1e-9)
             ids = torch.from_numpy(sequence.token_ids)[None]
             log_probs = base.model(input_ids=ids).logits[0].double().log_softmax(-1)

@@ -25,16 +25,8 @@ from loratory.errors import UserError
 from loratory.examples import Example, Message
 from loratory.generate import decode_answer, greedy
 from loratory.models import LoadedTokenizer, load_tokenizer
-from loratory.render import (
-    Renderer,
-    TokenizedExample,
-    check_system_is_shown,
-    completion_ids,
-    make_renderer,
-    render_prompt,
-    template_deviation,
-    tokenize,
-)
+from loratory.render import TokenizedExample, completion_ids, render_prompt, template_deviation, tokenize
+from loratory.template import Renderer, check_system_is_shown, make_renderer
 
 DATA = SHARED / "data"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "templates.md"

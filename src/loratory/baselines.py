@@ -28,7 +28,8 @@ from loratory.batches import Batch, micro_batches
 from loratory.examples import Example
 from loratory.generate import Progress
 from loratory.models import LoadedModel
-from loratory.render import Renderer, TokenizedExample, render_prompt
+from loratory.render import TokenizedExample, render_prompt
+from loratory.template import Renderer
 
 FOLDS = 5
 TOLERANCE = 1e-3  # answers like a tenth of it, in a third of the time

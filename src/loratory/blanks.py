@@ -17,7 +17,8 @@ from loratory.batches import micro_batches
 from loratory.errors import UserError
 from loratory.examples import Example
 from loratory.generate import Progress
-from loratory.render import Renderer, TokenizedExample, decode
+from loratory.render import TokenizedExample
+from loratory.template import Renderer, decode
 
 AT_ONCE = 64  # texts whose blanks are filled together
 MOST_MASKS, LENGTHS_TRIED = 32, 8  # for models that do not know how an answer ends

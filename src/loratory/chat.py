@@ -25,15 +25,9 @@ from loratory.errors import UserError
 from loratory.examples import Message
 from loratory.generate import decode_pieces, stream_ids
 from loratory.predict import fill_only_column, load, load_plain, only_column
-from loratory.render import (
-    RenderedPrompt,
-    Renderer,
-    TokenizedExample,
-    check_system_is_shown,
-    decode,
-    render_prompt,
-)
+from loratory.render import RenderedPrompt, TokenizedExample, render_prompt
 from loratory.show import coloured
+from loratory.template import Renderer, check_system_is_shown, decode
 from loratory.world import interrupt_requested
 
 try:

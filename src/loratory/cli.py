@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from loratory.draft import Draft
     from loratory.examples import Example
     from loratory.job import Event
-    from loratory.render import Renderer, TokenizedExample
+    from loratory.render import TokenizedExample
+    from loratory.template import Renderer
 
 WIDE = 400
 INIT_EXAMPLES = 3
@@ -394,16 +395,16 @@ def _rendered(
     config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
-    from loratory import models, render
+    from loratory import models, render, template
     from loratory.job import check_kind
     from loratory.splits import load_split
 
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = models.load_tokenizer(config.model)
     check_kind(config, text, config.model.name)
-    renderer = render.with_room_for([*split.train, *split.validation], render.renderer_for(text, split.prompt))
+    renderer = render.with_room_for([*split.train, *split.validation], template.renderer_for(text, split.prompt))
     if split.prompt.system is not None:
-        render.check_system_is_shown(renderer)
+        template.check_system_is_shown(renderer)
     return [s for e in choose(split.train) for s in render.tokenize(e, renderer)], renderer
 
 

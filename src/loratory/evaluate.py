@@ -17,13 +17,15 @@ from loratory.attention import Layout
 from loratory.baselines import Classifier
 from loratory.blanks import fill_blanks, restore
 from loratory.examples import BETWEEN_LABELS, LABELLED, Example, Tests, with_shots
+from loratory.fit import example_length
 from loratory.generate import Progress, generate
 from loratory.metrics import parse_label, set_f1
-from loratory.render import Renderer, completion_ids, example_length, render_prompt, respelled, tokenize, word
+from loratory.render import completion_ids, render_prompt, respelled, tokenize, word
 from loratory.runs import write_json, write_json_lines
 from loratory.sandbox import run_program
 from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, trained_log_probs
 from loratory.tasks import TASKS
+from loratory.template import Renderer
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 GENERATED_AT_ONCE = 4  # times as many tokens as in training, whose gradients take most of the memory
@@ -162,7 +164,7 @@ def restoring(prompting: Prompting) -> System:
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         p = prompting
         hidden = [tokenize(e, p.renderer) for e in examples]
-        turns = trained_log_probs(p.model, hidden, p.layout, p.token_budget, progress)
+        turns = trained_log_probs(p.model, hidden, len(hidden), p.layout, p.token_budget, progress)
         texts = restore(p.model, p.renderer, [own[0] for own in hidden], p.layout, p.token_budget)
         return [Prediction(text, None, None, tuple(own)) for text, own in zip(texts, turns, strict=True)]
 
@@ -174,9 +176,8 @@ def conversing(prompting: Prompting) -> System:
 
     def predict(examples: Sequence[Example], progress: Progress) -> list[Prediction]:
         p = prompting
-        turns = trained_log_probs(
-            p.model, [tokenize(e, p.renderer) for e in examples], p.layout, p.token_budget, progress
-        )
+        right = (tokenize(e, p.renderer) for e in examples)
+        turns = trained_log_probs(p.model, right, len(examples), p.layout, p.token_budget, progress)
         written = answering(p, None).predict(examples, progress)
         return [dataclasses.replace(w, turns=tuple(own)) for w, own in zip(written, turns, strict=True)]
 

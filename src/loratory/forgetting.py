@@ -10,8 +10,9 @@ from loratory.errors import UserError
 from loratory.examples import Example, Message
 from loratory.job import Job
 from loratory.models import builtin_folder
-from loratory.render import Renderer, TokenizedExample, tokenize
+from loratory.render import TokenizedExample, tokenize
 from loratory.rows import Row, cell_text, read_rows
+from loratory.template import Renderer
 from loratory.train import mean_loss
 
 LONGEST = 128  # tokens of a text that are read

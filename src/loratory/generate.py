@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from loratory.batches import common_prefix
 from loratory.errors import UserError
 from loratory.models import context_length
-from loratory.render import Renderer, decode
+from loratory.template import Renderer, decode
 from loratory.verify import length_dependent_beyond
 
 Progress = Callable[[int, int], None]
@@ -84,6 +84,9 @@ class Prefix:
     cache: DynamicCache | None
 
 
+NO_PREFIX = Prefix(0, None)
+
+
 @torch.no_grad()
 def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: int) -> Prefix:
     """The longest shared prefix that leaves every prompt a token; none where it is short or cannot be kept exactly.
@@ -91,19 +94,18 @@ def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: 
     It can where every layer keeps all keys: with a sliding window, padding between prefix and rest would count as
     distance, and where frequencies depend on the length, the prefix of a longer prompt has other keys.
     """
-    none = Prefix(0, None)
     if len(prompts) < 2:
-        return none
+        return NO_PREFIX
     first, last = min(prompts, key=lambda p: p.tolist()), max(prompts, key=lambda p: p.tolist())
     length = min(common_prefix(first, last), min(len(p) for p in prompts) - 1)
     longest = max(len(p) for p in prompts) + max_new_tokens
     if length < WORTH_SHARING or longest > length_dependent_beyond(model):
-        return none
+        return NO_PREFIX
     ids = torch.from_numpy(first[:length])[None].to(next(model.parameters()).device)
     found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     cache = getattr(found, "past_key_values", None)  # models without attention have none
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return none
+        return NO_PREFIX
     return Prefix(length, cache)
 
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory import adapters, models, render, runs
+from loratory import adapters, fit, models, render, runs, template
 from loratory.attention import Layout
 from loratory.config import BUILTIN_MASKED, BUILTINS, MASKED_TASKS, Config, config_to_dict, nearest
 from loratory.errors import UserError
 from loratory.examples import BLANK, TOOLS, Example
-from loratory.render import Renderer, TokenizedExample
+from loratory.render import TokenizedExample
 from loratory.sandbox import sandbox_problem
 from loratory.speed import resolve_speed
 from loratory.splits import Split, load_split
 from loratory.tasks import measure_of
+from loratory.template import Renderer
 from loratory.verify import Mismatch, choose_layout
 from loratory.world import World, describe, memory_bytes, resolve_world
 
@@ -112,7 +113,7 @@ def load_job(config: Config, run: Path, tell: Tell) -> Job:
     adapters.check_targets(base.model, config.adapter)
     if base.text.plain_template:
         tell(Event("say", "The model has no chat template; a plain one is used (docs/rendering.md)", {}))
-    renderer = render.with_room_for([*split.train, *split.validation], render.renderer_for(base.text, split.prompt))
+    renderer = render.with_room_for([*split.train, *split.validation], template.renderer_for(base.text, split.prompt))
     if config.code.run and (problem := sandbox_problem()):
         fix = "set [code] run = false: answers are then compared as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
@@ -191,9 +192,9 @@ def _about_template(renderer: Renderer, config: Config, split: Split) -> list[st
     if renderer.masked:
         return ["A masked language model: it fills in what is hidden"]
     if config.prompt.system is not None:
-        render.check_system_is_shown(renderer)
+        template.check_system_is_shown(renderer)
     if any(m.role == TOOLS for e in split.train for m in e.messages):
-        render.check_tools_are_shown(renderer)
+        template.check_tools_are_shown(renderer)
     sentences = [f"Answers end with {renderer.ending_text!r}: {renderer.note}", render.template_deviation(renderer)]
     return [sentence for sentence in sentences if sentence]
 
@@ -227,7 +228,7 @@ def fit_split(
     """
     parts, checks = {}, []
     for name in ("train", "validation", "test"):
-        fitted = render.fit_to_context(getattr(split, name), renderer, limit, overlong)
+        fitted = fit.fit_to_context(getattr(split, name), renderer, limit, overlong)
         parts[name] = fitted.examples
         for what, count in (("dropped", fitted.dropped), ("cut", fitted.cut)):
             if count:

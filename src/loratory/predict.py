@@ -27,11 +27,13 @@ from loratory.examples import (
     turns_of,
     with_tools,
 )
+from loratory.fit import fit_to_context
 from loratory.generate import Progress, stream
 from loratory.models import LoadedModel
-from loratory.render import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
+from loratory.render import render_prompt, tokenize
 from loratory.rows import Row
 from loratory.score import Rule, label_log_probs
+from loratory.template import Renderer, check_system_is_shown, renderer_for
 from loratory.verify import choose_layout
 from loratory.world import resolve_world
 

@@ -4,8 +4,9 @@ E: examples.  L: labels.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -17,12 +18,13 @@ from torch import nn
 from loratory.attention import Layout, prepared
 from loratory.batches import micro_batches
 from loratory.examples import Example
-from loratory.generate import Prefix, Progress, shared_prefix
+from loratory.generate import NO_PREFIX, Prefix, Progress, shared_prefix
 from loratory.loss import target_log_probs
-from loratory.render import Renderer, TokenizedExample, completion_ids, render_prompt, tokenize
+from loratory.render import TokenizedExample, completion_ids, render_prompt, tokenize
+from loratory.template import Renderer
 
 RuleName = Literal["sum", "mean", "prior"]
-PROMPTS_AT_ONCE = 64  # bounds the memory that their sequences take
+GROUPS_AT_ONCE = 64  # bounds the memory that their sequences take
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,9 @@ def label_log_probs(
     L is the largest number of candidates of an example. A masked language model scores each in the text's blank.
     """
     if renderer.masked:
-        sums = []
-        for start in range(0, len(examples), PROMPTS_AT_ONCE):
-            some = [dataclasses.replace(e, answers=e.candidates) for e in examples[start : start + PROMPTS_AT_ONCE]]
-            filled = [tokenize(e, renderer) for e in some]
-            sums += trained_log_probs(model, filled, layout, token_budget, lambda done, total: None)
-            progress(len(sums), len(examples))
-        return _table([[value for value, _ in own] for own in sums], [[count for _, count in own] for own in sums])
+        filled = (tokenize(dataclasses.replace(e, answers=e.candidates), renderer) for e in examples)
+        found = trained_log_probs(model, filled, len(examples), layout, token_budget, progress)
+        return _table([[value for value, _ in own] for own in found], [[count for _, count in own] for own in found])
     ids, completions, known = [], [], {}
     for example in examples:  # most prompts are followed by the same ids, which are kept once
         prompt = render_prompt(example.messages, renderer, example.source)
@@ -92,7 +90,6 @@ def _table(log_probs: Sequence[Sequence[float] | np.ndarray], tokens: Sequence[S
     return LabelScores(log_probs_EL, tokens_EL)
 
 
-@torch.no_grad()
 def sequence_log_probs(
     model: nn.Module,
     prompts: Sequence[Int64[np.ndarray, "_"]],
@@ -106,49 +103,46 @@ def sequence_log_probs(
     Completions of a prompt are leaves of one tree, and the beginning that all prompts share is computed once for all.
     """
     model.eval()
-    device = next(model.parameters()).device
-    found = [np.zeros(len(of_one)) for of_one in completions]
     longest = max((len(c) for of_one in completions for c in of_one), default=0)
-    prefix = shared_prefix(model, prompts, longest) if layout.share else Prefix(0, None)
-    with prepared(model, layout):
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            owners = [(i, n) for i in range(start, len(prompts))[:PROMPTS_AT_ONCE] for n in range(len(completions[i]))]
-            leaves = [leaf(prompts[i][prefix.length :], completions[i][n]) for i, n in owners]
-            for batch in micro_batches(leaves, token_budget, layout.share):
-                batch = dataclasses.replace(batch, position_ids_T=batch.position_ids_T + prefix.length).to(device)
-                values = target_log_probs(model, batch, layout, prefix.cache).double().cpu().numpy()
-                for owner, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
-                    i, n = owners[owner]
-                    found[i][n] += value
-            progress(min(start + PROMPTS_AT_ONCE, len(prompts)), len(prompts))
-    return found
+    prefix = shared_prefix(model, prompts, longest) if layout.share else NO_PREFIX
+    pairs = zip(prompts, completions, strict=True)
+    leaves = ([leaf(prompt[prefix.length :], completion) for completion in of_one] for prompt, of_one in pairs)
+    found = trained_log_probs(model, leaves, len(prompts), layout, token_budget, progress, prefix)
+    return [np.array([value for value, _ in own]) for own in found]
 
 
 @torch.no_grad()
 def trained_log_probs(
     model: nn.Module,
-    examples: Sequence[Sequence[TokenizedExample]],
+    groups: Iterable[Sequence[TokenizedExample]],
+    count: int,
     layout: Layout,
     token_budget: int,
     progress: Progress,
+    prefix: Prefix = NO_PREFIX,
 ) -> list[list[tuple[float, int]]]:
-    """For each sequence of each example: the natural log-probability of its trained tokens, summed, and their number.
+    """For each sequence of each of ``count`` groups: the natural log-probability of its trained tokens, summed, and
+    their number.
 
-    The sequences of an example are the turns of a conversation, a blank with several answers, or a text with one part
-    hidden after another: what they share is computed once.
+    The sequences of a group are the answers to one prompt, the turns of a conversation, a blank with several answers,
+    or a text with one part hidden after another: what they share is computed once. All of them continue ``prefix``.
     """
     model.eval()
     device = next(model.parameters()).device
-    found = [[(0.0, int((s.loss_weights > 0).sum())) for s in group] for group in examples]
+    remaining, found = iter(groups), []
     with prepared(model, layout):
-        for start in range(0, len(examples), PROMPTS_AT_ONCE):
-            owners = [(i, n) for i in range(start, len(examples))[:PROMPTS_AT_ONCE] for n in range(len(examples[i]))]
-            for batch in micro_batches([examples[i][n] for i, n in owners], token_budget, layout.share):
-                values = target_log_probs(model, batch.to(device), layout).double().cpu().numpy()
+        while some := list(islice(remaining, GROUPS_AT_ONCE)):
+            sums = [np.zeros(len(own)) for own in some]
+            owners = [(i, n) for i, own in enumerate(some) for n in range(len(own))]
+            for batch in micro_batches([sequence for own in some for sequence in own], token_budget, layout.share):
+                batch = dataclasses.replace(batch, position_ids_T=batch.position_ids_T + prefix.length).to(device)
+                values = target_log_probs(model, batch, layout, prefix.cache).double().cpu().numpy()
                 for owner, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
                     i, n = owners[owner]
-                    found[i][n] = (found[i][n][0] + value, found[i][n][1])
-            progress(min(start + PROMPTS_AT_ONCE, len(examples)), len(examples))
+                    sums[i][n] += value
+            for own, of_one in zip(some, sums, strict=True):
+                found.append([(float(v), int((s.loss_weights > 0).sum())) for s, v in zip(own, of_one, strict=True)])
+            progress(len(found), count)
     return found
 
 

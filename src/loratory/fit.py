@@ -1,0 +1,101 @@
+"""Examples that fit the model's context: measured, then dropped, cut or refused."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loratory import cloze
+from loratory.errors import UserError
+from loratory.examples import BLANK, Example
+from loratory.render import answers_itself, completion_ids, render_prompt, word
+from loratory.template import Renderer
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Examples that fit the context, and what was done to make them."""
+
+    examples: tuple[Example, ...]
+    dropped: int
+    cut: int
+
+
+def example_length(example: Example, renderer: Renderer) -> int:
+    """Tokens of the prompt with the longest of the answers that may follow it, ending included."""
+    if renderer.masked:
+        return _masked_length(example, renderer)
+    prompt = render_prompt(example.messages, renderer, example.source)
+    answers = example.candidates or example.answers
+    if prompt.tail is not None:
+        return len(prompt.token_ids) + renderer.longest_answer(prompt.tail, answers) + len(renderer.ending)
+    return len(prompt.token_ids) + max((len(completion_ids(prompt, a, renderer)[0]) for a in answers), default=0)
+
+
+def _masked_length(example: Example, renderer: Renderer) -> int:
+    """A plain text always fits: it is cut into pieces."""
+    if answers_itself(example):
+        if not len(renderer.encode_part(example.messages[-1].content)[0]):
+            raise UserError("The text is empty, so nothing could be hidden", example.source, fix="remove the row")
+        return 0
+    blank = cloze.split_blank(example.messages[-1].content, example.source)
+    answers = example.candidates or example.answers
+    longest = max((len(renderer.encode_part(blank.lead + word(a, renderer))[0]) for a in answers), default=1)
+    return len(cloze.with_masks(renderer.tokenizer, blank, max(longest, renderer.masks)).token_ids)
+
+
+def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, overlong: str) -> Fitted:
+    """Applies the setting ``overlong`` to examples of more than ``limit`` tokens. Raises UserError if it is "error"."""
+    lengths = [example_length(example, renderer) for example in examples]
+    long = [i for i, length in enumerate(lengths) if length > limit]
+    if long and overlong == "error":
+        worst = max(long, key=lambda i: lengths[i])
+        raise UserError(
+            f"{len(long)} of {len(examples)} examples are longer than the model's context",
+            examples[worst].source,
+            expected=f"at most {limit} tokens with the answer",
+            found=f"{lengths[worst]} tokens here, the longest",
+            fix='set [data] overlong = "cut_prompt" or "drop", or shorten the prompt',
+        )
+    if overlong == "drop":
+        return Fitted(tuple(e for i, e in enumerate(examples) if lengths[i] <= limit), len(long), 0)
+    cut = {i: _cut_prompt(examples[i], lengths[i] - limit, renderer, limit) for i in long}
+    return Fitted(tuple(cut.get(i, e) for i, e in enumerate(examples)), 0, len(cut))
+
+
+def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -> Example:
+    """Shortens the last user message until the example fits: its end, or what stands around a blank (``_cuttable``).
+
+    Raises UserError if nothing would be left.
+    """
+    last = max(i for i, m in enumerate(example.messages) if m.role == "user")
+    content = example.messages[last].content
+    before, content, after, end = _cuttable(content) if BLANK in content else ("", content, "", True)
+    spans = renderer.encode(content)[1]
+    keep = len(spans) - excess
+    while keep > 0:
+        kept = content[: spans[keep - 1][1]].rstrip() if end else content[spans[-keep][0] :].lstrip()
+        shorter = dataclasses.replace(example.messages[last], content=before + kept + after)
+        messages = (*example.messages[:last], shorter, *example.messages[last + 1 :])
+        candidate = dataclasses.replace(example, messages=messages)
+        over = example_length(candidate, renderer) - limit
+        if over <= 0:
+            return candidate
+        keep -= over
+    raise UserError(
+        "The prompt does not fit the model's context even without the row's text", example.source, f"{limit} tokens"
+    )
+
+
+def _cuttable(text: str) -> tuple[str, str, str, bool]:
+    """What stands before, in, and after the part of a text with a blank that may be cut, and whether from its end.
+
+    It is what stands above the line of the blank; without a line above it, the longer side of the blank.
+    """
+    start = text.index(BLANK)
+    end = start + len(BLANK)
+    line = text.rfind("\n", 0, start)
+    if line > 0:
+        return "", text[:line], text[line:], True
+    if len(text) - end > start:
+        return text[:end], text[end:], "", True
+    return "", text[:start], text[start:], False
