@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loratory.charts import percent
+from loratory.charts import duration, percent
 from loratory.config import Config
 from loratory.tasks import TASKS
 
@@ -37,11 +37,16 @@ def main() -> None:
         if missing:
             print(f"{name}: passed over, there is no {missing}")
             continue
-        run(folder, asked.full)
-        report = json.loads((RUNS / name / "report.json").read_text())
-        print(f"{name}: {report['verdict']['sentence']}", flush=True)
+        reports = [run(file, asked.full) for file in files_of(folder)]
+        for report in reports:
+            print(f"{name}: {report['verdict']['sentence']}", flush=True)
         if asked.full:
-            (folder / "README.md").write_text(page(folder, report), encoding="utf-8")
+            (folder / "README.md").write_text(page(folder, reports), encoding="utf-8")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """A folder's task files, or its program."""
+    return sorted(folder.glob("*.toml")) or [folder / "run.py"]
 
 
 def prepare() -> None:
@@ -54,27 +59,35 @@ def prepare() -> None:
 
 def missing_data(folder: Path) -> str | None:
     """The first file of an example's data that is not there."""
-    task = folder / "task.toml"
-    files = Config.load(task).data.train if task.exists() else ()
+    files = [path for task in folder.glob("*.toml") for path in Config.load(task).data.train]
     return next((path for path in files if not Path(path).exists()), None)
 
 
-def run(folder: Path, full: bool) -> None:
-    """A folder holds a task file, or a program of its own."""
-    if (folder / "run.py").exists():
-        command = [sys.executable, folder / "run.py", *([] if full else ["--small"])]
+def run(file: Path, full: bool) -> Report:
+    """Runs a task file or a program; its report."""
+    name = file.parent.name if file.stem in ("task", "run") else f"{file.parent.name}-{file.stem}"
+    if file.suffix == ".py":
+        command = [sys.executable, file, *([] if full else ["--small"])]
     else:
-        out = RUNS / folder.name
-        command = [LORATORY, "run", folder / "task.toml", "--run.out", out, "--overwrite", "--yes"]
-        command += [] if full else SMALL
+        command = [LORATORY, "run", file, "--run.out", RUNS / name, "--overwrite", "--yes", *([] if full else SMALL)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((RUNS / name / "report.json").read_text())
 
 
 # ---- its page --------------------------------------------------------------------------------------------------------
 
 
-def page(folder: Path, report: Report) -> str:
-    """What the example is, the command, and what it found."""
+def page(folder: Path, reports: list[Report]) -> str:
+    """What the example is; for each of its files the command, and what it found."""
+    files = files_of(folder)
+    parts = [f"# {folder.name}", about(files[0])]
+    for file, report in zip(files, reports, strict=True):
+        parts += [f"```\n{command_of(file)}\n```", *found(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def found(report: Report) -> list[str]:
+    """The table, and its sentences."""
     if report["task"] not in TASKS:  # the program that knows it has registered it for itself
         key = next(iter(report["systems"][0]["metrics"]))
         name, second = report["metric"], (key.replace("_", " "), key)
@@ -85,24 +98,22 @@ def page(folder: Path, report: Report) -> str:
     counts = f"{report['train_examples']:,} training, {report['test_examples']:,} test examples"
     seconds = report["seconds"]["total"]
     facts = f"{counts}, {report['total_parameters'] / 1e6:.1f} million parameters of which "
-    facts += f"{report['trainable_parameters']:,} train; {seconds / 60:.0f} minutes."
-    parts = [f"# {folder.name}", about(folder), f"```\n{command_of(folder)}\n```", "\n".join(table)]
-    parts += [report["verdict"]["sentence"], report["forgetting"]["sentence"], facts]
-    return "\n\n".join(parts) + "\n"
+    facts += f"{report['trainable_parameters']:,} train; {duration(seconds)}."
+    return ["\n".join(table), report["verdict"]["sentence"], report["forgetting"]["sentence"], facts]
 
 
-def about(folder: Path) -> str:
-    """The comment that the task file begins with, or the program's first paragraph."""
-    if (folder / "run.py").exists():
-        return (folder / "run.py").read_text(encoding="utf-8").split('"""')[1].split("\n\n")[0]
-    lines = (folder / "task.toml").read_text(encoding="utf-8").splitlines()
+def about(file: Path) -> str:
+    """The comment that a task file begins with, or a program's first paragraph."""
+    if file.suffix == ".py":
+        return file.read_text(encoding="utf-8").split('"""')[1].split("\n\n")[0]
+    lines = file.read_text(encoding="utf-8").splitlines()
     comments = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     return "\n".join(line.removeprefix("#").strip() for line in comments if not line.startswith("#  "))
 
 
-def command_of(folder: Path) -> str:
-    here = folder.relative_to(ROOT)
-    return f"python {here}/run.py" if (folder / "run.py").exists() else f"loratory run {here}/task.toml"
+def command_of(file: Path) -> str:
+    here = file.relative_to(ROOT)
+    return f"python {here}" if file.suffix == ".py" else f"loratory run {here}"
 
 
 def row(system: dict[str, Any], key: str) -> str:

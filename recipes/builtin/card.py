@@ -121,7 +121,8 @@ def chosen_by(runs: Sequence[Record]) -> str:
     return f"""## Short runs that the settings were chosen by
 
 {runs[0]["minutes"]:g} minutes each on one thread, two at a time (`ablate.py`). *Fields*: accuracy of a linear model on
-the mean of its hidden states, 500 training papers, 500 others.
+the mean of its hidden states, 500 training papers, 500 others. Each run changes what the one named `base` or `recipe`
+above it has: the first settings that were tried, and those that were chosen.
 
 | run | changes | parameters | tokens read | bits a byte | fields |
 | --- | --- | --- | --- | --- | --- |
