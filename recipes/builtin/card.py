@@ -118,11 +118,11 @@ def chosen_by(runs: Sequence[Record]) -> str:
         f"| {r['bits_per_byte']:.3f} | {r['probe']:.1%} |"
         for r in runs
     ]
-    return f"""## Short runs that the settings were chosen by
+    return f"""## Short runs
 
 {runs[0]["minutes"]:g} minutes each on one thread, two at a time (`ablate.py`). *Fields*: accuracy of a linear model on
 the mean of its hidden states, 500 training papers, 500 others. Each run changes what the one named `base` or `recipe`
-above it has: the first settings that were tried, and those that were chosen.
+above it has. The first chose the size and the optimizer; those from `recipe` on came after the long run.
 
 | run | changes | parameters | tokens read | bits a byte | fields |
 | --- | --- | --- | --- | --- | --- |
