@@ -254,6 +254,19 @@ def test_verdict_is_honest(tmp_path, prompt, linear, tuned, helped, beats, says)
     assert verdict["sentence"] in page_of(tmp_path).text
 
 
+def test_a_better_prompting_that_validation_passed_over_is_told(tmp_path):
+    counts = {"prompt": 60, "few-shot": 100, "linear": 80, "tuned": 150}
+    write_run(tmp_path, dict.fromkeys(counts, 0.5) | {"few-shot": 0.4})
+    for name, count in counts.items():
+        exactly(tmp_path, name, set(range(count)))
+    verdict = build_report(tmp_path)["verdict"]
+    assert verdict["before"] == "prompt"
+    says = " The best prompting there was few-shot with 50.0 %, which 100 validation examples did not show."
+    assert verdict["sentence"].endswith(says)
+    exactly(tmp_path, "few-shot", set(range(61)))
+    assert "The best prompting there" not in build_report(tmp_path)["verdict"]["sentence"]
+
+
 def test_a_slow_linear_model_is_not_said_to_take_seconds(tmp_path):
     write_run(tmp_path, {"prompt": 0.1, "linear": 0.9, "tuned": 0.5}, linear={"seconds": 150.0})
     assert build_report(tmp_path)["verdict"]["sentence"].endswith("takes 2 min 30 s.")

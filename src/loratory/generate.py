@@ -154,13 +154,13 @@ def _with_leaving(
 
         left = copy.deepcopy(settings)
         left.max_new_tokens = width + most - ids.shape[1]
+        left.return_dict_in_generate = True
         output: Any = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
             generation_config=left,
             stopping_criteria=StoppingCriteriaList([half_ended]),  # type: ignore[list-item]
-            return_dict_in_generate=True,
         )
         made = output.sequences
         ended = torch.isin(made[:, width:], stops).any(1) | (made.shape[1] >= width + most)

@@ -223,6 +223,8 @@ def describe(run: Run) -> Report:
     before, after = _choose(systems)
     comparisons, seeds, folds = _compare(run, before, after), _over_seeds(run), _over_folds(run)
     tested = f"{run.data['test_examples']:,} " + (f"examples in {folds['count']} folds" if folds else "test examples")
+    verdict = _verdict(task, systems, comparisons, seeds, before, after, tested)
+    verdict["sentence"] += _passed_over(run, systems, before)
     trained = (_named(run, "trained") or [{}])[-1]
     stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
     seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}
@@ -240,7 +242,7 @@ def describe(run: Run) -> Report:
         "seeds": seeds,
         "folds": folds,
         "comparisons": comparisons,
-        "verdict": _verdict(task, systems, comparisons, seeds, before, after, tested),
+        "verdict": verdict,
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_bytes": max((e["peak_memory_bytes"] for e in _named(run, "memory")), default=0),
         "train_tokens_per_second": trained.get("tokens_per_second"),
@@ -403,6 +405,19 @@ def _verdict(
         "beats_linear": None if linear is None else _is_above(linear),
         "sentence": sentence,
     }
+
+
+def _passed_over(run: Run, systems: list[dict[str, Any]], before: str) -> str:
+    """A sentence where another prompting is measurably above the one that was chosen, so that few validation examples
+    do not flatter the tuned model; else nothing."""
+    task = task_of(run)
+    others = [s for s in systems if s["name"] in PROMPTING] if before in PROMPTING else []
+    better = [s for s in others if _is_above(paired(run.systems[before], run.systems[s["name"]], task))]
+    if not better:
+        return ""
+    best = max(better, key=lambda s: s["value"])
+    few = f"{run.data['validation_examples']:,} validation examples"
+    return f" The best prompting there was {best['name']} with {task.names(best)}, which {few} did not show."
 
 
 def _is_above(comparison: dict[str, Any]) -> bool:
