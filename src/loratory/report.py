@@ -47,6 +47,8 @@ DEMONSTRATION = (
     "This is the small demonstration model that comes with Loratory, too weak for real work. "
     "A real model is given with --model.name."
 )
+# Measures whose names are more than words joined by "_".
+MEASURES = {"micro_f1": "Micro-F1", "macro_f1": "Macro-F1", "mrr": "MRR", "chrf": "chrF", "rougeL": "ROUGE-L"}
 STAGES = ("load", "check", "baselines", "train", "evaluate")
 SIGNIFICANT = 0.05
 # A rise of the loss, in nats a token, below which so much was forgotten: 0.1 is a tenth more perplexity.
@@ -461,7 +463,7 @@ def page_environment() -> jinja2.Environment:
         trim_blocks=True,
     )
     shown = (percent, points, p_number, p_text, duration, charts.interval, charts.points_interval, charts.spread)
-    environment.filters |= {f.__name__: f for f in (*shown, charts.short, charts.size, charts.unbroken)}
+    environment.filters |= {f.__name__: f for f in (*shown, charts.short, charts.size, charts.unbroken, measure_name)}
     environment.filters |= {"count": "{:,}".format}
     environment.globals |= {"meanings": MEANINGS, "rules": RULES, "likeliest": likeliest}
     return environment
@@ -571,6 +573,11 @@ def changed_examples(a: Measured, b: Measured, prompts: list[str] | None) -> dic
         ]
         groups[name] = {"total": len(positions), "examples": examples}
     return groups
+
+
+def measure_name(key: str) -> str:
+    """What people call a measure."""
+    return MEASURES.get(key, key.replace("_", " ").capitalize())
 
 
 def likeliest(line: dict[str, Any]) -> list[tuple[str, float]]:
