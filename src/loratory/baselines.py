@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import joblib
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -190,8 +189,7 @@ def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], strengths: list[f
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
         choices = {"logisticregression__C": strengths}
         search = GridSearchCV(pipeline, choices, cv=splits, scoring="accuracy", refit=False)
-        with joblib.parallel_config(backend="threading", n_jobs=torch.get_num_threads()):
-            search.fit(matrix[rows], chosen)
+        search.fit(matrix[rows], chosen)
         pipeline.set_params(**search.best_params_).fit(matrix, labels)
     return pipeline, f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
 
