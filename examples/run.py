@@ -37,8 +37,8 @@ def main() -> None:
         if missing:
             print(f"{name}: passed over, there is no {missing}")
             continue
-        reports = [run(file, asked.full) for file in files_of(folder)]
-        for report in reports:
+        reports = {file: run(file, asked.full) for file in files_of(folder)}
+        for report in reports.values():
             print(f"{name}: {report['verdict']['sentence']}", flush=True)
         if asked.full:
             (folder / "README.md").write_text(page(folder, reports), encoding="utf-8")
@@ -77,11 +77,10 @@ def run(file: Path, full: bool) -> Report:
 # ---- its page --------------------------------------------------------------------------------------------------------
 
 
-def page(folder: Path, reports: list[Report]) -> str:
+def page(folder: Path, reports: dict[Path, Report]) -> str:
     """What the example is; for each of its files the command, and what it found."""
-    files = files_of(folder)
-    parts = [f"# {folder.name}", about(files[0])]
-    for file, report in zip(files, reports, strict=True):
+    parts = [f"# {folder.name}", about(next(iter(reports)))]
+    for file, report in reports.items():
         parts += [f"```\n{command_of(file)}\n```", *found(report)]
     return "\n\n".join(parts) + "\n"
 

@@ -367,7 +367,6 @@ def test_a_question_is_the_conversation_up_to_its_last_users_turn():
 def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
     from loratory.attention import Layout
     from loratory.models import load_model
-    from loratory.template import make_renderer
     from loratory.world import resolve_world
 
     base = load_model(dialogue_config.model, resolve_world("cpu", "float64", 0))

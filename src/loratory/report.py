@@ -413,7 +413,7 @@ def _passed_over(run: Run, systems: list[dict[str, Any]], before: str) -> str:
     """A sentence where another prompting is measurably above the one that was chosen, so that few validation examples
     do not flatter the tuned model; else nothing."""
     task = task_of(run)
-    others = [s for s in systems if s["name"] in PROMPTING] if before in PROMPTING else []
+    others = [s for s in systems if s["name"] in PROMPTING and s["name"] != before] if before in PROMPTING else []
     better = [s for s in others if _is_above(paired(run.systems[before], run.systems[s["name"]], task))]
     if not better:
         return ""
