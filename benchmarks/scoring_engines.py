@@ -22,11 +22,11 @@ from shapes import EOS, SHAPES, rows
 from transformers import GenerationConfig, PreTrainedModel
 from workload import peak_memory_bytes, random_model
 
-from loratory.attention import Layout
-from loratory.cli import keep_freed_memory
+from loratory.cli.main import keep_freed_memory
 from loratory.config import TrainConfig
-from loratory.score import leaf, sequence_log_probs
-from loratory.verify import choose_layout
+from loratory.tree.attention import Layout
+from loratory.tree.scoring import leaf, sequence_log_probs
+from loratory.tree.verification import choose_layout
 
 BATCHES = (1, 8, 16, 32)
 SEARCHED = 32  # papers on which the best batch is looked for

@@ -23,14 +23,14 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from workload import DTYPES, peak_memory_bytes, random_model, tokenized, wait_for
 
-from loratory.adapters import attach
-from loratory.cli import keep_freed_memory
+from loratory.cli.main import keep_freed_memory
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models import LoadedModel
-from loratory.optim import make_optimizer
-from loratory.render import TokenizedExample
-from loratory.train import train
-from loratory.verify import choose_layout
+from loratory.models.adapters import attach
+from loratory.models.loading import LoadedModel
+from loratory.text.rendering import TokenizedExample
+from loratory.training.loop import train
+from loratory.training.optimizer import make_optimizer
+from loratory.tree.verification import choose_layout
 
 LEARNING_RATE = 1e-4
 GEMM_ROWS = 2048

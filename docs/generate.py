@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loratory import cli, config
+from loratory import config
+from loratory.cli import main as cli
 from loratory.config import Config
 
 FOLDER = Path(__file__).parent

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loratory.charts import duration, percent
 from loratory.config import Config
-from loratory.tasks import TASKS
+from loratory.metrics.tasks import TASKS
+from loratory.report.charts import duration, percent
 
 EXAMPLES = Path(__file__).parent
 ROOT = EXAMPLES.parent

@@ -18,7 +18,7 @@ import tokenizers
 import torch
 import transformers
 
-from loratory.render import TokenizedExample
+from loratory.text.rendering import TokenizedExample
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared data folder is not on this machine")

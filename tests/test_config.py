@@ -11,7 +11,7 @@ from conftest import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratory.cli import main
+from loratory.cli.main import main
 from loratory.config import (
     SYSTEMS,
     AdapterConfig,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import sequence
 
-from loratory.batches import build_batch
-from loratory.cli import VERBS
+from loratory.cli.main import VERBS
 from loratory.config import Config, DataConfig, PromptConfig, config_to_dict
+from loratory.data.splits import load_split
 from loratory.errors import UserError
-from loratory.splits import load_split
+from loratory.tree.batches import build_batch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -23,9 +23,9 @@ from papers import read_papers
 from settings import RECIPES, learning_rate_at
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from loratory.checkpoint import latest_checkpoint
-from loratory.runs import read_metrics
-from loratory.world import resolve_world
+from loratory.machine.device import resolve_world
+from loratory.storage.run_directory import read_metrics
+from loratory.training.checkpoints import latest_checkpoint
 
 TINY = RECIPES["tiny"]
 HELD_OUT = 24

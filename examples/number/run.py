@@ -14,8 +14,8 @@ from typing import Any
 
 import loratory
 from loratory.config import SYSTEMS, config_from_dict
-from loratory.models import builtin_folder
-from loratory.tasks import TASKS, Lines, Task
+from loratory.metrics.tasks import TASKS, Lines, Task
+from loratory.models.loading import builtin_folder
 
 OUT = Path(__file__).parents[2] / "runs"
 

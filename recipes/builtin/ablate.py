@@ -29,9 +29,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from loratory.attention import Layout
-from loratory.cli import keep_freed_memory
-from loratory.world import World, resolve_world
+from loratory.cli.main import keep_freed_memory
+from loratory.machine.device import World, resolve_world
+from loratory.tree.attention import Layout
 
 PAPERS = 20_000
 HELD_OUT = 100

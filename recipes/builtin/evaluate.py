@@ -21,10 +21,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loratory.attention import Layout
-from loratory.render import TokenizedExample
-from loratory.score import sequence_log_probs
-from loratory.train import mean_loss
+from loratory.text.rendering import TokenizedExample
+from loratory.training.loop import mean_loss
+from loratory.tree.attention import Layout
+from loratory.tree.scoring import sequence_log_probs
 
 OPTIONS = 6
 CHOICES = 300  # papers asked for their title

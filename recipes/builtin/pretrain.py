@@ -34,11 +34,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from loratory.batches import step_examples
-from loratory.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.cli import keep_freed_memory
-from loratory.runs import append_metric, mend_metrics, write_json
-from loratory.world import World, resolve_world
+from loratory.cli.main import keep_freed_memory
+from loratory.machine.device import World, resolve_world
+from loratory.storage.run_directory import append_metric, mend_metrics, write_json
+from loratory.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from loratory.tree.batches import step_examples
 
 SAVE_SECONDS = 300.0
 SHARD = "15MB"

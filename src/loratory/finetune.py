@@ -9,19 +9,22 @@ from pathlib import Path
 
 from torch import nn
 
-from loratory import adapters, evaluate, report, runs
 from loratory.config import Config
 from loratory.errors import Interrupted, UserError
-from loratory.evaluate import System
-from loratory.forgetting import measure_retained, retained_texts
-from loratory.generate import Progress
-from loratory.job import Event, Job, Tell, chooses_on_validation, load_job, open_job, quiet, timed
-from loratory.plan import make_plan
-from loratory.repeats import fold_jobs, other_seeds, parts_of, pool_folds
-from loratory.systems import AFTER, BEFORE, after, before, wanted
-from loratory.tasks import measure_of
-from loratory.tune import fit, is_trained, restore, trained_folder, trained_model
-from loratory.world import peak_memory_bytes
+from loratory.evaluation import evaluate
+from loratory.evaluation.evaluate import System
+from loratory.evaluation.forgetting import measure_retained, retained_texts
+from loratory.machine.device import peak_memory_bytes
+from loratory.metrics.tasks import measure_of
+from loratory.models import adapters
+from loratory.report import report
+from loratory.run.job import Event, Job, Tell, chooses_on_validation, load_job, open_job, quiet, timed
+from loratory.run.plan import make_plan
+from loratory.run.seeds_and_folds import fold_jobs, other_seeds, parts_of, pool_folds
+from loratory.run.systems import AFTER, BEFORE, after, before, wanted
+from loratory.run.tuning import fit, is_trained, restore, trained_folder, trained_model
+from loratory.storage import run_directory as runs
+from loratory.tree.generation import Progress
 
 Confirm = Callable[[], bool]
 

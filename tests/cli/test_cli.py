@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from loratory import cli
-from loratory.cli import main
+from loratory.cli import main as cli
+from loratory.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TASK = """

@@ -11,9 +11,9 @@ import pytest
 import tomli_w
 from conftest import SHARED, needs_shared
 
-from loratory import runs
-from loratory.cli import main
+from loratory.cli.main import main
 from loratory.config import Config, config_to_dict
+from loratory.storage import run_directory as runs
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 ROWS = [(f"{animal} number {i}", sound) for i in range(6) for animal, sound in (("cow", "moo"), ("cat", "meow"))]
@@ -236,7 +236,7 @@ def test_rows_for_a_folder_that_is_no_run_are_not_answered(tmp_path, mistake):
     [(["rnu"], 2), (["run", "none.toml"], 2), (["--version"], 0), ([], 0), (["run", "--help"], 0)],
 )
 def test_the_process_ends_with_the_code_that_says_what_happened(arguments: list[str], code: int, tmp_path):
-    program = "from loratory.cli import entry_point; entry_point()"
+    program = "from loratory.cli.main import entry_point; entry_point()"
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == code

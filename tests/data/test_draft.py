@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from loratory.cli import main
+from loratory.cli.main import main
 from loratory.config import Config
-from loratory.draft import check_place, draft
+from loratory.data.examples import placeholders
+from loratory.data.splits import load_split
+from loratory.data.task_file import check_place, draft
 from loratory.errors import UserError
-from loratory.examples import placeholders
-from loratory.splits import load_split
 
 LABELS = ("red", "green", "blue")
 

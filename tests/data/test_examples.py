@@ -15,8 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loratory.config import DataConfig, PromptConfig
-from loratory.errors import UserError
-from loratory.examples import (
+from loratory.data.examples import (
     Example,
     Message,
     answer_of,
@@ -28,8 +27,9 @@ from loratory.examples import (
     records_to_examples,
     with_shots,
 )
-from loratory.rows import Row, read_rows
-from loratory.splits import Split, draw_few_shot, load_split, split_off, stratified
+from loratory.data.rows import Row, read_rows
+from loratory.data.splits import Split, draw_few_shot, load_split, split_off, stratified
+from loratory.errors import UserError
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
 

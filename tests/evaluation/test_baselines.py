@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
 
-from loratory.attention import Layout
-from loratory.baselines import embedding_classifier, linear_classifier, mean_states
 from loratory.config import PromptConfig
-from loratory.examples import Example, Message
-from loratory.models import LoadedModel, LoadedTokenizer
-from loratory.render import render_prompt
-from loratory.template import make_renderer
+from loratory.data.examples import Example, Message
+from loratory.evaluation.baselines import embedding_classifier, linear_classifier, mean_states
+from loratory.models.loading import LoadedModel, LoadedTokenizer
+from loratory.text.rendering import render_prompt
+from loratory.text.template import make_renderer
+from loratory.tree.attention import Layout
 
 
 def nothing(done: int, total: int) -> None:

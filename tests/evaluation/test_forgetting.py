@@ -10,11 +10,11 @@ from test_finetune import changed, config  # noqa: F401
 
 from loratory.errors import UserError
 from loratory.finetune import finetune
-from loratory.job import load_job, quiet
-from loratory.models import load_model
-from loratory.report import FORGOTTEN, build_report
-from loratory.runs import read_metrics
-from loratory.world import resolve_world
+from loratory.machine.device import resolve_world
+from loratory.models.loading import load_model
+from loratory.report.report import FORGOTTEN, build_report
+from loratory.run.job import load_job, quiet
+from loratory.storage.run_directory import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TEXTS = ("A kettle boils.", "Nobody came to the fair, so we went home by bus.", "def f(x):\n    return x")
@@ -61,7 +61,7 @@ def test_the_report_says_what_was_forgotten(retaining):
 
 
 def test_the_texts_of_the_package_are_read_by_default(retaining):
-    from loratory.forgetting import retained_texts
+    from loratory.evaluation.forgetting import retained_texts
 
     job = load_job(changed(retaining, "data", retain=()), Path(retaining.run.out), quiet)
     texts = retained_texts(job)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from loratory.sandbox import run_program, sandbox_problem
+from loratory.evaluation.sandbox import run_program, sandbox_problem
 
 pytestmark = pytest.mark.skipif(sandbox_problem() is not None, reason=f"no sandbox here: {sandbox_problem()}")
 
@@ -46,7 +46,7 @@ def test_saying_that_it_passed_is_not_passing():
 
 @pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(60)", "import signal\nsignal.pause()"])
 def test_an_endless_program_is_stopped(code, monkeypatch):
-    monkeypatch.setattr("loratory.sandbox.STARTING", 2.0)
+    monkeypatch.setattr("loratory.evaluation.sandbox.STARTING", 2.0)
     started = time.monotonic()
     assert failed(code, seconds=1.0) == "time"
     assert time.monotonic() - started < 20

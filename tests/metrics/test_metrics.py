@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from loratory.metrics import classification_metrics, confusion, normalise_answer, parse_label, per_label
-from loratory.significance import bootstrap_interval
+from loratory.metrics.classification import classification_metrics, confusion, normalise_answer, parse_label, per_label
+from loratory.metrics.significance import bootstrap_interval
 
 LABELS = ["Robotics", "Machine Learning", "C++", "Not spam", "spam"]
 texts = st.text(max_size=20)

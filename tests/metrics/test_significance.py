@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loratory.significance import (
+from loratory.metrics.significance import (
     bootstrap_interval,
     holm,
     mcnemar_exact,

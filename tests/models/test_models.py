@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from loratory.config import ModelConfig
 from loratory.errors import UserError
-from loratory.models import PLAIN_TEMPLATE, LoadedModel, context_length, load_model, load_tokenizer, read_json
-from loratory.world import World
+from loratory.machine.device import World
+from loratory.models.loading import PLAIN_TEMPLATE, LoadedModel, context_length, load_model, load_tokenizer, read_json
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 WORLD = World(torch.device("cpu"), torch.float32, 1, "test")

@@ -22,8 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loratory import adapters
-from loratory.chat import (
+from loratory.cli.main import main
+from loratory.config import AdapterConfig, ModelConfig, PromptConfig
+from loratory.data.examples import Message
+from loratory.errors import UserError
+from loratory.machine.device import interrupt_requested, resolve_world
+from loratory.models import adapters
+from loratory.models.loading import load_model, load_tokenizer
+from loratory.predict.chat import (
     BASE,
     COMMANDS,
     TUNED,
@@ -41,17 +47,11 @@ from loratory.chat import (
     seen_tokens,
     side_by_side,
 )
-from loratory.cli import main
-from loratory.config import AdapterConfig, ModelConfig, PromptConfig
-from loratory.errors import UserError
-from loratory.examples import Message
-from loratory.generate import decode_answer, decode_pieces, stream_ids
-from loratory.models import load_model, load_tokenizer
-from loratory.predict import load
-from loratory.render import render_prompt
-from loratory.show import TRAINED, coloured
-from loratory.template import make_renderer
-from loratory.world import interrupt_requested, resolve_world
+from loratory.predict.tokens import TRAINED, coloured
+from loratory.predict.tuned import load
+from loratory.text.rendering import render_prompt
+from loratory.text.template import make_renderer
+from loratory.tree.generation import decode_answer, decode_pieces, stream_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 MODELS = SHARED / "data" / "models"

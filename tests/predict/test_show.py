@@ -10,13 +10,13 @@ from conftest import SHARED, needs_shared, sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratory.cli import main
+from loratory.cli.main import main
 from loratory.config import ModelConfig, PromptConfig
-from loratory.examples import Example, Message
-from loratory.models import load_tokenizer
-from loratory.render import TokenizedExample, tokenize
-from loratory.show import IGNORED, TRAINED, as_rows, coloured, padded
-from loratory.template import Renderer, make_renderer
+from loratory.data.examples import Example, Message
+from loratory.models.loading import load_tokenizer
+from loratory.predict.tokens import IGNORED, TRAINED, as_rows, coloured, padded
+from loratory.text.rendering import TokenizedExample, tokenize
+from loratory.text.template import Renderer, make_renderer
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 token_lists = st.lists(

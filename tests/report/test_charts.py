@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loratory.charts import (
+from loratory.report.charts import (
     confusion_grid,
     duration,
     labels_to_show,

@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 from test_report import LABELS, Page, change_json, exactly, write_part, write_run
 
-from loratory.cli import main
-from loratory.compare import compare_runs, page, read_pair, render_comparison
+from loratory.cli.main import main
 from loratory.errors import UserError
-from loratory.significance import mcnemar_exact
+from loratory.metrics.significance import mcnemar_exact
+from loratory.report.comparison import compare_runs, page, read_pair, render_comparison
 
 RATES = {"prompt": 0.3, "linear": 0.5, "tuned": 0.7}
 TOML = '[prompt]\nuser = "{text}"\n[train]\nepochs = 3\nseed = 0\n[run]\nout = "%s"\n'

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from loratory.config import SYSTEMS as TASK_SYSTEMS
 from loratory.errors import UserError
-from loratory.report import build_report, render_table, write_report
-from loratory.significance import mcnemar_exact
+from loratory.metrics.significance import mcnemar_exact
+from loratory.report.report import build_report, render_table, write_report
 
 SYSTEMS = TASK_SYSTEMS["classification"]
 
-SCHEMA = Path(__file__).parents[2] / "shared" / "contract" / "report.schema.json"
+SCHEMA = Path(__file__).parents[3] / "shared" / "contract" / "report.schema.json"
 LABELS = ["Computation and Language", "Cryptography", "Databases", "Machine Learning", "Robotics"]
 RATES = {"prompt": 0.2, "prompt-choose": 0.3, "few-shot": 0.3, "few-shot-choose": 0.4, "linear": 0.6, "embed": 0.5,
          "tuned": 0.7, "tuned-choose": 0.75}  # fmt: skip

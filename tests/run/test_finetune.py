@@ -9,23 +9,23 @@ import torch
 from conftest import ANIMALS, SHARED
 from safetensors.torch import load_file
 
-import loratory.world
-from loratory.attention import Layout
+import loratory.machine.device
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
+from loratory.data.examples import Example, Message, conversation
+from loratory.data.splits import fold_splits, load_split
 from loratory.errors import Interrupted, UserError
-from loratory.examples import Example, Message, conversation
 from loratory.finetune import evaluate_run, finetune, train_only
-from loratory.job import Event
-from loratory.models import load_model
-from loratory.predict import load
-from loratory.render import tokenize
-from loratory.repeats import parts_of
-from loratory.runs import read_metrics
-from loratory.score import label_log_probs
-from loratory.splits import fold_splits, load_split
-from loratory.template import make_renderer
-from loratory.verify import choose_layout
-from loratory.world import resolve_world
+from loratory.machine.device import resolve_world
+from loratory.models.loading import load_model
+from loratory.predict.tuned import load
+from loratory.run.job import Event
+from loratory.run.seeds_and_folds import parts_of
+from loratory.storage.run_directory import read_metrics
+from loratory.text.rendering import tokenize
+from loratory.text.template import make_renderer
+from loratory.tree.attention import Layout
+from loratory.tree.scoring import label_log_probs
+from loratory.tree.verification import choose_layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TURNS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
@@ -96,7 +96,7 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted_bit_for_bit(co
                 return None
 
         with monkeypatch.context() as patch:
-            patch.setattr("loratory.tune.interrupt_requested", Flag)
+            patch.setattr("loratory.run.tuning.interrupt_requested", Flag)
             with pytest.raises(Interrupted, match=f"after step {stop_after}"):
                 train_only(torn, lambda event, seen=seen: seen.append(event) if event.kind == "step" else None)
         torch.rand(7)  # whatever happens to the random state in between must not matter
@@ -110,7 +110,7 @@ def test_interruption_is_requested_by_the_first_signal_and_forced_by_the_second(
     import os
     import signal
 
-    with loratory.world.interrupt_requested() as interrupted:
+    with loratory.machine.device.interrupt_requested() as interrupted:
         assert not interrupted()
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupted()

@@ -13,11 +13,7 @@ import transformers
 from conftest import VOCABULARY
 from test_finetune import predictions
 
-from loratory import cloze
-from loratory.attention import Layout, prepared, prepared_for_training
-from loratory.batches import build_batch, micro_batches, of_epoch
-from loratory.blanks import complete, fill_blanks
-from loratory.cli import main
+from loratory.cli.main import main
 from loratory.config import (
     AdapterConfig,
     Config,
@@ -28,22 +24,26 @@ from loratory.config import (
     SpeedConfig,
     TrainConfig,
 )
-from loratory.draft import draft
+from loratory.data.examples import BLANK, Example, Message
+from loratory.data.splits import load_split
+from loratory.data.task_file import draft
 from loratory.errors import UserError
-from loratory.evaluate import _as_written
-from loratory.examples import BLANK, Example, Message
+from loratory.evaluation.evaluate import _as_written
 from loratory.finetune import finetune
-from loratory.fit import fit_to_context
-from loratory.job import check_kind, check_words
-from loratory.loss import batch_loss, target_log_probs
-from loratory.models import LoadedTokenizer, builtin_folder, load_model
-from loratory.predict import load
-from loratory.render import TokenizedExample, pieces, respelled, tokenize, with_room_for
-from loratory.score import label_log_probs
-from loratory.splits import load_split
-from loratory.template import renderer_for
-from loratory.verify import choose_layout
-from loratory.world import resolve_world
+from loratory.machine.device import resolve_world
+from loratory.models.loading import LoadedTokenizer, builtin_folder, load_model
+from loratory.predict.tuned import load
+from loratory.run.job import check_kind, check_words
+from loratory.text import masking as cloze
+from loratory.text.context import fit_to_context
+from loratory.text.rendering import TokenizedExample, pieces, respelled, tokenize, with_room_for
+from loratory.text.template import renderer_for
+from loratory.tree.attention import Layout, prepared, prepared_for_training
+from loratory.tree.batches import build_batch, micro_batches, of_epoch
+from loratory.tree.fill_mask import complete, fill_blanks
+from loratory.tree.loss import batch_loss, target_log_probs
+from loratory.tree.scoring import label_log_probs
+from loratory.tree.verification import choose_layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 SMALL = {
@@ -164,7 +164,7 @@ def test_sequences_that_read_the_same_stand_once():
 
 
 def test_a_mask_that_lets_sequences_see_each_other_is_found_from_one_text(monkeypatch):
-    from loratory import attention
+    from loratory.tree import attention
 
     chunks = attention._chunks
 
@@ -178,7 +178,7 @@ def test_a_mask_that_lets_sequences_see_each_other_is_found_from_one_text(monkey
 
 
 def test_the_check_finds_positions_that_are_off(monkeypatch):
-    monkeypatch.setattr("loratory.verify.first_position", lambda model: 0)
+    monkeypatch.setattr("loratory.tree.verification.first_position", lambda model: 0)
     layout = choose_layout(tiny("roberta"), some_sequences(), "auto")
     assert layout.kind == "padded" and "differs from the stock attention" in layout.why
 
@@ -518,7 +518,7 @@ def test_free_answers_are_filled_in(masked_folder, pets, tmp_path):
 
 
 def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts, tmp_path, monkeypatch):
-    from loratory import train as loop
+    from loratory.training import loop
 
     def config(out: str) -> Config:
         settings = TrainConfig(epochs=3, batch_size=8, learning_rate=3e-3, checkpoint_every=2, keep="last")

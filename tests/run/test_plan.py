@@ -10,10 +10,10 @@ import torch
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.errors import Interrupted
 from loratory.finetune import finetune, train_only
-from loratory.job import demonstration_text, is_demonstration, load_job, quiet
-from loratory.models import KNOWN_MODELS, builtin_folder, suggestions
-from loratory.plan import make_plan
-from loratory.runs import read_metrics
+from loratory.models.loading import KNOWN_MODELS, builtin_folder, suggestions
+from loratory.run.job import demonstration_text, is_demonstration, load_job, quiet
+from loratory.run.plan import make_plan
+from loratory.storage.run_directory import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

@@ -17,18 +17,18 @@ from conftest import SHARED, needs_shared
 from safetensors.torch import load_file
 from test_loss import in_batches, one_by_one
 
-from loratory.adapters import attach, load_trained, save_trained
-from loratory.attention import Layout
 from loratory.config import AdapterConfig, ModelConfig, PromptConfig, TrainConfig
-from loratory.examples import Example, Message
-from loratory.models import LoadedModel, load_model
-from loratory.optim import make_optimizer
-from loratory.render import TokenizedExample, tokenize
-from loratory.score import label_log_probs
-from loratory.template import Renderer, make_renderer
-from loratory.train import StepResult, train
-from loratory.verify import choose_layout
-from loratory.world import World
+from loratory.data.examples import Example, Message
+from loratory.machine.device import World
+from loratory.models.adapters import attach, load_trained, save_trained
+from loratory.models.loading import LoadedModel, load_model
+from loratory.text.rendering import TokenizedExample, tokenize
+from loratory.text.template import Renderer, make_renderer
+from loratory.training.loop import StepResult, train
+from loratory.training.optimizer import make_optimizer
+from loratory.tree.attention import Layout
+from loratory.tree.scoring import label_log_probs
+from loratory.tree.verification import choose_layout
 
 pytestmark = [
     needs_shared,

@@ -14,7 +14,6 @@ import torch
 from conftest import CHATML, byte_tokenizer
 from test_finetune import changed, predictions
 
-from loratory.baselines import copy_rule, most_similar
 from loratory.config import (
     SYSTEMS,
     AdapterConfig,
@@ -26,9 +25,7 @@ from loratory.config import (
     RunConfig,
     TrainConfig,
 )
-from loratory.errors import UserError
-from loratory.evaluate import Prediction, fit_threshold, headline, marked, programs, unfenced
-from loratory.examples import (
+from loratory.data.examples import (
     BLANK,
     Example,
     Message,
@@ -41,18 +38,21 @@ from loratory.examples import (
     tools_of,
     turns_of,
 )
+from loratory.data.rows import Row, read_rows
+from loratory.data.splits import load_split
+from loratory.errors import UserError
+from loratory.evaluation.baselines import copy_rule, most_similar
+from loratory.evaluation.evaluate import Prediction, fit_threshold, headline, marked, programs, unfenced
+from loratory.evaluation.sandbox import run_program, sandbox_problem
 from loratory.finetune import finetune
-from loratory.fit import fit_to_context
-from loratory.metrics import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
-from loratory.predict import load
-from loratory.render import pieces, tokenize
-from loratory.rows import Row, read_rows
-from loratory.sandbox import run_program, sandbox_problem
-from loratory.score import trained_log_probs
-from loratory.significance import paired_bootstrap
-from loratory.splits import load_split
-from loratory.tasks import TASKS, choice_metrics
-from loratory.template import check_tools_are_shown, make_renderer
+from loratory.metrics.classification import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
+from loratory.metrics.significance import paired_bootstrap
+from loratory.metrics.tasks import TASKS, choice_metrics
+from loratory.predict.tuned import load
+from loratory.text.context import fit_to_context
+from loratory.text.rendering import pieces, tokenize
+from loratory.text.template import check_tools_are_shown, make_renderer
+from loratory.tree.scoring import trained_log_probs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 needs_sandbox = pytest.mark.skipif(sandbox_problem() is not None, reason="no sandbox here")
@@ -365,9 +365,9 @@ def test_a_question_is_the_conversation_up_to_its_last_users_turn():
 
 
 def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
-    from loratory.attention import Layout
-    from loratory.models import load_model
-    from loratory.world import resolve_world
+    from loratory.machine.device import resolve_world
+    from loratory.models.loading import load_model
+    from loratory.tree.attention import Layout
 
     base = load_model(dialogue_config.model, resolve_world("cpu", "float64", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
@@ -516,8 +516,8 @@ def test_a_set_is_a_list_or_a_text_with_semicolons():
 
 
 def test_each_label_of_a_set_is_trained_behind_the_same_prompt(labels_config):
-    from loratory.job import load_job
-    from loratory.job import quiet as silent
+    from loratory.run.job import load_job
+    from loratory.run.job import quiet as silent
 
     job = load_job(labels_config, Path(labels_config.run.out), silent)
     assert job.split.labels == tuple(sorted(THINGS[:4]))

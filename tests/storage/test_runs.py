@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratory import runs
 from loratory.config import AdapterConfig, Config, DataConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
+from loratory.storage import run_directory as runs
 
 CONFIG = Config(
     data=DataConfig(train=("a.csv", "ünï cödé.csv"), answer='quo"te', limit_test=3),

@@ -15,12 +15,12 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from loratory.config import PromptConfig
+from loratory.data.examples import Example, Message, with_shots
 from loratory.errors import UserError
-from loratory.examples import Example, Message, with_shots
-from loratory.fit import Fitted, example_length, fit_to_context
-from loratory.models import PLAIN_TEMPLATE
-from loratory.render import TokenizedExample, completion_ids, render_prompt, tokenize
-from loratory.template import Renderer, check_system_is_shown, make_renderer
+from loratory.models.loading import PLAIN_TEMPLATE
+from loratory.text.context import Fitted, example_length, fit_to_context
+from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, tokenize
+from loratory.text.template import Renderer, check_system_is_shown, make_renderer
 
 pytestmark = needs_shared
 quick = settings(derandomize=True, deadline=None, max_examples=20)

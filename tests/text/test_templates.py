@@ -21,15 +21,15 @@ from conftest import SHARED, TABLE, byte_tokenizer, needs_shared
 from transformers.utils import chat_template_utils
 
 from loratory.config import ModelConfig, PromptConfig
+from loratory.data.examples import Example, Message
 from loratory.errors import UserError
-from loratory.examples import Example, Message
-from loratory.generate import decode_answer, greedy
-from loratory.models import LoadedTokenizer, load_tokenizer
-from loratory.render import TokenizedExample, completion_ids, render_prompt, template_deviation, tokenize
-from loratory.template import Renderer, check_system_is_shown, make_renderer
+from loratory.models.loading import LoadedTokenizer, load_tokenizer
+from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, template_deviation, tokenize
+from loratory.text.template import Renderer, check_system_is_shown, make_renderer
+from loratory.tree.generation import decode_answer, greedy
 
 DATA = SHARED / "data"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "templates.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "templates.md"
 DAY, ANOTHER_DAY = datetime.datetime(2025, 1, 1), datetime.datetime(2031, 2, 3)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from test_train import EXAMPLES, TREE, with_lora
 
-from loratory import checkpoint
-from loratory.checkpoint import MANIFEST, Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.config import TrainConfig
-from loratory.optim import make_optimizer, trainable_parameters
-from loratory.train import train
+from loratory.training import checkpoints as checkpoint
+from loratory.training.checkpoints import MANIFEST, Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from loratory.training.loop import train
+from loratory.training.optimizer import make_optimizer, trainable_parameters
 
 # PEFT asks Transformers by a name of version 5 that version 6 removes.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.optim import automatic_learning_rate, learning_rate_at, make_optimizer, trainable_parameters
+from loratory.training.optimizer import automatic_learning_rate, learning_rate_at, make_optimizer, trainable_parameters
 
 SCHEDULES = ("cosine", "linear", "constant")
 FULL, LORA = AdapterConfig(kind="full"), AdapterConfig(kind="lora")

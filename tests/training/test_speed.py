@@ -12,14 +12,15 @@ from conftest import CONFIGS, RELATIVE, sequence, tiny_model
 from test_loss import one_by_one
 from test_train import EXAMPLES
 
-from loratory import speed, world
-from loratory.attention import Layout, decoder_layers, prepared_for_training
-from loratory.batches import micro_batches
 from loratory.config import SpeedConfig, TrainConfig
-from loratory.loss import batch_loss
-from loratory.speed import layer_features, resolve_speed, training_bytes
-from loratory.verify import choose_layout
-from loratory.world import World
+from loratory.machine import device as world
+from loratory.machine.device import World
+from loratory.training import speed
+from loratory.training.speed import layer_features, resolve_speed, training_bytes
+from loratory.tree.attention import Layout, decoder_layers, prepared_for_training
+from loratory.tree.batches import micro_batches
+from loratory.tree.loss import batch_loss
+from loratory.tree.verification import choose_layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 SEQUENCES = [

@@ -11,13 +11,13 @@ from test_batches import trees
 from test_loss import one_by_one
 from test_score import tiny_tokenizer
 
-from loratory.adapters import attach
-from loratory.attention import Layout
-from loratory.batches import step_examples
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models import LoadedModel, LoadedTokenizer
-from loratory.optim import learning_rate_at, make_optimizer
-from loratory.train import StepResult, mean_loss, total_steps, train
+from loratory.models.adapters import attach
+from loratory.models.loading import LoadedModel, LoadedTokenizer
+from loratory.training.loop import StepResult, mean_loss, total_steps, train
+from loratory.training.optimizer import learning_rate_at, make_optimizer
+from loratory.tree.attention import Layout
+from loratory.tree.batches import step_examples
 
 # PEFT asks Transformers by a name of version 5 that version 6 removes.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

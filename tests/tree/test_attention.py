@@ -9,12 +9,12 @@ from conftest import CONFIGS, SMALL, VOCABULARY, sequence, tiny_model
 from test_loss import NO_IDS, assert_same, gemma2, gpt_oss
 from transformers import AttentionMaskInterface
 
-from loratory.attention import NAME, LayerMask, Layout, prepared, tree_attention
-from loratory.attention import tree_mask as right_mask
-from loratory.batches import build_batch
-from loratory.kernels import RowChunk, attend
-from loratory.loss import target_log_probs
-from loratory.verify import Mismatch, choose_layout
+from loratory.tree.attention import NAME, LayerMask, Layout, prepared, tree_attention
+from loratory.tree.attention import tree_mask as right_mask
+from loratory.tree.batches import build_batch
+from loratory.tree.kernels import RowChunk, attend
+from loratory.tree.loss import target_log_probs
+from loratory.tree.verification import Mismatch, choose_layout
 
 TREE = Layout("tree", "test")
 SEQUENCES = [
@@ -140,7 +140,7 @@ def test_wrong_attention_numbers_are_caught(family, monkeypatch):
     def wrong(query, key, value, chunks, scaling, compiled):
         return attend(query, key, value, chunks, 1.3 * scaling, compiled)
 
-    monkeypatch.setattr("loratory.attention.attend", wrong)
+    monkeypatch.setattr("loratory.tree.attention.attend", wrong)
     with pytest.raises(Mismatch, match="differs from the stock attention"):
         choose_layout(tiny_model(family, torch.bfloat16), SEQUENCES, "tree")
 
@@ -209,7 +209,7 @@ def test_choosing_leaves_everything_as_it_was_when_a_check_breaks_midway(monkeyp
     def broken(*_, **__):
         raise RuntimeError("broken\nwith a second line")
 
-    monkeypatch.setattr("loratory.attention.attend", broken)
+    monkeypatch.setattr("loratory.tree.attention.attend", broken)
     layout = choose_layout(model, SEQUENCES, "auto")
     assert layout.why == "token trees are not exact for LlamaForCausalLM (broken)"
     assert model.config._attn_implementation == "sdpa"

@@ -9,7 +9,8 @@ from conftest import sequence
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from loratory.batches import (
+from loratory.text.rendering import TokenizedExample
+from loratory.tree.batches import (
     Batch,
     build_batch,
     common_prefix,
@@ -19,7 +20,6 @@ from loratory.batches import (
     padded,
     step_examples,
 )
-from loratory.render import TokenizedExample
 
 CASES = {
     "one": [[3, 1, 4]],

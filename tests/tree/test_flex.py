@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from test_batches import path_of, trees
 from test_kernels import causal, chunks_of, draw
 
-from loratory.batches import build_batch
-from loratory.flex import SMALLEST_BUCKET, bucket, composed_rule, flex_plan, is_packing
-from loratory.kernels import attend
+from loratory.tree.batches import build_batch
+from loratory.tree.flex import SMALLEST_BUCKET, bucket, composed_rule, flex_plan, is_packing
+from loratory.tree.kernels import attend
 
 
 def windowed(batch, head, q, k):

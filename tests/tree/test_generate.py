@@ -9,8 +9,8 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 
 from loratory.config import PromptConfig
-from loratory.generate import generate, stream
-from loratory.template import make_renderer
+from loratory.text.template import make_renderer
+from loratory.tree.generation import generate, stream
 
 
 @pytest.fixture(params=["llama", "mistral", "gpt2"])

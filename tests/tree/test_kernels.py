@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_batches import path_of, trees
 from torch.nn.functional import scaled_dot_product_attention
 
-from loratory import kernels
-from loratory.attention import _chunks
-from loratory.batches import build_batch
-from loratory.kernels import attend, cut_rows
+from loratory.tree import kernels
+from loratory.tree.attention import _chunks
+from loratory.tree.batches import build_batch
+from loratory.tree.kernels import attend, cut_rows
 
 
 def causal(batch, head, q, k):

@@ -11,9 +11,9 @@ from conftest import CONFIGS, RELATIVE, SMALL, sequence, tiny_model
 from hypothesis import given, settings
 from test_batches import CASES, trees, with_cases
 
-from loratory.attention import Layout, _explicit_attention, prepared
-from loratory.batches import build_batch, micro_batches
-from loratory.loss import batch_loss, batch_weight, target_log_probs
+from loratory.tree.attention import Layout, _explicit_attention, prepared
+from loratory.tree.batches import build_batch, micro_batches
+from loratory.tree.loss import batch_loss, batch_weight, target_log_probs
 
 KINDS = ("tree", "padded", "one-by-one")
 TREE = Layout("tree", "test")
@@ -132,7 +132,7 @@ def test_soft_caps_and_sinks_of_these_models_matter(make, monkeypatch):
     def without(q, k, v, bias_RL, scaling, softcap, sinks):
         return _explicit_attention(q, k, v, bias_RL, scaling, None, None)
 
-    monkeypatch.setattr("loratory.attention._explicit_attention", without)
+    monkeypatch.setattr("loratory.tree.attention._explicit_attention", without)
     sequences = [sequence(ids, 3) for ids in CASES["three levels"]]
     with pytest.raises(AssertionError):
         assert_same(make(), sequences, TREE, RELATIVE)

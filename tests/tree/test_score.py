@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from loratory.attention import Layout
 from loratory.config import PromptConfig
-from loratory.examples import Example, Message
-from loratory.render import completion_ids, render_prompt
-from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, sequence_log_probs
-from loratory.template import Renderer, make_renderer
+from loratory.data.examples import Example, Message
+from loratory.text.rendering import completion_ids, render_prompt
+from loratory.text.template import Renderer, make_renderer
+from loratory.tree.attention import Layout
+from loratory.tree.scoring import LabelScores, Rule, fit_rule, label_log_probs, probabilities, sequence_log_probs
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>"
@@ -140,7 +140,7 @@ def test_scores_do_not_depend_on_the_token_budget(token_budget, kind):
 
 def test_scores_of_many_examples_go_to_their_owners(monkeypatch):
     expected = score(model_of("gpt2"), EXAMPLES, LABELS).log_probs_EL
-    monkeypatch.setattr("loratory.score.GROUPS_AT_ONCE", 2)
+    monkeypatch.setattr("loratory.tree.scoring.GROUPS_AT_ONCE", 2)
     seen = []
     found = label_log_probs(
         model_of("gpt2"), tiny_renderer(), EXAMPLES, TREE, 1000, lambda *counts: seen.append(counts)

@@ -24,11 +24,11 @@ from loratory.config import BUILTIN_MASKED, Config, ModelConfig, check_config
 from loratory.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from loratory.draft import Draft
-    from loratory.examples import Example
-    from loratory.job import Event
-    from loratory.render import TokenizedExample
-    from loratory.template import Renderer
+    from loratory.data.examples import Example
+    from loratory.data.task_file import Draft
+    from loratory.run.job import Event
+    from loratory.text.rendering import TokenizedExample
+    from loratory.text.template import Renderer
 
 WIDE = 400
 INIT_EXAMPLES = 3
@@ -238,7 +238,7 @@ def _confirm(yes: bool, draft: "Draft | None") -> Callable[[], bool]:
             if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
                 return False
         if draft:
-            from loratory.runs import write_text
+            from loratory.storage.run_directory import write_text
 
             write_text(draft.path, draft.toml)
             print(f"  The task file: {draft.path}", file=sys.stderr)
@@ -249,9 +249,9 @@ def _confirm(yes: bool, draft: "Draft | None") -> Callable[[], bool]:
 
 def init(arguments: list[str]) -> None:
     flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
-    from loratory.draft import check_place, draft
-    from loratory.runs import write_text
-    from loratory.splits import draw_few_shot
+    from loratory.data.splits import draw_few_shot
+    from loratory.data.task_file import check_place, draft
+    from loratory.storage.run_directory import write_text
 
     found = draft(flags.data, flags.answer, flags.model, flags.out)
     if not flags.overwrite:
@@ -279,13 +279,13 @@ def evaluate(arguments: list[str]) -> None:
 
 def predict(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
-    from loratory.predict import load
-    from loratory.rows import read_rows
-    from loratory.runs import write_json_lines
+    from loratory.data.rows import read_rows
+    from loratory.predict.tuned import load
+    from loratory.storage.run_directory import write_json_lines
 
     rows = read_rows(str(flags.data))
     with terminal() as tell:
-        from loratory.job import Event
+        from loratory.run.job import Event
 
         tuned = load(flags.run, force=flags.force)
         found = tuned.predictions(rows, lambda n, of: tell(Event("progress", "predict", {"done": n, "total": of})))
@@ -309,7 +309,7 @@ def ask(arguments: list[str]) -> None:
 
 
 def _answer(flags: AskFlags) -> Iterable[str]:
-    from loratory.predict import ask, load, load_plain
+    from loratory.predict.tuned import ask, load, load_plain
 
     if flags.run is not None:
         return load(flags.run, force=flags.force).ask(flags.text, flags.system, flags.max_new_tokens)
@@ -321,8 +321,8 @@ def fill(arguments: list[str]) -> None:
     flags = tyro.cli(FillFlags, args=arguments, prog="loratory fill")
     if flags.top < 1:
         raise UserError("There is nothing to show", "--top", "1 or more", str(flags.top))
-    from loratory.blanks import complete
-    from loratory.predict import load, load_plain
+    from loratory.predict.tuned import load, load_plain
+    from loratory.tree.fill_mask import complete
 
     if flags.run is not None:
         tuned = load(flags.run, force=flags.force)
@@ -346,7 +346,7 @@ def chat(arguments: list[str]) -> None:
     flags = tyro.cli(ChatFlags, args=arguments, prog="loratory chat")
     if flags.run is not None and flags.model != ModelConfig().name:
         raise UserError("A run brings its own model", "--model", fix="give the run or --model, not both")
-    from loratory.chat import converse, open_chat, opening, standard_terminal
+    from loratory.predict.chat import converse, open_chat, opening, standard_terminal
 
     partner, state = open_chat(flags.run, flags.model, flags.system, flags.max_new_tokens, flags.force)
     terminal = standard_terminal()
@@ -360,8 +360,8 @@ def chat(arguments: list[str]) -> None:
 
 def compare(arguments: list[str]) -> None:
     flags = tyro.cli(CompareFlags, args=arguments, prog="loratory compare")
-    from loratory import compare
-    from loratory.runs import write_text
+    from loratory.report import comparison as compare
+    from loratory.storage.run_directory import write_text
 
     pair = compare.read_pair(flags.a, flags.b)
     found = compare.compare_runs(*pair)
@@ -377,8 +377,8 @@ def compare(arguments: list[str]) -> None:
 
 def show(arguments: list[str]) -> None:
     flags, _ = _with_task(ShowFlags, arguments, "show")
-    from loratory import show as shown
-    from loratory.generate import pad_id_of
+    from loratory.predict import tokens as shown
+    from loratory.tree.generation import pad_id_of
 
     sequences, renderer = _rendered(flags.config, lambda train: train[: flags.count])
     if flags.padded:
@@ -395,9 +395,11 @@ def _rendered(
     config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
-    from loratory import models, render, template
-    from loratory.job import check_kind
-    from loratory.splits import load_split
+    from loratory.data.splits import load_split
+    from loratory.models import loading as models
+    from loratory.run.job import check_kind
+    from loratory.text import rendering as render
+    from loratory.text import template
 
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = models.load_tokenizer(config.model)
@@ -411,7 +413,7 @@ def _rendered(
 def _print_rendered(sequences: Iterable["TokenizedExample"]) -> None:
     from rich.console import Console
 
-    from loratory.show import coloured
+    from loratory.predict.tokens import coloured
 
     console = Console(highlight=False, soft_wrap=True)
     for sequence in sequences:
@@ -454,8 +456,8 @@ def _with_task(kind: Any, arguments: list[str], verb: str) -> tuple[Any, "Draft 
     named = bool(arguments) and not arguments[0].startswith("-")
     rest, draft = arguments[1:] if named else arguments, None
     if named and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
-        from loratory.draft import check_place
-        from loratory.draft import draft as guess
+        from loratory.data.task_file import check_place
+        from loratory.data.task_file import draft as guess
 
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--answer", default="")
@@ -480,7 +482,7 @@ def _with_task(kind: Any, arguments: list[str], verb: str) -> tuple[Any, "Draft 
 
 
 def _is_data(name: str) -> bool:
-    from loratory.draft import is_data
+    from loratory.data.task_file import is_data
 
     return is_data(name)
 
@@ -497,7 +499,7 @@ def _print_report(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    from loratory.report import render_table
+    from loratory.report.report import render_table
 
     _print_wide(render_table(report))
     print(f"Report: {folder / 'report.html'}")
@@ -626,7 +628,3 @@ def entry_point() -> None:
     if any(verb in COMPUTING for verb in sys.argv[1:2]) and not HELP_FLAGS & {*sys.argv}:
         keep_freed_memory()
     sys.exit(main(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    entry_point()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratory.config import CodeConfig, DataConfig, PromptConfig, nearest
+from loratory.data.rows import Row, cell_text, parse_json
 from loratory.errors import UserError
-from loratory.rows import Row, cell_text, parse_json
 
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loratory.config import CodeConfig, DataConfig, PromptConfig, nearest
-from loratory.errors import UserError
-from loratory.examples import (
+from loratory.data.examples import (
     LABELLED,
     Example,
     answer_of,
@@ -24,7 +23,8 @@ from loratory.examples import (
     turns_of,
     with_tools,
 )
-from loratory.rows import Row, read_rows
+from loratory.data.rows import Row, read_rows
+from loratory.errors import UserError
 
 Item = TypeVar("Item", Row, Example)
 

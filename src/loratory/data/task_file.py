@@ -14,10 +14,10 @@ from typing import Any
 import tomli_w
 
 from loratory.config import BUILTIN, BUILTINS, ModelConfig
+from loratory.data.examples import MASK, answer_of
+from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, data_suffix, read_rows
 from loratory.errors import UserError
-from loratory.examples import MASK, answer_of
-from loratory.models import is_masked
-from loratory.rows import HUB, SUFFIXES, Row, cell_text, data_suffix, read_rows
+from loratory.models.loading import is_masked
 
 # What the other files of a data set are called, where the training file's name says "train".
 SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}

@@ -22,14 +22,14 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from torch import Tensor
 
-from loratory import metrics
-from loratory.attention import Layout, prepared, tree_forward
-from loratory.batches import Batch, micro_batches
-from loratory.examples import Example
-from loratory.generate import Progress
-from loratory.models import LoadedModel
-from loratory.render import TokenizedExample, render_prompt
-from loratory.template import Renderer
+from loratory.data.examples import Example
+from loratory.metrics import classification as metrics
+from loratory.models.loading import LoadedModel
+from loratory.text.rendering import TokenizedExample, render_prompt
+from loratory.text.template import Renderer
+from loratory.tree.attention import Layout, prepared, tree_forward
+from loratory.tree.batches import Batch, micro_batches
+from loratory.tree.generation import Progress
 
 FOLDS = 5
 TOLERANCE = 1e-3  # answers like a tenth of it, in a third of the time

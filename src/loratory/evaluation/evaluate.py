@@ -13,19 +13,19 @@ from pathlib import Path
 
 from torch import nn
 
-from loratory.attention import Layout
-from loratory.baselines import Classifier
-from loratory.blanks import fill_blanks, restore
-from loratory.examples import BETWEEN_LABELS, LABELLED, Example, Tests, with_shots
-from loratory.fit import example_length
-from loratory.generate import Progress, generate
-from loratory.metrics import parse_label, set_f1
-from loratory.render import completion_ids, render_prompt, respelled, tokenize, word
-from loratory.runs import write_json, write_json_lines
-from loratory.sandbox import run_program
-from loratory.score import LabelScores, Rule, fit_rule, label_log_probs, probabilities, trained_log_probs
-from loratory.tasks import TASKS
-from loratory.template import Renderer
+from loratory.data.examples import BETWEEN_LABELS, LABELLED, Example, Tests, with_shots
+from loratory.evaluation.baselines import Classifier
+from loratory.evaluation.sandbox import run_program
+from loratory.metrics.classification import parse_label, set_f1
+from loratory.metrics.tasks import TASKS
+from loratory.storage.run_directory import write_json, write_json_lines
+from loratory.text.context import example_length
+from loratory.text.rendering import completion_ids, render_prompt, respelled, tokenize, word
+from loratory.text.template import Renderer
+from loratory.tree.attention import Layout
+from loratory.tree.fill_mask import fill_blanks, restore
+from loratory.tree.generation import Progress, generate
+from loratory.tree.scoring import LabelScores, Rule, fit_rule, label_log_probs, probabilities, trained_log_probs
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 GENERATED_AT_ONCE = 4  # times as many tokens as in training, whose gradients take most of the memory

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 from torch import nn
 
-from loratory import runs
+from loratory.data.examples import Example, Message
+from loratory.data.rows import Row, cell_text, read_rows
 from loratory.errors import UserError
-from loratory.examples import Example, Message
-from loratory.job import Job
-from loratory.models import builtin_folder
-from loratory.render import TokenizedExample, tokenize
-from loratory.rows import Row, cell_text, read_rows
-from loratory.template import Renderer
-from loratory.train import mean_loss
+from loratory.models.loading import builtin_folder
+from loratory.run.job import Job
+from loratory.storage import run_directory as runs
+from loratory.text.rendering import TokenizedExample, tokenize
+from loratory.text.template import Renderer
+from loratory.training.loop import mean_loss
 
 LONGEST = 128  # tokens of a text that are read
 MOST = 200  # texts

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from loratory import metrics
-from loratory.charts import percent
 from loratory.config import Config
-from loratory.examples import BETWEEN_LABELS, is_plain_text
+from loratory.data.examples import BETWEEN_LABELS, is_plain_text
+from loratory.metrics import classification as metrics
+from loratory.report.charts import percent
 
 Lines = Sequence[Mapping[str, Any]]
 """The lines of a system's predictions, as the run directory keeps them."""

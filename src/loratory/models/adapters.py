@@ -17,9 +17,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
-from loratory.lora_linear import lora_linear
-from loratory.models import LoadedModel, read_json
-from loratory.runs import whole_folder, write_json, write_text
+from loratory.models.loading import LoadedModel, read_json
+from loratory.models.lora_linear import lora_linear
+from loratory.storage.run_directory import whole_folder, write_json, write_text
 
 CARD = "loratory.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

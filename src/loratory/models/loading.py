@@ -24,8 +24,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
-from loratory.runs import sha256_of
-from loratory.world import World
+from loratory.machine.device import World
+from loratory.storage.run_directory import sha256_of
 
 # What a model without a chat template is shown: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (

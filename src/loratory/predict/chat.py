@@ -19,16 +19,16 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from loratory import adapters
 from loratory.config import nearest
+from loratory.data.examples import Message
 from loratory.errors import UserError
-from loratory.examples import Message
-from loratory.generate import decode_pieces, stream_ids
-from loratory.predict import fill_only_column, load, load_plain, only_column
-from loratory.render import RenderedPrompt, TokenizedExample, render_prompt
-from loratory.show import coloured
-from loratory.template import Renderer, check_system_is_shown, decode
-from loratory.world import interrupt_requested
+from loratory.machine.device import interrupt_requested
+from loratory.models import adapters
+from loratory.predict.tokens import coloured
+from loratory.predict.tuned import fill_only_column, load, load_plain, only_column
+from loratory.text.rendering import RenderedPrompt, TokenizedExample, render_prompt
+from loratory.text.template import Renderer, check_system_is_shown, decode
+from loratory.tree.generation import decode_pieces, stream_ids
 
 try:
     import readline  # gives input() line editing and a history

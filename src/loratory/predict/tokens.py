@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from loratory.render import TokenizedExample, pieces
-from loratory.template import Renderer
+from loratory.text.rendering import TokenizedExample, pieces
+from loratory.text.template import Renderer
 
 IGNORED = -100  # PyTorch's cross-entropy leaves out targets of this id
 TRAINED, SHADES = "bold black on green", ("default", "dim")

@@ -8,12 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from loratory import adapters, models
-from loratory.attention import Layout
 from loratory.config import ModelConfig, PromptConfig, TrainConfig
-from loratory.errors import UserError
-from loratory.evaluate import Prediction, Prompting, answering, choices, filling, programming
-from loratory.examples import (
+from loratory.data.examples import (
     BLANK,
     LABELS,
     MASK,
@@ -27,15 +23,20 @@ from loratory.examples import (
     turns_of,
     with_tools,
 )
-from loratory.fit import fit_to_context
-from loratory.generate import Progress, stream
-from loratory.models import LoadedModel
-from loratory.render import render_prompt, tokenize
-from loratory.rows import Row
-from loratory.score import Rule, label_log_probs
-from loratory.template import Renderer, check_system_is_shown, renderer_for
-from loratory.verify import choose_layout
-from loratory.world import resolve_world
+from loratory.data.rows import Row
+from loratory.errors import UserError
+from loratory.evaluation.evaluate import Prediction, Prompting, answering, choices, filling, programming
+from loratory.machine.device import resolve_world
+from loratory.models import adapters
+from loratory.models import loading as models
+from loratory.models.loading import LoadedModel
+from loratory.text.context import fit_to_context
+from loratory.text.rendering import render_prompt, tokenize
+from loratory.text.template import Renderer, check_system_is_shown, renderer_for
+from loratory.tree.attention import Layout
+from loratory.tree.generation import Progress, stream
+from loratory.tree.scoring import Rule, label_log_probs
+from loratory.tree.verification import choose_layout
 
 TOKEN_BUDGET = TrainConfig().token_budget
 

@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from loratory.charts import duration, p_text, percent, points, points_interval, short, size, spread
 from loratory.errors import UserError
-from loratory.report import (
+from loratory.report.charts import duration, p_text, percent, points, points_interval, short, size, spread
+from loratory.report.report import (
     ALL_SYSTEMS,
     KINDS,
     SIGNIFICANT,
@@ -93,7 +93,7 @@ def page(a: Run, b: Run, found: Comparison) -> str:
     )
     return (
         page_environment()
-        .get_template("compare_template.html")
+        .get_template("comparison.html")
         .render(
             found=found,
             kind_of={name: kind for kind, names, _ in KINDS for name in names},

@@ -15,12 +15,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from loratory import charts, metrics, significance
-from loratory.charts import duration, p_number, p_text, percent, points
 from loratory.config import PROMPTING, TUNED, TrainConfig
 from loratory.errors import UserError
-from loratory.runs import read_metrics, write_text
-from loratory.tasks import TASKS, Task, parsed
+from loratory.metrics import classification as metrics
+from loratory.metrics import significance
+from loratory.metrics.tasks import TASKS, Task, parsed
+from loratory.report import charts
+from loratory.report.charts import duration, p_number, p_text, percent, points
+from loratory.storage.run_directory import read_metrics, write_text
 
 REFERENCES = ("linear", "embed", "copy")
 ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
@@ -457,7 +459,7 @@ def _against_rule(c: dict[str, Any], rule: dict[str, Any], helped: bool) -> str:
 def page_environment() -> jinja2.Environment:
     """The templates of the package's pages, which share one look, and the filters they use. All text is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -475,7 +477,7 @@ def _page(run: Run, report: Report) -> str:
     trials, single = _trials(run), bool(systems[after.name]["per_label"])
     return (
         page_environment()
-        .get_template("report_template.html")
+        .get_template("report.html")
         .render(
             report=report,
             run=run,

@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory import adapters, fit, models, render, runs, template
-from loratory.attention import Layout
 from loratory.config import BUILTIN_MASKED, BUILTINS, MASKED_TASKS, Config, config_to_dict, nearest
+from loratory.data.examples import BLANK, TOOLS, Example
+from loratory.data.splits import Split, load_split
 from loratory.errors import UserError
-from loratory.examples import BLANK, TOOLS, Example
-from loratory.render import TokenizedExample
-from loratory.sandbox import sandbox_problem
-from loratory.speed import resolve_speed
-from loratory.splits import Split, load_split
-from loratory.tasks import measure_of
-from loratory.template import Renderer
-from loratory.verify import Mismatch, choose_layout
-from loratory.world import World, describe, memory_bytes, resolve_world
+from loratory.evaluation.sandbox import sandbox_problem
+from loratory.machine.device import World, describe, memory_bytes, resolve_world
+from loratory.metrics.tasks import measure_of
+from loratory.models import adapters
+from loratory.models import loading as models
+from loratory.storage import run_directory as runs
+from loratory.text import context as fit
+from loratory.text import rendering as render
+from loratory.text import template
+from loratory.text.rendering import TokenizedExample
+from loratory.text.template import Renderer
+from loratory.training.speed import resolve_speed
+from loratory.tree.attention import Layout
+from loratory.tree.verification import Mismatch, choose_layout
 
 
 @dataclass(frozen=True)

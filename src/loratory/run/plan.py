@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
-from loratory import adapters, evaluate
-from loratory.charts import duration
 from loratory.config import SYSTEMS
-from loratory.examples import has_blank
-from loratory.job import Job
-from loratory.optim import make_optimizer
-from loratory.splits import stratified
-from loratory.systems import AFTER, BEFORE, FEW_SHOT, asked, before
-from loratory.train import StepResult, total_steps, train
-from loratory.tune import learning_rates, restore
+from loratory.data.examples import has_blank
+from loratory.data.splits import stratified
+from loratory.evaluation import evaluate
+from loratory.models import adapters
+from loratory.report.charts import duration
+from loratory.run.job import Job
+from loratory.run.systems import AFTER, BEFORE, FEW_SHOT, asked, before
+from loratory.run.tuning import learning_rates, restore
+from loratory.training.loop import StepResult, total_steps, train
+from loratory.training.optimizer import make_optimizer
 
 PROBED_STEPS = 2  # the first warms up
 ONE_OF, AT_LEAST, AT_MOST = 50, 2, 16  # of 50 examples one is tried, but at least 2 and at most 16

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from loratory import evaluate, render
-from loratory.evaluate import EvalRecord, Prediction
-from loratory.job import Job
-from loratory.score import Rule
-from loratory.splits import fold_splits
-from loratory.tasks import measure_of
+from loratory.data.splits import fold_splits
+from loratory.evaluation import evaluate
+from loratory.evaluation.evaluate import EvalRecord, Prediction
+from loratory.metrics.tasks import measure_of
+from loratory.run.job import Job
+from loratory.text import rendering as render
+from loratory.tree.scoring import Rule
 
 
 def other_seeds(job: Job) -> list[Job]:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from loratory import baselines, evaluate
 from loratory.config import SYSTEMS, TUNED
-from loratory.evaluate import Prompting, System
-from loratory.examples import Example, has_blank
-from loratory.generate import Progress
-from loratory.job import Job
-from loratory.splits import draw_few_shot
-from loratory.tasks import measure_of
+from loratory.data.examples import Example, has_blank
+from loratory.data.splits import draw_few_shot
+from loratory.evaluation import baselines, evaluate
+from loratory.evaluation.evaluate import Prompting, System
+from loratory.metrics.tasks import measure_of
+from loratory.run.job import Job
+from loratory.tree.generation import Progress
 
 FEW_SHOT = ("few-shot", "few-shot-choose")
 BEFORE = ("prompt", "prompt-choose", *FEW_SHOT, "linear", "embed", "copy")

@@ -8,15 +8,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from loratory import adapters, models, render, runs
-from loratory.checkpoint import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.config import BUILTINS, TrainConfig
 from loratory.errors import Interrupted
-from loratory.evaluate import longest_answer
-from loratory.job import Event, Job, Tell, timed
-from loratory.optim import automatic_learning_rate, make_optimizer
-from loratory.train import StepResult, mean_loss, train
-from loratory.world import interrupt_requested
+from loratory.evaluation.evaluate import longest_answer
+from loratory.machine.device import interrupt_requested
+from loratory.models import adapters
+from loratory.models import loading as models
+from loratory.run.job import Event, Job, Tell, timed
+from loratory.storage import run_directory as runs
+from loratory.text import rendering as render
+from loratory.training.checkpoints import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
+from loratory.training.loop import StepResult, mean_loss, train
+from loratory.training.optimizer import automatic_learning_rate, make_optimizer
 
 Losses = dict[int, float]  # optimizer step -> mean loss a token on validation, ascending
 

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loratory import cloze
+from loratory.data.examples import BLANK, Example
 from loratory.errors import UserError
-from loratory.examples import BLANK, Example
-from loratory.render import answers_itself, completion_ids, render_prompt, word
-from loratory.template import Renderer
+from loratory.text import masking as cloze
+from loratory.text.rendering import answers_itself, completion_ids, render_prompt, word
+from loratory.text.template import Renderer
 
 
 @dataclass(frozen=True)

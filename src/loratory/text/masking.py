@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from loratory.data.examples import BLANK
 from loratory.errors import UserError
-from loratory.examples import BLANK
 
 TURNS = 7  # one token in seven is hidden at a time: the 15 % of BERT (Devlin et al., 2019)
 

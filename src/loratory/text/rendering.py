@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from loratory import cloze
+from loratory.data.examples import BLANK, Example, Message
 from loratory.errors import UserError
-from loratory.examples import BLANK, Example, Message
-from loratory.template import PROBE, Renderer, apply_template, decode, template_arguments, template_source
+from loratory.text import masking as cloze
+from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments, template_source
 
 # Tokens for filling in the middle, as families of models have them: before the beginning, the end, and the middle.
 MIDDLE_TOKENS = (

@@ -22,9 +22,9 @@ from jaxtyping import Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import PromptConfig, nearest
+from loratory.data.examples import TOOLS, Message
 from loratory.errors import UserError
-from loratory.examples import TOOLS, Message
-from loratory.models import LoadedTokenizer
+from loratory.models.loading import LoadedTokenizer
 
 # Text that no template produces by itself, to find where a template puts what it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}

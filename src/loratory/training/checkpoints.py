@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loratory.optim import trainable_parameters
-from loratory.runs import sha256_of, whole_folder, write_json
+from loratory.storage.run_directory import sha256_of, whole_folder, write_json
+from loratory.training.optimizer import trainable_parameters
 
 MANIFEST = "manifest.json"
 PARAMETERS, MOMENTS, RANDOM = FILES = ("parameters.safetensors", "optimizer.safetensors", "random.safetensors")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from loratory.attention import Layout, prepared, prepared_for_training
-from loratory.batches import Batch, micro_batches, of_epoch, step_examples, steps_per_epoch
 from loratory.config import TrainConfig
-from loratory.loss import LossSum, batch_loss, batch_weight
-from loratory.optim import learning_rate_at, trainable_parameters
-from loratory.render import TokenizedExample
+from loratory.text.rendering import TokenizedExample
+from loratory.training.optimizer import learning_rate_at, trainable_parameters
+from loratory.tree.attention import Layout, prepared, prepared_for_training
+from loratory.tree.batches import Batch, micro_batches, of_epoch, step_examples, steps_per_epoch
+from loratory.tree.loss import LossSum, batch_loss, batch_weight
 
 
 @dataclass(frozen=True)

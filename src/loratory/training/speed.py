@@ -7,11 +7,11 @@ from functools import cache
 import torch
 from torch import nn
 
-from loratory.attention import Layout, can_checkpoint, decoder_layers
-from loratory.batches import micro_batches, of_epoch, steps_per_epoch
 from loratory.config import SpeedConfig, TrainConfig
-from loratory.render import TokenizedExample
-from loratory.world import World, matmul_flops, memory_bytes
+from loratory.machine.device import World, matmul_flops, memory_bytes
+from loratory.text.rendering import TokenizedExample
+from loratory.tree.attention import Layout, can_checkpoint, decoder_layers
+from loratory.tree.batches import micro_batches, of_epoch, steps_per_epoch
 
 COMPILE_REPAYS_AFTER = 600.0  # seconds of training; compiling takes 20 to 60 and saves a tenth to a fifth
 ACTIVATION_FACTOR = 1.4  # what a layer keeps for the backward, in inputs and outputs of its linear layers (measured)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
-from loratory.batches import Batch, padded
-from loratory.flex import FlexPlan, bucket, flex_plan
-from loratory.kernels import RowChunk, attend, cut_rows
+from loratory.tree.batches import Batch, padded
+from loratory.tree.flex import FlexPlan, bucket, flex_plan
+from loratory.tree.kernels import RowChunk, attend, cut_rows
 
 NAME = "loratory_tree"
 # Arguments that layers hand to the attention function and that change nothing here: windows come with the mask.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from loratory.render import TokenizedExample
+from loratory.text.rendering import TokenizedExample
 
 
 @dataclass(frozen=True)

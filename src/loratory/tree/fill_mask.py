@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import nn
 
-from loratory import cloze
-from loratory.attention import Layout, prepared, target_logits
-from loratory.batches import micro_batches
+from loratory.data.examples import Example
 from loratory.errors import UserError
-from loratory.examples import Example
-from loratory.generate import Progress
-from loratory.render import TokenizedExample
-from loratory.template import Renderer, decode
+from loratory.text import masking as cloze
+from loratory.text.rendering import TokenizedExample
+from loratory.text.template import Renderer, decode
+from loratory.tree.attention import Layout, prepared, target_logits
+from loratory.tree.batches import micro_batches
+from loratory.tree.generation import Progress
 
 AT_ONCE = 64  # texts whose blanks are filled together
 MOST_MASKS, LENGTHS_TRIED = 32, 8  # for models that do not know how an answer ends

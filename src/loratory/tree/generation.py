@@ -15,11 +15,11 @@ from torch import nn
 from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
-from loratory.batches import common_prefix
 from loratory.errors import UserError
-from loratory.models import context_length
-from loratory.template import Renderer, decode
-from loratory.verify import length_dependent_beyond
+from loratory.models.loading import context_length
+from loratory.text.template import Renderer, decode
+from loratory.tree.batches import common_prefix
+from loratory.tree.verification import length_dependent_beyond
 
 Progress = Callable[[int, int], None]
 WORTH_SHARING = 16  # tokens; a shorter prefix is computed again for every prompt

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers import DynamicCache
 
-from loratory.attention import Layout, target_logits, target_states
-from loratory.batches import Batch
+from loratory.tree.attention import Layout, target_logits, target_states
+from loratory.tree.batches import Batch
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 

@@ -15,13 +15,13 @@ from jaxtyping import Float64, Int64
 from scipy.special import log_softmax
 from torch import nn
 
-from loratory.attention import Layout, prepared
-from loratory.batches import micro_batches
-from loratory.examples import Example
-from loratory.generate import NO_PREFIX, Prefix, Progress, shared_prefix
-from loratory.loss import target_log_probs
-from loratory.render import TokenizedExample, completion_ids, render_prompt, tokenize
-from loratory.template import Renderer
+from loratory.data.examples import Example
+from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, tokenize
+from loratory.text.template import Renderer
+from loratory.tree.attention import Layout, prepared
+from loratory.tree.batches import micro_batches
+from loratory.tree.generation import NO_PREFIX, Prefix, Progress, shared_prefix
+from loratory.tree.loss import target_log_probs
 
 RuleName = Literal["sum", "mean", "prior"]
 GROUPS_AT_ONCE = 64  # bounds the memory that their sequences take

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from loratory.attention import NAME, Layout, prepared, row_logits, target_states, tree_forward
-from loratory.batches import Batch, build_batch
 from loratory.config import SpeedConfig
-from loratory.models import first_position
-from loratory.render import TokenizedExample
+from loratory.models.loading import first_position
+from loratory.text.rendering import TokenizedExample
+from loratory.tree.attention import NAME, Layout, prepared, row_logits, target_states, tree_forward
+from loratory.tree.batches import Batch, build_batch
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
