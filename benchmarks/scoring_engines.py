@@ -24,9 +24,7 @@ from workload import peak_memory_bytes, random_model
 
 from loratory.cli.main import keep_freed_memory
 from loratory.config import TrainConfig
-from loratory.tree.attention import Layout
-from loratory.tree.scoring import leaf, sequence_log_probs
-from loratory.tree.verification import choose_layout
+from loratory.tree import Layout, choose_layout, completion_log_probs, scored_sequence
 
 BATCHES = (1, 8, 16, 32)
 SEARCHED = 32  # papers on which the best batch is looked for
@@ -73,7 +71,7 @@ def make_work(shape: str, papers: int, labels: int) -> Work:
     lengths = [draw.randint(*LABEL_TOKENS) for _ in range(labels)]
     made = [[*(draw.randrange(3, vocab_size) for _ in range(length - 1)), EOS] for length in lengths]
     prompts = [np.array(prompt, dtype=np.int64) for prompt, _ in rows("shared", papers, vocab_size)]
-    probes = [leaf(prompt, label) for prompt in prompts[:4] for label in made]
+    probes = [scored_sequence(prompt, label) for prompt in prompts[:4] for label in made]
     return Work(model, choose_layout(model, probes, "tree"), prompts, made)
 
 
@@ -109,7 +107,7 @@ def seconds_of(work: Callable[[], None]) -> float:
 def score(work: Work, prompts: Sequence[np.ndarray]) -> None:
     """Loratory: all labels of every paper."""
     completions, budget = [work.labels] * len(prompts), TrainConfig().token_budget
-    sequence_log_probs(work.model, prompts, completions, work.layout, budget, lambda done, total: None)
+    completion_log_probs(work.model, prompts, completions, work.layout, budget, lambda done, total: None)
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], batch_size: int) -> None:

@@ -25,12 +25,10 @@ from workload import DTYPES, peak_memory_bytes, random_model, tokenized, wait_fo
 
 from loratory.cli.main import keep_freed_memory
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models.adapters import attach
-from loratory.models.loading import LoadedModel
-from loratory.text.rendering import TokenizedExample
-from loratory.training.loop import train
-from loratory.training.optimizer import make_optimizer
-from loratory.tree.verification import choose_layout
+from loratory.models import LoadedModel, attach_adapter
+from loratory.text import TokenizedExample
+from loratory.training import make_optimizer, train
+from loratory.tree import choose_layout
 
 LEARNING_RATE = 1e-4
 GEMM_ROWS = 2048
@@ -66,9 +64,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     counted = drawn[: asked.examples]
-    timed = timed_training(base, drawn[: asked.batch_size], counted, asked)
-    seconds = sum(timed.step_seconds)
-    model_flops = floor.flops(timed.unique_tokens, trained_tokens(counted))
+    timed_stage = timed_training(base, drawn[: asked.batch_size], counted, asked)
+    seconds = sum(timed_stage.step_seconds)
+    model_flops = floor.flops(timed_stage.unique_tokens, trained_tokens(counted))
     return {
         "engine": "loratory",
         "shape": asked.shape,
@@ -82,9 +80,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "examples": len(counted),
         "seconds": seconds,
         "examples_per_second": len(counted) / seconds,
-        "step_seconds": timed.step_seconds,
-        "tokens": timed.tokens,
-        "unique_tokens": timed.unique_tokens,
+        "step_seconds": timed_stage.step_seconds,
+        "tokens": timed_stage.tokens,
+        "unique_tokens": timed_stage.unique_tokens,
         "peak_memory_bytes": peak_memory_bytes(asked.device),
         "gemm_flops": gemm_flops,
         "model_flops": model_flops,
@@ -117,11 +115,11 @@ def timed_training(
 ) -> Timed:
     """One step on ``warm_up``, then one epoch over ``counted``."""
     settings = TrainConfig(epochs=1, batch_size=asked.batch_size, token_budget=asked.token_budget)
-    model = attach(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=asked.adapter), seed=0)
+    model = attach_adapter(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=asked.adapter), seed=0)
     optimizer = make_optimizer(model, settings)
     layout = choose_layout(base, [sequence for group in warm_up for sequence in group], "tree")
     low = DTYPES[asked.dtype] if asked.adapter == "full" else None
-    layout = dataclasses.replace(layout, compiled=asked.compile == "on", low=low)
+    layout = dataclasses.replace(layout, compiled=asked.compile == "on", autocast_dtype=low)
     for _ in train(model, warm_up, optimizer, settings, LEARNING_RATE, layout):
         wait_for(asked.device)
     seconds, tokens, unique_tokens = [], 0, 0

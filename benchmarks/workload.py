@@ -7,7 +7,7 @@ import torch
 from shapes import SHAPES, rows
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from loratory.text.rendering import TokenizedExample
+from loratory.text import TokenizedExample
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

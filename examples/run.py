@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.config import Config
-from loratory.metrics.tasks import TASKS
-from loratory.report.charts import duration, percent
+from loratory.metrics import TASKS, duration, percent
 
 EXAMPLES = Path(__file__).parent
 ROOT = EXAMPLES.parent
@@ -91,7 +90,7 @@ def found(report: Report) -> list[str]:
         key = next(iter(report["systems"][0]["metrics"]))
         name, second = report["metric"], (key.replace("_", " "), key)
     else:
-        name, second = TASKS[report["task"]].metric_text, TASKS[report["task"]].second
+        name, second = TASKS[report["task"]].metric_label, TASKS[report["task"]].secondary_metric
     rows = [row(system, second[1]) for system in report["systems"]]
     table = [f"| system | {name} | 95 % interval | {second[0]} |", "| --- | --- | --- | --- |", *rows]
     counts = f"{report['train_examples']:,} training, {report['test_examples']:,} test examples"

@@ -1,6 +1,8 @@
 """Reading order, data flow and dependency order are one thing; who may call what; what is public; what loads when."""
 
 import ast
+import importlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -12,43 +14,60 @@ import pytest
 
 import loratory
 
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
+assert SPEC and SPEC.loader
+architecture = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(architecture)
+ORDER, MODULES, source_of, imports_of = (
+    architecture.ORDER,
+    architecture.modules(),
+    architecture.source_of,
+    architecture.imports_of,
+)
 PACKAGE = Path(loratory.__file__).parent
-# A module may import only modules above it in this list.
-ORDER = (
-    "errors", "config", "world", "runs", "models", "lora_linear", "adapters", "rows", "examples", "splits", "draft",
-    "cloze", "template", "render", "fit", "batches", "kernels", "flex", "attention", "verify", "speed", "loss",
-    "optim", "train", "checkpoint", "generate", "blanks", "score", "sandbox", "metrics", "significance", "charts",
-    "tasks", "baselines", "evaluate", "report", "compare", "job", "systems", "tune", "repeats", "plan",
-    "forgetting", "finetune", "predict", "show", "chat", "cli",
-)  # fmt: skip
-LAZY = ("cli", "__init__")
+PACKAGES = [name for name, inside in ORDER.items() if inside]
+MOST_LINES = 360
 # A pattern of names, and the one module that may say them.
 ONE_PLACE = {
-    "peft": (r"peft", "adapters"),
-    "the loaders of models and tokenizers": (r"AutoModel\w*|AutoTokenizer|AutoConfig|snapshot_download", "models"),
-    "the chat template": (r"apply_chat_template", "template"),
-    "datasets": (r"datasets", "rows"),
+    "peft": (r"peft", "models.adapters"),
+    "the loaders of models and tokenizers": (
+        r"AutoModel\w*|AutoTokenizer|AutoConfig|snapshot_download",
+        "models.loading",
+    ),
+    "the chat template": (r"apply_chat_template", "text.template"),
+    "datasets": (r"datasets", "data.rows"),
 }
 
 
-def source(module: str) -> str:
-    return (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+def is_lazy(module: str) -> bool:
+    """Whether imports may stand inside functions: the command line must not wait for PyTorch."""
+    return module.startswith("cli.") or module == "__init__"
 
 
-def imported(text: str) -> set[str]:
-    """The package's modules that a source imports, wherever the import stands and however it is written."""
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["loratory" if node.level else "", node.module]))
-            names = [f"{base}.{alias.name}" for alias in node.names]
+def order_violations(module: str, source: str) -> list[str]:
+    """What a module imports that does not stand above it in the order, or bypasses a package's exports."""
+    package, _, own = module.rpartition(".")
+    names = list(ORDER)
+    found = []
+    for name in imports_of(source):
+        parts = name.split(".")
+        if parts[0] == package:
+            inside = ORDER[package]
+            position = len(inside) if own == "__init__" else inside.index(own)
+            allowed = len(parts) > 1 and parts[1] in inside[:position]
         else:
-            continue
-        parts = [name.split(".") for name in names]
-        found |= {p[1] if len(p) > 1 else "__init__" for p in parts if p[0] == "loratory"}
+            above = parts[0] in names and names.index(parts[0]) < names.index(package or own)
+            exported = not ORDER.get(parts[0]) or (len(parts) == 2 and parts[1] in exports_of(parts[0]))
+            allowed = above and exported
+        found += [] if allowed else [name]
     return found
+
+
+def exports_of(package: str) -> list[str]:
+    tree = ast.parse(source_of(f"{package}.__init__"))
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    return ast.literal_eval(lists[0]) if lists else []
 
 
 def names_said(text: str) -> set[str]:
@@ -84,18 +103,15 @@ def late_imports(text: str) -> Iterator[ast.stmt]:
 @pytest.mark.parametrize(
     "text",
     [
-        "import loratory.train",
-        "import loratory.train as t",
-        "from loratory import train",
-        "from loratory.train import x",
-        "from . import train",
-        "from .train import x",
-        "def f():\n    from loratory import train as t",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from loratory.train import x",
+        "import loratory.training",
+        "import loratory.training as t",
+        "from loratory import training",
+        "from . import training",
+        "def f():\n    from loratory import training as t",
     ],
 )
 def test_an_import_is_seen_however_it_is_written(text: str):
-    assert imported(text) == {"train"}
+    assert list(imports_of(text)) == ["training"]
 
 
 def test_a_late_import_is_seen():
@@ -105,29 +121,77 @@ def test_a_late_import_is_seen():
 
 
 def test_the_order_lists_every_module_and_no_other():
-    files = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
-    assert len(set(ORDER)) == len(ORDER)
-    assert files - {"__init__"} == set(ORDER)
+    files = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")}
+    assert len(set(MODULES)) == len(MODULES)
+    assert files - {"__init__"} == set(MODULES)
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_imports_only_modules_above_it(module: str):
-    above = set(ORDER[: ORDER.index(module)])
-    assert imported(source(module)) - above == set()
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_above_it_and_is_exported(module: str):
+    assert order_violations(module, source_of(module)) == []
 
 
-@pytest.mark.parametrize("module", [*ORDER, "__init__"])
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("data.splits", "from loratory.models import load_model"),  # a package further down
+        ("tree.batches", "from loratory.tree.attention import tree_mask"),  # a module further down
+        ("models.loading", "from loratory.finetune import finetune"),  # a top-level module further down
+        ("run.job", "from loratory.tree.kernels import attend"),  # past the exports
+        ("run.job", "from loratory.tree import attend"),  # not exported
+    ],
+)
+def test_an_import_that_is_turned_round_is_found(module: str, line: str):
+    assert order_violations(module, f"{line}\n{source_of(module)}") != []
+
+
+def test_the_graph_of_the_packages_has_no_cycle():
+    names = list(ORDER)
+    for package, imported in architecture.package_graph().items():
+        assert all(names.index(name) < names.index(package) for name in imported), package
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_exports_what_others_use_and_nothing_else(package: str):
+    exports = exports_of(package)
+    assert exports == list(dict.fromkeys(exports))
+    users = [
+        *(source_of(module) for module in [*MODULES, "__init__"] if module.split(".")[0] != package),
+        *(
+            path.read_text()
+            for folder in ("benchmarks", "recipes", "examples")
+            for path in (ROOT / folder).rglob("*.py")
+        ),
+    ]
+    used = {name.split(".")[1] for text in users for name in imports_of(text) if name.startswith(f"{package}.")}
+    assert set(exports) - used - {"main"} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_comes_in_what_goes_out_and_where_to_begin(package: str):
+    docstring = ast.get_docstring(ast.parse(source_of(f"{package}.__init__"))) or ""
+    assert re.search(r"^In: .*Out: .*Read ``\w+\.py`` first", docstring, re.DOTALL | re.MULTILINE)
+    [first] = re.findall(r"Read ``(\w+)\.py`` first", docstring)
+    assert first in ORDER[package]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_not_too_long_to_read(module: str):
+    assert len(source_of(module).splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("module", [*MODULES, "__init__"])
 def test_imports_stand_at_the_top_but_where_loading_is_lazy(module: str):
-    late = [ast.unparse(node) for node in late_imports(source(module))]
-    assert module in LAZY or late == []
-    dynamic = names_said(source(module)) & {"import_module", "__import__"}
+    late = [ast.unparse(node) for node in late_imports(source_of(module))]
+    assert is_lazy(module) or late == []
+    dynamic = names_said(source_of(module)) & {"import_module", "__import__"}
     assert module == "__init__" or not dynamic
 
 
 @pytest.mark.parametrize("what", ONE_PLACE)
 def test_one_module_alone_uses(what: str):
     pattern, home = ONE_PLACE[what]
-    users = {m for m in [*ORDER, "__init__"] if any(re.fullmatch(pattern, name) for name in names_said(source(m)))}
+    users = {m for m in [*MODULES, "__init__"] if any(re.fullmatch(pattern, name) for name in names_said(source_of(m)))}
     assert users == {home}
 
 
@@ -140,7 +204,7 @@ def in_a_fresh_process(code: str) -> str:
 
 def test_the_command_line_starts_without_the_heavy_libraries():
     heavy = ("torch", "transformers", "peft", "datasets", "sklearn", "scipy", "matplotlib", "numpy")
-    code = f"import sys, loratory.cli; loratory.Config(); print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, loratory.cli.main; loratory.Config(); print([m for m in {heavy} if m in sys.modules])"
     assert in_a_fresh_process(code) == "[]"
 
 

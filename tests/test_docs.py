@@ -165,7 +165,9 @@ def test_the_picture_of_a_tree_is_the_tree_that_is_built():
         re.search(rf"^{name} +(.*)$", page, re.MULTILINE)[1].split()  # type: ignore[index]
         for name in ("row", "token", "depth", "subtree ends")
     )
-    batch = build_batch([sequence([*(ord(token) for token in leaf), 0], 1) for leaf in leaves])  # and a last token
+    batch = build_batch(
+        [sequence([*(ord(token) for token in scored_sequence), 0], 1) for scored_sequence in leaves]
+    )  # and a last token
     assert [chr(i) for i in batch.token_ids_T] == tokens
     assert batch.position_ids_T.tolist() == [int(d) for d in depth]
     assert batch.subtree_end_T.tolist() == [int(e) for e in ends]

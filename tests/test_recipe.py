@@ -23,7 +23,7 @@ from papers import read_papers
 from settings import RECIPES, learning_rate_at
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from loratory.machine.device import resolve_world
+from loratory.machine.device import resolve_machine
 from loratory.storage.run_directory import read_metrics
 from loratory.training.checkpoints import latest_checkpoint
 
@@ -58,8 +58,8 @@ def work(papers_file, tmp_path) -> Path:
 
 
 def pretrained(work: Path, steps: int, minutes: float = 1.0) -> dict[str, torch.Tensor]:
-    world = resolve_world("cpu", "float32", 0)
-    return recipe.pretrain(work, TINY, world, minutes, steps, compiled=False).state_dict()
+    machine = resolve_machine("cpu", "float32", 0)
+    return recipe.pretrain(work, TINY, machine, minutes, steps, compiled=False).state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -232,7 +232,7 @@ def test_a_run_can_be_made_longer_until_its_learning_rate_falls(work, monkeypatc
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_is_trained_once_by_one_optimizer(work, optimizer):
     settings = dataclasses.replace(TINY, optimizer=optimizer)
-    model = recipe.make_model(work, settings, resolve_world("cpu", "float32", 0))
+    model = recipe.make_model(work, settings, resolve_machine("cpu", "float32", 0))
     groups = make_optimizer(model, settings).param_groups
     trained = [id(p) for group in groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in model.parameters())
@@ -261,8 +261,8 @@ def test_hidden_tokens_are_predicted_where_they_were():
 
 def test_a_masked_model_learns_by_the_same_recipe(work, tmp_path):
     settings = dataclasses.replace(TINY, masked=0.3)
-    world = resolve_world("cpu", "float32", 0)
-    model = recipe.pretrain(work, settings, world, 1.0, 60, compiled=False)
+    machine = resolve_machine("cpu", "float32", 0)
+    model = recipe.pretrain(work, settings, machine, 1.0, 60, compiled=False)
     losses = [m["loss"] for m in read_metrics(work)]
     assert losses[-1] < 0.8 * losses[0]
     figures = evaluate(model, work, settings)

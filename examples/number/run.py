@@ -14,8 +14,8 @@ from typing import Any
 
 import loratory
 from loratory.config import SYSTEMS, config_from_dict
-from loratory.metrics.tasks import TASKS, Lines, Task
-from loratory.models.loading import builtin_folder
+from loratory.metrics import TASKS, Lines, Task
+from loratory.models import builtin_folder
 
 OUT = Path(__file__).parents[2] / "runs"
 
@@ -34,8 +34,8 @@ def right(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
 # What an answer is worth, what stands beside it in the report, and what the tuned model is held against.
 TASKS["number"] = Task(
     metric="closeness",
-    metric_text="closeness",
-    worth=closeness,
+    metric_label="closeness",
+    score=closeness,
     counts=False,
     others=right,
     second=("exactly right", "right"),

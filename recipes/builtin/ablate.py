@@ -30,8 +30,8 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from loratory.cli.main import keep_freed_memory
-from loratory.machine.device import World, resolve_world
-from loratory.tree.attention import Layout
+from loratory.machine import Machine, resolve_machine
+from loratory.tree import Layout
 
 PAPERS = 20_000
 HELD_OUT = 100
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="cpu")
     asked = parser.parse_args()
     keep_freed_memory()
-    world = resolve_world("auto", "auto", 0, products="auto")
+    machine = resolve_machine("auto", "auto", 0, products="auto")
     labelled = [json.loads(line) for line in asked.labelled.read_text(encoding="utf-8").splitlines()]
     for run in asked.runs:
         name, _, changes = run.partition(":")
@@ -58,17 +58,17 @@ def main() -> None:
         work = asked.work / name
         make_corpus(asked.papers, work, settings, HELD_OUT, PAPERS)
         result = {"name": name, "changes": changes, "minutes": asked.minutes}
-        result |= ablation(work, settings, world, asked.minutes, labelled)
+        result |= ablation(work, settings, machine, asked.minutes, labelled)
         with (asked.work / "ablations.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
 
 
 def ablation(
-    work: Path, settings: Settings, world: World, minutes: float, labelled: list[dict[str, str]]
+    work: Path, settings: Settings, machine: Machine, minutes: float, labelled: list[dict[str, str]]
 ) -> dict[str, Any]:
-    model = make_model(work, settings, world)
-    tokens, loss = train_for(model, work, settings, world, minutes * 60)
+    model = make_model(work, settings, machine)
+    tokens, loss = train_for(model, work, settings, machine, minutes * 60)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     papers = held_out_papers(work)
     layout = Layout("tree", "the model is known", plain_head=True)
@@ -83,7 +83,7 @@ def ablation(
 
 
 def train_for(
-    model: PreTrainedModel, work: Path, settings: Settings, world: World, seconds: float
+    model: PreTrainedModel, work: Path, settings: Settings, machine: Machine, seconds: float
 ) -> tuple[int, float]:
     """Trains on short windows for the time. Returns the tokens read and the mean loss of the last tenth of steps."""
     optimizer = make_optimizer(model, settings)
@@ -91,7 +91,7 @@ def train_for(
     windows = Windows(work, settings.window)
     rows = settings.step_tokens // settings.window
     micro = settings.micro_batch_tokens // settings.window
-    update(loss_of, model, optimizer, [next_tokens(windows.rows(range(micro)))], world, 0.0, settings.max_grad_norm)
+    update(loss_of, model, optimizer, [next_tokens(windows.rows(range(micro)))], machine, 0.0, settings.max_grad_norm)
     losses: list[float] = []
     started = time.monotonic()
     while (spent := time.monotonic() - started) < seconds:
@@ -100,7 +100,7 @@ def train_for(
         first = step * rows % (len(windows) - rows)
         batches = [next_tokens(part) for part in windows.rows(range(first, first + rows)).split(micro)]
         rate = learning_rate_at(step, max(step + 1, steps), settings)
-        losses.append(update(loss_of, model, optimizer, batches, world, rate, settings.max_grad_norm)[0])
+        losses.append(update(loss_of, model, optimizer, batches, machine, rate, settings.max_grad_norm)[0])
     return len(losses) * rows * settings.window, float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loratory.storage.run_directory import read_metrics, write_text
+from loratory.storage import read_metrics, write_text
 
 Record = dict[str, Any]
 

@@ -21,10 +21,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loratory.text.rendering import TokenizedExample
-from loratory.training.loop import mean_loss
-from loratory.tree.attention import Layout
-from loratory.tree.scoring import sequence_log_probs
+from loratory.text import TokenizedExample
+from loratory.training import mean_loss
+from loratory.tree import Layout, completion_log_probs
 
 OPTIONS = 6
 CHOICES = 300  # papers asked for their title
@@ -103,7 +102,7 @@ def title_choice(
         asked = chat([("user", f"Which of these titles belongs to the abstract: {listed}\n\n{paper.abstract}")])
         prompts.append(encode(tokenizer, f"{asked}{TURN}assistant\n"))
         completions.append([encode(tokenizer, option + STOP).tolist() for option in options])
-    found = sequence_log_probs(model, prompts, completions, layout, TOKEN_BUDGET, lambda done, total: None)
+    found = completion_log_probs(model, prompts, completions, layout, TOKEN_BUDGET, lambda done, total: None)
     means = [scores / [len(c) for c in own] for scores, own in zip(found, completions, strict=True)]
     return float(np.mean([scores.argmax() == 0 for scores in means]))
 

@@ -35,10 +35,10 @@ from transformers import (
 )
 
 from loratory.cli.main import keep_freed_memory
-from loratory.machine.device import World, resolve_world
-from loratory.storage.run_directory import append_metric, mend_metrics, write_json
-from loratory.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.tree.batches import step_examples
+from loratory.machine import Machine, resolve_machine
+from loratory.storage import append_metric, repair_metrics, write_json
+from loratory.training import latest_checkpoint, load_checkpoint, save_checkpoint
+from loratory.tree import step_examples
 
 SAVE_SECONDS = 300.0
 SHARD = "15MB"
@@ -52,8 +52,8 @@ def main() -> None:
         make_corpus(args.papers, args.work, settings, args.held_out, args.count)
         write_json(args.work / "recipe.json", dataclasses.asdict(settings))
     settings = Settings(**json.loads((args.work / "recipe.json").read_text()))
-    world = resolve_world(args.device, "auto", 0, products="auto")
-    model = pretrain(args.work, settings, world, args.minutes, args.steps, args.compile)
+    machine = resolve_machine(args.device, "auto", 0, products="auto")
+    model = pretrain(args.work, settings, machine, args.minutes, args.steps, args.compile)
     write_json(args.work / "evaluation.json", evaluate(model, args.work, settings))
     if args.out:
         save(model, args.work, args.out)
@@ -82,20 +82,20 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def pretrain(
-    work: Path, settings: Settings, world: World, minutes: float, steps: int | None, compiled: bool
+    work: Path, settings: Settings, machine: Machine, minutes: float, steps: int | None, compiled: bool
 ) -> PreTrainedModel:
     """The model after the whole schedule."""
-    model = make_model(work, settings, world)
+    model = make_model(work, settings, machine)
     optimizer = make_optimizer(model, settings)
-    steps = planned_steps(work, settings, world, minutes, steps, compiled)
+    steps = planned_steps(work, settings, machine, minutes, steps, compiled)
     found, skipped = latest_checkpoint(work / "checkpoints")
     if found:
         load_checkpoint(found, model, optimizer)
-        mend_metrics(work)
+        repair_metrics(work)
         print(" ".join([*skipped, f"Going on after step {found.step:,}"]), flush=True)
     saved = time.monotonic()
     first = found.step if found else 0
-    for result in train(model, optimizer, work, settings, world, compiled, first, steps):
+    for result in train(model, optimizer, work, settings, machine, compiled, first, steps):
         append_metric(work, "step", **result)
         step = result["step"]
         if step % 20 == 0 or step == steps:
@@ -113,7 +113,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     work: Path,
     settings: Settings,
-    world: World,
+    machine: Machine,
     compiled: bool,
     first_step: int,
     steps: int,
@@ -123,7 +123,7 @@ def train(
     for step, batches in enumerate(batches_of(work, settings, first_step, steps), first_step):
         started = time.perf_counter()
         rate = learning_rate_at(step, steps, settings)
-        loss, norm = update(loss_of, model, optimizer, batches, world, rate, settings.max_grad_norm)
+        loss, norm = update(loss_of, model, optimizer, batches, machine, rate, settings.max_grad_norm)
         yield {
             "step": step + 1,
             "loss": loss,
@@ -166,7 +166,7 @@ def update(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
-    world: World,
+    machine: Machine,
     rate: float,
     max_grad_norm: float,
 ) -> tuple[float, float]:
@@ -175,8 +175,8 @@ def update(
     targets = sum(batch[-1].numel() for batch in batches)
     loss = 0.0
     for batch in batches:
-        with torch.autocast(world.device.type, world.low) if world.low else nullcontext():
-            share = loss_of(*(part.to(world.device) for part in batch)) / targets
+        with torch.autocast(machine.device.type, machine.autocast_dtype) if machine.autocast_dtype else nullcontext():
+            share = loss_of(*(part.to(machine.device) for part in batch)) / targets
         share.backward()
         loss += share.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -186,7 +186,7 @@ def update(
     return loss, float(norm)
 
 
-def make_model(work: Path, settings: Settings, world: World) -> PreTrainedModel:
+def make_model(work: Path, settings: Settings, machine: Machine) -> PreTrainedModel:
     """Random weights in float32, the same for a seed; matrices that write to the residual stream start smaller."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     torch.manual_seed(settings.seed)
@@ -198,19 +198,19 @@ def make_model(work: Path, settings: Settings, world: World) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter /= (2 * settings.layers) ** 0.5
-    model.to(world.device)  # type: ignore[arg-type]
+    model.to(machine.device)  # type: ignore[arg-type]
     model.eval()  # it has no dropout
     return model
 
 
 def planned_steps(
-    work: Path, settings: Settings, world: World, minutes: float, steps: int | None, compiled: bool
+    work: Path, settings: Settings, machine: Machine, minutes: float, steps: int | None, compiled: bool
 ) -> int:
     """As asked, or as planned when the run began, or as many as fit into ``minutes`` at the speed of the first few."""
     plan = work / "plan.json"
     planned = json.loads(plan.read_text())["steps"] if plan.exists() else None
     if steps is None:
-        steps = planned or measured_steps(work, settings, world, minutes, compiled)
+        steps = planned or measured_steps(work, settings, machine, minutes, compiled)
     found, _ = latest_checkpoint(work / "checkpoints")
     if planned and found and steps != planned and found.step > (1 - settings.decay) * min(steps, planned):
         sys.exit(f"The learning rate of the run in {work} has begun to fall towards step {planned}: it cannot change")
@@ -218,11 +218,11 @@ def planned_steps(
     return steps
 
 
-def measured_steps(work: Path, settings: Settings, world: World, minutes: float, compiled: bool) -> int:
+def measured_steps(work: Path, settings: Settings, machine: Machine, minutes: float, compiled: bool) -> int:
     """How many steps fit into ``minutes``; the model that is trained for it is thrown away."""
-    model = make_model(work, settings, world)
+    model = make_model(work, settings, machine)
     optimizer = make_optimizer(model, settings)
-    few = list(train(model, optimizer, work, settings, world, compiled, 0, 2 * settings.long_every))
+    few = list(train(model, optimizer, work, settings, machine, compiled, 0, 2 * settings.long_every))
     last = [r["seconds"] for r in few[settings.long_every :]]  # both lengths are compiled by then
     return max(1, int(minutes * 60 / (sum(last) / len(last))))
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from loratory.config import Config
     from loratory.errors import UserError
     from loratory.finetune import evaluate_run, finetune, train_only
-    from loratory.predict.tuned import Tuned, load
+    from loratory.predict import Tuned, load
 
 __all__ = ["Config", "Tuned", "UserError", "evaluate_run", "finetune", "load", "train_only"]
 _HOMES = {

@@ -1,24 +1,29 @@
 """Every setting, stated once. A task file (TOML) and the command line's flags are views of these dataclasses."""
 
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from loratory.errors import UserError
+from loratory.errors import UserError, did_you_mean
+from loratory.schema import dataclass_from
 
 BUILTINS = BUILTIN, BUILTIN_MASKED = "builtin", "builtin-masked"
+
+
 Scalar = bool | int | float | str
+
+
 OnOff = Literal["on", "off"]
 
 
 PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
+
+
 TUNED = ("tuned", "tuned-choose")
+
+
 SYSTEMS = {
     "classification": (*PROMPTING, "linear", "embed", *TUNED),
     "choice": (*PROMPTING, "linear", *TUNED),
@@ -29,6 +34,8 @@ SYSTEMS = {
     "fill": ("prompt", "tuned"),
 }
 """What each task can measure, in the order of a report."""
+
+
 MASKED_TASKS = ("classification", "fill")
 """What masked language models can do."""
 
@@ -255,7 +262,7 @@ class Config:
 
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
     """Checks keys, types and ranges, and fills in the defaults. Raises UserError naming the key."""
-    config = _section(Config, values, where, "")
+    config = dataclass_from(Config, values, where, "")
     check_config(config, where)
     return config
 
@@ -275,7 +282,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def check_config(config: Config, where: str) -> None:
     """Raises UserError for values that no run could use."""
     if config.task not in SYSTEMS:
-        fix = nearest(config.task, SYSTEMS)
+        fix = did_you_mean(config.task, SYSTEMS)
         raise UserError("task has a value that cannot be used", where, ", ".join(SYSTEMS), repr(config.task), fix)
     t, a, d, p = config.train, config.adapter, config.data, config.prompt
     rates = t.learning_rate if isinstance(t.learning_rate, tuple) else (t.learning_rate,)
@@ -339,12 +346,6 @@ def _check_combinations(config: Config, where: str) -> None:
         raise UserError("Folds and several seeds cannot be combined", f"{where}, data.folds", fix="choose one of them")
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """A sentence that proposes the most similar name, or None."""
-    match = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean {match[0]!r}?" if match else None
-
-
 def _absolute_paths(data: DataConfig, base: Path) -> DataConfig:
     def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(n if n.startswith("hub:") else str((base / n).resolve()) for n in names)
@@ -356,65 +357,3 @@ def _absolute_paths(data: DataConfig, base: Path) -> DataConfig:
         test=absolute(data.test),
         retain=absolute(data.retain),
     )
-
-
-def _section(cls: type, values: Any, where: str, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{prefix or 'The task file'} must be a section", where, f"[{prefix}]", repr(values))
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    found = {}
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if key not in fields:
-            fix = nearest(key, fields) or f"known keys: {', '.join(fields)}"
-            raise UserError(f"Unknown key {name!r}", where, fix=fix)
-        found[key] = _value(hints[key], value, where, name)
-    return cls(**found)
-
-
-def _value(hint: Any, value: Any, where: str, name: str) -> Any:
-    """``value`` as the type ``hint`` asks, or UserError."""
-    if dataclasses.is_dataclass(hint):
-        return _section(typing.cast(type, hint), value, where, name)
-    for option in _options(hint):
-        origin, args = typing.get_origin(option), typing.get_args(option)
-        if origin is Literal and value in args and isinstance(value, str):
-            return value
-        if origin is tuple:
-            items = [value] if isinstance(value, args[0]) and hint == tuple[str, ...] else value
-            if isinstance(items, list) and all(_is(args[0], item) for item in items):
-                return tuple(args[0](item) for item in items)
-        elif origin is dict:
-            if isinstance(value, dict) and all(isinstance(v, args[1]) for v in value.values()):
-                return dict(value)
-        elif isinstance(option, type) and _is(option, value):
-            return option(value)
-    raise UserError(f"{name} has the wrong type", where, _in_words(hint), f"{value!r} ({type(value).__name__})")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(o for o in typing.get_args(hint) if o is not type(None))
-    return (hint,)
-
-
-def _is(kind: type, value: Any) -> bool:
-    """Whether a TOML value may stand for ``kind``; an integer may for a float, a boolean never for a number."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-
-
-def _in_words(hint: Any) -> str:
-    def words(option: Any) -> str:
-        origin, args = typing.get_origin(option), typing.get_args(option)
-        if origin is Literal:
-            return " or ".join(repr(a) for a in args)
-        if origin is tuple:
-            return f"a list of {_in_words(args[0])}"
-        if origin is dict:
-            return "a table of plain values"
-        return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(option, str(option))
-
-    return ", or ".join(words(option) for option in _options(hint))

@@ -1,10 +1,16 @@
-"""The two ways in which a person ends a run before its end: a mistake, and an interruption."""
+"""How a run ends early: a person's mistake, or an interruption; and the exit codes of the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class UserError(Exception):
-    """A mistake in what the person gave: never a traceback, exit code 2.
+    """A mistake in what a person gave: shown as a message, never as a traceback; exit code 2.
 
-    ``what`` went wrong, ``where`` (file, line, key), what was ``expected``, what was ``found``, and how to ``fix`` it.
+    The message says ``what`` went wrong, ``where`` (file, line, key), what was ``expected``, what was ``found``, and
+    how to ``fix`` it.
     """
 
     def __init__(
@@ -16,14 +22,15 @@ class UserError(Exception):
         fix: str | None = None,
     ):
         self.what, self.where, self.expected, self.found, self.fix = what, where, expected, found, fix
-        lines = [what]
-        lines += [
-            f"  {name}: {text}"
-            for name, text in (("where", where), ("expected", expected), ("found", found), ("fix", fix))
-            if text
-        ]
-        super().__init__("\n".join(lines))
+        details = (("where", where), ("expected", expected), ("found", found), ("fix", fix))
+        super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in details if text)]))
 
 
 class Interrupted(Exception):
-    """Training was interrupted and saved; the same call goes on from there."""
+    """The run was interrupted and its progress saved; the same call resumes it."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str | None:
+    """A sentence that proposes the most similar name, or None."""
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {match[0]!r}?" if match else None

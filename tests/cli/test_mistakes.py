@@ -164,7 +164,7 @@ def begin(folder: Path, task: Path, finished: bool, **changes: Any) -> None:
     """A run as it stands after its beginning."""
     config = Config.load(task)
     runs.create_run(folder, False)
-    runs.write_json(folder / runs.ASKED, {**config_to_dict(config), **changes})
+    runs.write_json(folder / runs.REQUESTED_SETTINGS, {**config_to_dict(config), **changes})
     runs.write_config(folder, config)
     if finished:
         (folder / "report.json").write_text("{}")

@@ -7,10 +7,11 @@ import pytest
 
 from loratory.cli.main import main
 from loratory.config import Config
-from loratory.data.examples import placeholders
+from loratory.data.prompts import placeholders
 from loratory.data.splits import load_split
-from loratory.data.task_file import check_place, draft
+from loratory.data.task_file import check_not_overwriting, guess_task_file
 from loratory.errors import UserError
+from loratory.models.loading import is_masked
 
 LABELS = ("red", "green", "blue")
 
@@ -27,7 +28,7 @@ def columns(count: int, **more: list[str]) -> dict[str, list[str]]:
 
 
 def drafted(path: Path, answer: str = "colour") -> Config:
-    found = draft(str(path), answer)
+    found = guess_task_file(str(path), answer, is_masked)
     return Config.parse(found.toml, found.path)
 
 
@@ -50,7 +51,7 @@ def here(tmp_path, monkeypatch):
 )
 def test_columns_that_give_nothing_or_the_answer_away_are_left_out(tmp_path, name: str, values: list[str]):
     path = write_csv(tmp_path / "things.csv", columns(240, **{name: values}))
-    found = draft(str(path), "colour")
+    found = guess_task_file(str(path), "colour", is_masked)
     assert found.shown == ("text",)
     assert set(found.left_out) == {name}
     assert f"# not shown: {name} ({found.left_out[name]})" in found.toml
@@ -94,7 +95,7 @@ def test_few_rows_are_cross_validated_and_many_are_limited(tmp_path):
 
 def test_answers_that_hardly_repeat_are_free_texts(tmp_path):
     path = write_csv(tmp_path / "things.csv", columns(240))
-    made = draft(str(path), "text")
+    made = guess_task_file(str(path), "text", is_masked)
     config = Config.parse(made.toml, made.path)
     assert config.task == "text" and config.prompt.system == "Write the text that belongs to this text."
     split = load_split(config.data, config.prompt, 0, task=config.task)
@@ -105,23 +106,25 @@ def test_answers_that_hardly_repeat_are_free_texts(tmp_path):
 def test_a_missing_or_misspelt_answer_column_is_named(tmp_path):
     path = write_csv(tmp_path / "things.csv", columns(240))
     with pytest.raises(UserError, match="did you mean 'colour'"):
-        draft(str(path), "color")
+        guess_task_file(str(path), "color", is_masked)
     with pytest.raises(UserError, match="text, colour"):
-        draft(str(path), "")
+        guess_task_file(str(path), "", is_masked)
 
 
 def test_only_an_answer_column_is_not_enough(tmp_path):
     with pytest.raises(UserError, match="No column is left"):
-        draft(str(write_csv(tmp_path / "things.csv", {"colour": columns(240)["colour"]})), "colour")
+        guess_task_file(
+            str(write_csv(tmp_path / "things.csv", {"colour": columns(240)["colour"]})), "colour", is_masked
+        )
 
 
 def test_a_task_file_that_was_changed_is_not_replaced(tmp_path):
-    found = draft(str(write_csv(tmp_path / "things.csv", columns(240))), "colour")
+    found = guess_task_file(str(write_csv(tmp_path / "things.csv", columns(240))), "colour", is_masked)
     found.path.write_text(found.toml)
-    check_place(found)
+    check_not_overwriting(found)
     found.path.write_text(found.toml + "# mine\n")
     with pytest.raises(UserError, match="says something else"):
-        check_place(found)
+        check_not_overwriting(found)
 
 
 def test_quotes_and_signs_in_the_data_make_no_broken_file(tmp_path):

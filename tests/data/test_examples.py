@@ -15,18 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loratory.config import DataConfig, PromptConfig
-from loratory.data.examples import (
-    Example,
-    Message,
-    answer_of,
-    conversation,
-    default_user_prompt,
-    fill,
-    placeholders,
-    prompt_writer,
-    records_to_examples,
-    with_shots,
-)
+from loratory.data.answers import answer_of
+from loratory.data.conversations import conversation
+from loratory.data.examples import Example, Message, with_shots
+from loratory.data.prompts import default_user_prompt, fill, placeholders, prompt_writer, records_to_examples
 from loratory.data.rows import Row, read_rows
 from loratory.data.splits import Split, draw_few_shot, load_split, split_off, stratified
 from loratory.errors import UserError

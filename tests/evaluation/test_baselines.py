@@ -10,7 +10,7 @@ from loratory.evaluation.baselines import embedding_classifier, linear_classifie
 from loratory.models.loading import LoadedModel, LoadedTokenizer
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer
-from loratory.tree.attention import Layout
+from loratory.tree.layout import Layout
 
 
 def nothing(done: int, total: int) -> None:

@@ -9,11 +9,13 @@ import torch
 from test_finetune import changed, config  # noqa: F401
 
 from loratory.errors import UserError
+from loratory.events import ignore_event
 from loratory.finetune import finetune
-from loratory.machine.device import resolve_world
+from loratory.machine.device import resolve_machine
 from loratory.models.loading import load_model
-from loratory.report.report import FORGOTTEN, build_report
-from loratory.run.job import load_job, quiet
+from loratory.report.report import build_report
+from loratory.report.results import FORGOTTEN
+from loratory.run.job import load_job
 from loratory.storage.run_directory import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -34,7 +36,7 @@ def retained(run) -> dict[str, float]:
 
 def test_the_loss_is_that_of_the_texts_one_by_one(retaining):
     run = finetune(retaining)
-    base = load_model(retaining.model, resolve_world("cpu", "float32", 0))
+    base = load_model(retaining.model, resolve_machine("cpu", "float32", 0))
     total, count = 0.0, 0
     for text in TEXTS:
         ids = torch.tensor([base.text.tokenizer(text, add_special_tokens=False)["input_ids"][:128]])
@@ -61,9 +63,9 @@ def test_the_report_says_what_was_forgotten(retaining):
 
 
 def test_the_texts_of_the_package_are_read_by_default(retaining):
-    from loratory.evaluation.forgetting import retained_texts
+    from loratory.run.retained import retained_texts
 
-    job = load_job(changed(retaining, "data", retain=()), Path(retaining.run.out), quiet)
+    job = load_job(changed(retaining, "data", retain=()), Path(retaining.run.out), ignore_event)
     texts = retained_texts(job)
     assert len(texts) == 60
     assert all(1 < len(t.token_ids) <= 128 and t.loss_weights[0] == 0 and t.loss_weights[1:].all() for t in texts)

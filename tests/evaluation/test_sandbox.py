@@ -14,14 +14,14 @@ pytestmark = pytest.mark.skipif(sandbox_problem() is not None, reason=f"no sandb
 def failed(code: str, **limits) -> str:
     outcome = run_program(code, **limits)
     assert not outcome.passed
-    return outcome.why
+    return outcome.reason
 
 
 def test_a_right_program_passes_with_the_modules_of_the_standard_library():
     code = "import re, math, heapq, collections, random, json, datetime, itertools, functools, string, decimal\n"
     code += "assert sorted([2, 1]) == [1, 2] and math.isclose(random.random(), 0.5, abs_tol=1)\nprint('said')"
     outcome = run_program(code)
-    assert outcome.passed, outcome.why
+    assert outcome.passed, outcome.reason
 
 
 @pytest.mark.parametrize(

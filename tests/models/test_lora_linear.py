@@ -8,7 +8,7 @@ from test_score import tiny_tokenizer
 from torch import nn
 
 from loratory.config import AdapterConfig
-from loratory.models.adapters import FusedLoraLinear, attach
+from loratory.models.adapters import FusedLoraLinear, attach_adapter
 from loratory.models.loading import LoadedModel, LoadedTokenizer
 from loratory.models.lora_linear import lora_linear
 
@@ -83,7 +83,7 @@ IDS = torch.arange(20)[None]
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 def test_a_model_with_fused_layers_has_pefts_logits_and_gradients(family, dropout):
     config = AdapterConfig(rank=3, alpha=5, dropout=dropout)
-    fused, plain = (randomized(attach(base_of(family), config, 0, on)) for on in (True, False))
+    fused, plain = (randomized(attach_adapter(base_of(family), config, 0, on)) for on in (True, False))
     assert sum(isinstance(m, FusedLoraLinear) for m in fused.modules()) >= 14
     assert not any(isinstance(m, FusedLoraLinear) for m in plain.modules())
     found = []
@@ -99,7 +99,7 @@ def test_a_model_with_fused_layers_has_pefts_logits_and_gradients(family, dropou
 
 def test_files_are_byte_for_byte_pefts_own(tmp_path):
     for name, fused in (("fused", True), ("plain", False)):
-        model = randomized(attach(base_of("llama"), AdapterConfig(rank=3, alpha=5), 0, fused))
+        model = randomized(attach_adapter(base_of("llama"), AdapterConfig(rank=3, alpha=5), 0, fused))
         model.save_pretrained(tmp_path / name, save_embedding_layers=False)
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "fused" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
@@ -112,7 +112,7 @@ def test_what_is_no_plain_linear_layer_is_left_to_peft():
     base = base_of("llama")
     attention = base.model.model.layers[0].self_attn
     attention.q_proj.__class__ = Other
-    model = attach(base, AdapterConfig(rank=2), 0)
+    model = attach_adapter(base, AdapterConfig(rank=2), 0)
     kinds = {
         n.rpartition("self_attn.")[2]: type(m)
         for n, m in model.named_modules()
@@ -124,13 +124,15 @@ def test_what_is_no_plain_linear_layer_is_left_to_peft():
 
 @pytest.mark.parametrize("config", [{"dora": True}, {"rslora": True}])
 def test_variants_are_computed_as_peft_does(config):
-    models = [randomized(attach(base_of("llama"), AdapterConfig(rank=3, **config), 0, on)) for on in (True, False)]
+    models = [
+        randomized(attach_adapter(base_of("llama"), AdapterConfig(rank=3, **config), 0, on)) for on in (True, False)
+    ]
     one, other = (m.eval()(IDS).logits for m in models)
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_merging_and_switching_off_go_through_peft():
-    model = randomized(attach(base_of("llama"), AdapterConfig(rank=3), 0)).eval()
+    model = randomized(attach_adapter(base_of("llama"), AdapterConfig(rank=3), 0)).eval()
     with torch.no_grad():
         tuned = model(IDS).logits
         with model.disable_adapter():

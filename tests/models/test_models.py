@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from loratory.config import ModelConfig
 from loratory.errors import UserError
-from loratory.machine.device import World
+from loratory.machine.device import Machine
 from loratory.models.loading import PLAIN_TEMPLATE, LoadedModel, context_length, load_model, load_tokenizer, read_json
 
 STORIES = SHARED / "data" / "models" / "stories260K"
-WORLD = World(torch.device("cpu"), torch.float32, 1, "test")
+WORLD = Machine(torch.device("cpu"), torch.float32, 1, "test")
 
 
 def load(folder: Path | str) -> LoadedModel:
@@ -61,7 +61,7 @@ def test_a_folder_loads_with_what_identifies_it(monkeypatch):
 @needs_shared
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_has_the_number_format_that_was_asked_for(dtype: torch.dtype):
-    found = load_model(ModelConfig(str(STORIES)), World(torch.device("cpu"), dtype, 1, "test"))
+    found = load_model(ModelConfig(str(STORIES)), Machine(torch.device("cpu"), dtype, 1, "test"))
     assert {p.dtype for p in found.model.parameters()} == {dtype}
 
 

@@ -26,28 +26,24 @@ from loratory.cli.main import main
 from loratory.config import AdapterConfig, ModelConfig, PromptConfig
 from loratory.data.examples import Message
 from loratory.errors import UserError
-from loratory.machine.device import interrupt_requested, resolve_world
+from loratory.machine.device import resolve_machine
+from loratory.machine.signals import interrupt_requested
 from loratory.models import adapters
 from loratory.models.loading import load_model, load_tokenizer
 from loratory.predict.chat import (
-    BASE,
     COMMANDS,
-    TUNED,
-    Partner,
-    State,
-    Terminal,
+    Conversation,
     converse,
     fit_history,
-    message_of,
     open_chat,
-    opening,
-    parse,
-    printable,
+    parse_command,
     read_message,
-    seen_tokens,
-    side_by_side,
+    user_message,
+    welcome_message,
 )
-from loratory.predict.tokens import TRAINED, coloured
+from loratory.predict.chat_terminal import Terminal, printable, side_by_side
+from loratory.predict.replies import BASE, TUNED, ChatModel, seen_tokens
+from loratory.predict.tokens import TRAINED, highlighted
 from loratory.predict.tuned import load
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer
@@ -80,7 +76,7 @@ def talker(tmp_path_factory, tiny_folder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def talking(talker) -> Partner:
+def talking(talker) -> ChatModel:
     return open_chat(None, str(talker), None, 40, False)[0]
 
 
@@ -104,7 +100,7 @@ def test_closing_a_stream_stops_the_model(talking):
 
 
 def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(tiny_folder):
-    base = load_model(ModelConfig(str(tiny_folder)), resolve_world("cpu", "float32", 0))
+    base = load_model(ModelConfig(str(tiny_folder)), resolve_machine("cpu", "float32", 0))
     renderer = make_renderer(base.text.tokenizer, (271,), PROMPT)
     prompt = np.full(597, 50, dtype=np.int64)
     assert 0 < len(list(stream_ids(base.model, prompt, renderer, 50))) <= 3
@@ -183,27 +179,27 @@ def test_a_line_that_ends_in_a_backslash_goes_on(lines, message):
     ],
 )
 def test_a_line_is_a_command_or_a_message(line, found):
-    assert parse(line) == found
+    assert parse_command(line) == found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_misspelt_command_names_the_nearest(name):
     with pytest.raises(UserError, match=f"Unknown command.*\n.*'/{name}'"):
-        parse(f"/{name}{name[-1]}")
+        parse_command(f"/{name}{name[-1]}")
 
 
 @pytest.mark.parametrize("line", ["/", "/xyzzy", "/reset it", "/show me"])
 def test_what_is_no_command_is_a_mistake(line):
     with pytest.raises(UserError):
-        parse(line)
+        parse_command(line)
 
 
-TURNS = st.lists(st.integers(1, 9), max_size=6).map(
+ROUNDS = st.lists(st.integers(1, 9), max_size=6).map(
     lambda sizes: tuple(Message(role, "x" * n) for n in sizes for role in ("user", "assistant"))
 )
 
 
-@given(TURNS, st.integers(0, 60))
+@given(ROUNDS, st.integers(0, 60))
 @settings(derandomize=True, deadline=None)
 def test_the_latest_exchanges_that_fit_are_kept(turns: tuple[Message, ...], limit: int):
     def count(kept: tuple[Message, ...]) -> int:
@@ -237,8 +233,8 @@ def test_columns_hold_each_text_whole():
 @pytest.fixture(scope="module")
 def tuned_run(tmp_path_factory, tiny_folder) -> Path:
     """A run directory with an adapter that changes what the tiny model says."""
-    base = load_model(ModelConfig(str(tiny_folder)), resolve_world("cpu", "float32", 0))
-    model = adapters.attach(base, AdapterConfig(rank=2), 0)
+    base = load_model(ModelConfig(str(tiny_folder)), resolve_machine("cpu", "float32", 0))
+    model = adapters.attach_adapter(base, AdapterConfig(rank=2), 0)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
@@ -252,60 +248,68 @@ def tuned_run(tmp_path_factory, tiny_folder) -> Path:
         "labels": ["Meow", "Moo"],
     }
     run = tmp_path_factory.mktemp("run")
-    adapters.save_trained(model, run / "adapter", base.text.tokenizer, base.text.stop_ids, card)
+    adapters.save_tuned_model(model, run / "adapter", base.text.tokenizer, base.text.stop_ids, card)
     return run
 
 
 @pytest.fixture(scope="module")
-def opened(tuned_run) -> tuple[Partner, State]:
+def opened(tuned_run) -> tuple[ChatModel, Conversation]:
     return open_chat(tuned_run, "builtin", None, 12, False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Talk:
-    state: State
-    answers: str
+    conversation: Conversation
+    replies: str
     told: str
 
 
 def talk(
-    partner: Partner, state: State, *lines: str, stopped: Callable[[], bool] = lambda: False, tty: bool = False
+    chat_model: ChatModel,
+    conversation: Conversation,
+    *lines: str,
+    stopped: Callable[[], bool] = lambda: False,
+    tty: bool = False,
 ) -> Talk:
     out, told = io.StringIO(), []
     console = Console(file=out, width=60, force_terminal=tty)
-    end = converse(partner, state, Terminal(scripted(*lines), console, told.append, lambda: nullcontext(stopped)))
+    end = converse(
+        chat_model, conversation, Terminal(scripted(*lines), console, told.append, lambda: nullcontext(stopped))
+    )
     return Talk(end, out.getvalue(), "\n".join(told))
 
 
 def test_without_adapter_the_base_model_computes_and_the_adapter_comes_back(opened, tiny_folder):
-    partner, _ = opened
-    dtype = str(next(p.dtype for n, p in partner.model.named_parameters() if "base_layer" in n)).removeprefix("torch.")
-    base = load_model(ModelConfig(str(tiny_folder)), resolve_world("auto", dtype, 0)).model
+    chat_model, _ = opened
+    dtype = str(next(p.dtype for n, p in chat_model.model.named_parameters() if "base_layer" in n)).removeprefix(
+        "torch."
+    )
+    base = load_model(ModelConfig(str(tiny_folder)), resolve_machine("auto", dtype, 0)).model
     ids = torch.arange(3, 20)[None].to(next(base.parameters()).device)
     with torch.no_grad():
-        plain, tuned = base(input_ids=ids).logits, partner.model(input_ids=ids).logits
-        with pytest.raises(ZeroDivisionError), adapters.without_adapter(partner.model):
-            assert torch.equal(partner.model(input_ids=ids).logits, plain)
+        plain, tuned = base(input_ids=ids).logits, chat_model.model(input_ids=ids).logits
+        with pytest.raises(ZeroDivisionError), adapters.adapter_disabled(chat_model.model):
+            assert torch.equal(chat_model.model(input_ids=ids).logits, plain)
             _ = 1 / 0
-        assert torch.equal(partner.model(input_ids=ids).logits, tuned)
+        assert torch.equal(chat_model.model(input_ids=ids).logits, tuned)
     assert not torch.equal(plain, tuned)
 
 
 def test_a_tuned_run_brings_its_system_message_and_its_prompt(opened):
-    partner, state = opened
-    found = talk(partner, state, "the {cat}", "/raw", "the {cat}").state
+    chat_model, conversation = opened
+    found = talk(chat_model, conversation, "the {cat}", "/raw", "the {cat}").conversation
     first, _, second = [m.content for m in found.turns[:3]]
     assert (first, second) == ("Text: the {cat}", "the {cat}")
     assert found.last[0].prompt.text.startswith("<|im_start|>system\nOne of: Meow, Moo.<|im_end|>")
-    assert "Text: {text}" in opening(partner, state)
+    assert "Text: {text}" in welcome_message(chat_model, conversation)
 
 
 @pytest.mark.parametrize("template", ["{a} and {b}", "nothing", None])
 def test_a_prompt_without_one_column_is_not_filled(opened, template):
-    partner = dataclasses.replace(opened[0], template=template)
-    state = dataclasses.replace(opened[1], fills=False)
-    assert message_of("hi", state, partner) == Message("user", "hi")
-    assert "no effect" in talk(partner, state, "/raw").told
+    chat_model = dataclasses.replace(opened[0], template=template)
+    conversation = dataclasses.replace(opened[1], fills_template=False)
+    assert user_message("hi", conversation, chat_model) == Message("user", "hi")
+    assert "no effect" in talk(chat_model, conversation, "/raw").told
 
 
 def test_a_trained_system_message_with_columns_asks_for_another(tuned_run):
@@ -317,65 +321,68 @@ def test_a_trained_system_message_with_columns_asks_for_another(tuned_run):
 
 
 def test_the_model_sees_all_turns_so_far_and_the_system_message(opened):
-    partner, state = opened
-    done = talk(partner, state, "/system be brief", "one", "two", " /three").state
-    answer = done.last[0]
+    chat_model, conversation = opened
+    done = talk(chat_model, conversation, "/system be brief", "one", "two", " /three").conversation
+    reply = done.last[0]
     assert [m.role for m in done.turns] == ["user", "assistant"] * 3
-    expected = render_prompt([Message("system", "be brief"), *done.turns[:-1]], partner.renderer)
-    assert answer.prompt.text == expected.text
-    assert done.turns[-1].content == answer.text
+    expected = render_prompt([Message("system", "be brief"), *done.turns[:-1]], chat_model.renderer)
+    assert reply.prompt.text == expected.text
+    assert done.turns[-1].content == reply.text
     assert done.turns[-2].content == "Text: /three"
-    assert talk(partner, done, "/reset").state.turns == ()
-    fresh = talk(partner, done, "/system", "one").state
+    assert talk(chat_model, done, "/reset").conversation.turns == ()
+    fresh = talk(chat_model, done, "/system", "one").conversation
     assert "system" not in fresh.last[0].prompt.text and len(fresh.turns) == 2
 
 
 def test_the_answer_is_what_asking_once_gives(opened, tuned_run):
-    partner, state = opened
-    found = talk(partner, state, "the cow")
-    assert found.answers == "".join(map(printable, load(tuned_run).ask("the cow", None, 12))) + "\n"
+    chat_model, conversation = opened
+    found = talk(chat_model, conversation, "the cow")
+    assert found.replies == "".join(map(printable, load(tuned_run).ask("the cow", None, 12))) + "\n"
 
 
 def test_base_and_adapter_answer_in_turn_and_side_by_side(opened):
-    partner, state = opened
-    base = talk(partner, state, "/base", "hello").state.last[0]
-    tuned = talk(partner, state, "/base", "/adapter", "hello").state.last[0]
-    both = talk(partner, state, "/compare", "hello")
+    chat_model, conversation = opened
+    base = talk(chat_model, conversation, "/base", "hello").conversation.last[0]
+    tuned = talk(chat_model, conversation, "/base", "/adapter", "hello").conversation.last[0]
+    both = talk(chat_model, conversation, "/compare", "hello")
     assert base.token_ids != tuned.token_ids
-    assert [(a.speaker, a.token_ids) for a in both.state.last] == [(BASE, base.token_ids), (TUNED, tuned.token_ids)]
-    assert both.state.turns[-1].content == tuned.text
-    assert talk(partner, state, "/base", "/compare", "hello").state.turns[-1].content == base.text
-    assert len(talk(partner, both.state, "/compare", "again").state.last) == 1
-    assert BASE in both.answers and TUNED in both.answers
-    assert talk(partner, state, "/compare", "hello", tty=True).state.turns == both.state.turns
+    assert [(a.speaker, a.token_ids) for a in both.conversation.last] == [
+        (BASE, base.token_ids),
+        (TUNED, tuned.token_ids),
+    ]
+    assert both.conversation.turns[-1].content == tuned.text
+    assert talk(chat_model, conversation, "/base", "/compare", "hello").conversation.turns[-1].content == base.text
+    assert len(talk(chat_model, both.conversation, "/compare", "again").conversation.last) == 1
+    assert BASE in both.replies and TUNED in both.replies
+    assert talk(chat_model, conversation, "/compare", "hello", tty=True).conversation.turns == both.conversation.turns
 
 
 def test_the_oldest_turns_leave_when_the_context_is_full(opened):
-    partner, state = opened
-    found = talk(partner, state, *(f"{i}" + "x" * 120 for i in range(9)))
-    last = found.state.last[0]
+    chat_model, conversation = opened
+    found = talk(chat_model, conversation, *(f"{i}" + "x" * 120 for i in range(9)))
+    last = found.conversation.last[0]
     assert len(last.prompt.token_ids) + 12 <= 600
     assert "One of: Meow" in last.prompt.text and "8xxx" in last.prompt.text and "0xxx" not in last.prompt.text
     assert "2 oldest turns" in found.told
-    assert 2 < len(found.state.turns) < 18
+    assert 2 < len(found.conversation.turns) < 18
 
 
 @pytest.mark.parametrize(("excess", "turns_kept"), [(0, 4), (1, 2)])
 def test_history_leaves_room_for_the_answer_to_the_token(opened, excess, turns_kept):
-    partner, state = opened
-    before = talk(partner, state, "one").state
+    chat_model, conversation = opened
+    before = talk(chat_model, conversation, "one").conversation
     asked = [Message("system", "One of: Meow, Moo."), *before.turns, Message("user", "Text: ")]
-    room = 600 - 12 - len(render_prompt(asked, partner.renderer).token_ids)
-    found = talk(partner, before, "x" * (room + excess))
-    assert len(found.state.turns) == turns_kept
-    assert excess or len(found.state.last[0].prompt.token_ids) == 588
+    room = 600 - 12 - len(render_prompt(asked, chat_model.renderer).token_ids)
+    found = talk(chat_model, before, "x" * (room + excess))
+    assert len(found.conversation.turns) == turns_kept
+    assert excess or len(found.conversation.last[0].prompt.token_ids) == 588
 
 
 def test_a_message_that_never_fits_changes_nothing(opened):
-    partner, state = opened
-    before = talk(partner, state, "one").state
-    found = talk(partner, before, "x" * 700)
-    assert found.state == before and "does not fit" in found.told
+    chat_model, conversation = opened
+    before = talk(chat_model, conversation, "one").conversation
+    found = talk(chat_model, before, "x" * 700)
+    assert found.conversation == before and "does not fit" in found.told
 
 
 def after(count: int) -> Callable[[], bool]:
@@ -385,12 +392,12 @@ def after(count: int) -> Callable[[], bool]:
 
 
 def test_an_interrupted_answer_stays_as_far_as_it_was_said(talking):
-    state = State(None, BASE, fills=False)
-    whole = talk(talking, state, "hello").state
-    found = talk(talking, state, "hello", stopped=after(6))
-    assert found.state.last[0].token_ids == whole.last[0].token_ids[:5]
-    assert found.state.turns == (Message("user", "hello"), Message("assistant", whole.turns[1].content[:5]))
-    assert found.answers == whole.turns[1].content[:5] + "\n"
+    conversation = Conversation(None, BASE, fills_template=False)
+    whole = talk(talking, conversation, "hello").conversation
+    found = talk(talking, conversation, "hello", stopped=after(6))
+    assert found.conversation.last[0].token_ids == whole.last[0].token_ids[:5]
+    assert found.conversation.turns == (Message("user", "hello"), Message("assistant", whole.turns[1].content[:5]))
+    assert found.replies == whole.turns[1].content[:5] + "\n"
     assert "stopped" in found.told
 
 
@@ -403,68 +410,68 @@ def test_ctrl_c_stops_the_answer_and_no_more(talking):
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.005)
 
-    partner = dataclasses.replace(talking, max_new_tokens=400)
+    chat_model = dataclasses.replace(talking, max_new_tokens=400)
     terminal = Terminal(scripted("hello"), Console(file=io.StringIO()), lambda _: None, interrupt_requested)
-    hook = partner.model.register_forward_pre_hook(press)
-    state = converse(partner, State(None, BASE, fills=False), terminal)
+    hook = chat_model.model.register_forward_pre_hook(press)
+    conversation = converse(chat_model, Conversation(None, BASE, fills_template=False), terminal)
     hook.remove()
-    assert state.last[0].interrupted and 4 <= len(state.last[0].text) < 400
-    assert state.turns[1].content == state.last[0].text
+    assert conversation.last[0].interrupted and 4 <= len(conversation.last[0].text) < 400
+    assert conversation.turns[1].content == conversation.last[0].text
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_message_that_was_interrupted_before_a_word_is_forgotten(talking):
-    before = talk(talking, State(None, BASE, fills=False), "hello").state
+    before = talk(talking, Conversation(None, BASE, fills_template=False), "hello").conversation
     found = talk(talking, before, "more", stopped=lambda: True)
-    assert found.state.turns == before.turns
+    assert found.conversation.turns == before.turns
 
 
 def test_interrupting_a_comparison_stops_both(opened):
-    partner, state = opened
-    found = talk(partner, state, "/compare", "hello", stopped=after(3))
-    assert [len(a.token_ids) for a in found.state.last] == [2, 0]
-    assert found.state.turns == ()
+    chat_model, conversation = opened
+    found = talk(chat_model, conversation, "/compare", "hello", stopped=after(3))
+    assert [len(a.token_ids) for a in found.conversation.last] == [2, 0]
+    assert found.conversation.turns == ()
     assert (
-        f"{TUNED}: {len(found.state.last[1].prompt.token_ids)} tokens, 0 of"
-        in talk(partner, found.state, "/show").answers
+        f"{TUNED}: {len(found.conversation.last[1].prompt.token_ids)} tokens, 0 of"
+        in talk(chat_model, found.conversation, "/show").replies
     )
 
 
 def test_show_prints_the_tokens_of_the_last_exchange(opened):
-    partner, state = opened
-    assert "Nothing was said" in talk(partner, state, "/show").told
-    said = talk(partner, state, "one", "two").state
-    answer = said.last[0]
-    seen = seen_tokens(answer, partner.renderer)
-    assert seen.token_ids.tolist() == [*answer.prompt.token_ids.tolist(), *answer.token_ids]
-    assert seen.loss_weights.sum() == len(answer.token_ids)
-    text = coloured(seen)
+    chat_model, conversation = opened
+    assert "Nothing was said" in talk(chat_model, conversation, "/show").told
+    said = talk(chat_model, conversation, "one", "two").conversation
+    reply = said.last[0]
+    seen = seen_tokens(reply, chat_model.renderer)
+    assert seen.token_ids.tolist() == [*reply.prompt.token_ids.tolist(), *reply.token_ids]
+    assert seen.loss_weights.sum() == len(reply.token_ids)
+    text = highlighted(seen)
     assert text.plain.replace("↵\n", "\n") == seen.text
     green = "".join(text.plain[s.start : s.end] for s in text.spans if s.style == TRAINED)
-    assert green == printable(partner.renderer.tokenizer.decode(answer.token_ids)).replace("\n", "↵\n")
-    shown = talk(partner, said, "/show")
-    assert shown.state == said
-    assert f"{len(seen.token_ids)} tokens, {len(answer.token_ids)} of them" in shown.answers
-    assert seen.text in shown.answers.replace("↵\n", "\n")
+    assert green == printable(chat_model.renderer.tokenizer.decode(reply.token_ids)).replace("\n", "↵\n")
+    shown = talk(chat_model, said, "/show")
+    assert shown.conversation == said
+    assert f"{len(seen.token_ids)} tokens, {len(reply.token_ids)} of them" in shown.replies
+    assert seen.text in shown.replies.replace("↵\n", "\n")
 
 
 @pytest.mark.parametrize("line", ["/base", "/adapter", "/compare", "/raw"])
 def test_a_plain_model_has_nothing_to_switch(talking, line):
-    state = State(None, BASE, fills=False)
-    found = talk(talking, state, line)
-    assert found.state == state and line in found.told
+    conversation = Conversation(None, BASE, fills_template=False)
+    found = talk(talking, conversation, line)
+    assert found.conversation == conversation and line in found.told
 
 
 @pytest.mark.parametrize(("refusal", "told"), [("{{ raise_exception('no system') }}", "refuses"), ("", "drops")])
 def test_a_system_message_that_the_template_does_not_take_changes_nothing(opened, refusal, told):
-    partner, state = opened
+    chat_model, conversation = opened
     tokenizer = byte_tokenizer()
     loop = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
     tokenizer.chat_template = f"{{% if messages[0].role == 'system' %}}{refusal}{{% endif %}}{loop}"
-    strict = dataclasses.replace(partner, renderer=make_renderer(tokenizer, (2,), PROMPT))
-    before = talk(strict, dataclasses.replace(state, system=None), "one").state
+    strict = dataclasses.replace(chat_model, renderer=make_renderer(tokenizer, (2,), PROMPT))
+    before = talk(strict, dataclasses.replace(conversation, system=None), "one").conversation
     found = talk(strict, before, "/system be brief")
-    assert found.state == before and told in found.told
+    assert found.conversation == before and told in found.told
 
 
 def test_help_names_every_command_and_quit_ends(opened):

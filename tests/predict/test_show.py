@@ -14,7 +14,7 @@ from loratory.cli.main import main
 from loratory.config import ModelConfig, PromptConfig
 from loratory.data.examples import Example, Message
 from loratory.models.loading import load_tokenizer
-from loratory.predict.tokens import IGNORED, TRAINED, as_rows, coloured, padded
+from loratory.predict.tokens import IGNORED, TRAINED, highlighted, padded_arrays, token_records
 from loratory.text.rendering import TokenizedExample, tokenize
 from loratory.text.template import Renderer, make_renderer
 
@@ -31,7 +31,7 @@ token_lists = st.lists(
 def test_padded_arrays_predict_each_trained_token_from_the_place_before_it(drawn, pad_id: int):
     ids = [[token for token, _ in one] for one in drawn]
     weights = [[weight for _, weight in one] for one in drawn]
-    arrays = padded([sequence(i, w) for i, w in zip(ids, weights, strict=True)], pad_id)
+    arrays = padded_arrays([sequence(i, w) for i, w in zip(ids, weights, strict=True)], pad_id)
     shape = (len(ids), max(map(len, ids)))
     assert {name: np.array(rows).shape for name, rows in arrays.items()} == {
         "input_ids": shape, "attention_mask": shape, "shifted_labels": shape,
@@ -55,8 +55,8 @@ def renderer() -> Renderer:
     return make_renderer(text.tokenizer, text.stop_ids, PromptConfig(date="2025-01-01"))
 
 
-def one(renderer: Renderer, question: str, answer: str) -> TokenizedExample:
-    return tokenize(Example((Message("user", question),), (answer,), (), "a.csv:2"), renderer)[0]
+def one(renderer: Renderer, question: str, reply: str) -> TokenizedExample:
+    return tokenize(Example((Message("user", question),), (reply,), (), "a.csv:2"), renderer)[0]
 
 
 texts = st.text("ab é日🤖\n", min_size=1, max_size=9)
@@ -65,32 +65,32 @@ texts = st.text("ab é日🤖\n", min_size=1, max_size=9)
 @needs_shared
 @given(texts, texts.filter(lambda t: bool(t.strip())))
 @settings(derandomize=True, deadline=None, max_examples=40)
-def test_rows_are_the_tokens_and_their_texts_the_text(renderer: Renderer, question: str, answer: str):
-    found = one(renderer, question, answer)
-    rows = as_rows(found, renderer)
+def test_rows_are_the_tokens_and_their_texts_the_text(renderer: Renderer, question: str, reply: str):
+    found = one(renderer, question, reply)
+    rows = token_records(found, renderer)
     assert [row["id"] for row in rows] == found.token_ids.tolist()
     assert [row["trained"] for row in rows] == (found.loss_weights > 0).tolist()
     assert renderer.tokenizer.convert_tokens_to_ids([row["token"] for row in rows]) == found.token_ids.tolist()
-    assert "".join(row["text"] for row in rows if row["trained"]) == answer.strip() + renderer.ending_text
+    assert "".join(row["text"] for row in rows if row["trained"]) == reply.strip() + renderer.ending_text
 
 
 @needs_shared
 @given(texts, texts.filter(lambda t: bool(t.strip())))
 @settings(derandomize=True, deadline=None, max_examples=40)
 def test_the_coloured_text_is_the_whole_text_once_with_the_trained_part_marked(
-    renderer: Renderer, question: str, answer: str
+    renderer: Renderer, question: str, reply: str
 ):
-    found = one(renderer, question, answer)
-    shown = coloured(found)
+    found = one(renderer, question, reply)
+    shown = highlighted(found)
     assert shown.plain.replace("↵\n", "\n") == found.text
-    marked = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == TRAINED)
-    assert marked.replace("↵\n", "\n") == answer.strip() + renderer.ending_text
+    labels_above = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == TRAINED)
+    assert labels_above.replace("↵\n", "\n") == reply.strip() + renderer.ending_text
 
 
 def test_overlapping_spans_show_each_character_once():
     found = sequence([1, 2, 3], 1)
     spans = np.array([[0, 2], [1, 2], [1, 4]], dtype=np.int64)
-    assert coloured(dataclasses.replace(found, text="abcd", char_spans=spans)).plain == "abcd"
+    assert highlighted(dataclasses.replace(found, text="abcd", char_spans=spans)).plain == "abcd"
 
 
 # ---- the verb --------------------------------------------------------------------------------------------------------

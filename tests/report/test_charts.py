@@ -6,18 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loratory.report.charts import (
-    confusion_grid,
-    duration,
-    labels_to_show,
-    log_ticks,
-    loss_chart,
-    p_text,
-    short,
-    size,
-    tick_values,
-    unbroken,
-)
+from loratory.metrics.formatting import duration, p_text, short, size, unbroken
+from loratory.report.charts import confusion_grid, labels_to_show, log_ticks, loss_chart, tick_values
 
 
 @given(st.floats(1e-6, 1e9))

@@ -9,7 +9,7 @@ from test_report import LABELS, Page, change_json, exactly, write_part, write_ru
 from loratory.cli.main import main
 from loratory.errors import UserError
 from loratory.metrics.significance import mcnemar_exact
-from loratory.report.comparison import compare_runs, page, read_pair, render_comparison
+from loratory.report.comparison import compare_runs, comparison_page, read_pair, render_comparison
 
 RATES = {"prompt": 0.3, "linear": 0.5, "tuned": 0.7}
 TOML = '[prompt]\nuser = "{text}"\n[train]\nepochs = 3\nseed = 0\n[run]\nout = "%s"\n'
@@ -81,7 +81,7 @@ def test_words_say_which_is_better_or_that_none_is(tmp_path, right_a, right_b, s
     assert found["sentence"].startswith(start)
     assert found["better"] is None or " interval -" not in found["sentence"], "how much better, whichever is better"
     assert " ".join(found["sentence"].split()) in " ".join(terminal_text(found).split())
-    assert found["sentence"] in Page(page(*read_pair(a, b), found)).text.replace("\n", "")
+    assert found["sentence"] in Page(comparison_page(*read_pair(a, b), found)).text.replace("\n", "")
 
 
 def test_settings_that_differ_are_listed_and_no_others(tmp_path):
@@ -148,7 +148,7 @@ def test_a_system_that_one_run_lacks_has_no_difference(tmp_path):
     found = compared(a, b)
     assert found["b"]["system"] == "tuned-choose" and found["systems"][-1]["a"] is None
     assert found["systems"][-1]["difference"] is None and "tuned-choose" in terminal_text(found)
-    Page(page(*read_pair(a, b), found))
+    Page(comparison_page(*read_pair(a, b), found))
 
 
 def test_seeds_are_told(tmp_path):
@@ -164,7 +164,7 @@ def test_page_is_self_contained_and_escapes_hostile_text(tmp_path):
     for run in (a, b):
         change_json(run / "data.json", test_prompts=[evil] * 200)
     found = compared(a, b)
-    html = page(*read_pair(a, b), found)
+    html = comparison_page(*read_pair(a, b), found)
     parsed = Page(html)
     assert parsed.references == [] and "url(" not in html and "@import" not in html
     assert not [tag for tag, attrs in parsed.tags if tag == "script" or "onload" in attrs]

@@ -13,7 +13,9 @@ from rich.console import Console
 from loratory.config import SYSTEMS as TASK_SYSTEMS
 from loratory.errors import UserError
 from loratory.metrics.significance import mcnemar_exact
-from loratory.report.report import build_report, render_table, write_report
+from loratory.report.page import write_report
+from loratory.report.report import build_report
+from loratory.report.terminal import render_table
 
 SYSTEMS = TASK_SYSTEMS["classification"]
 
@@ -125,7 +127,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.text, self.tags, self.references, self.open, self.marked = "", [], [], [], ""
+        self.text, self.tags, self.references, self.open, self.labels_above = "", [], [], [], ""
         self.feed(html.replace("\u00a0", " "))
         assert self.open == []
 
@@ -140,7 +142,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-        self.marked += data if "mark" in self.open else ""
+        self.labels_above += data if "mark" in self.open else ""
 
 
 def page_of(run):
@@ -404,7 +406,7 @@ def test_trained_tokens_are_marked_and_nothing_of_the_text_is_lost(tmp_path):
     write_report(tmp_path)
     page = page_of(tmp_path)
     assert "papers.csv:7" in page.text and "<|user|>↵\nSay it<|bot|>Robotics" in page.text
-    assert page.marked.endswith("Robotics") and "Say it" not in page.marked
+    assert page.labels_above.endswith("Robotics") and "Say it" not in page.labels_above
 
 
 def test_a_very_long_rendering_is_cut_in_the_middle(tmp_path):
@@ -412,7 +414,7 @@ def test_a_very_long_rendering_is_cut_in_the_middle(tmp_path):
     change_json(write_run(tmp_path, FEW) / "data.json", rendered=[{"source": "a.csv:2", "tokens": tokens}])
     write_report(tmp_path)
     page = page_of(tmp_path)
-    assert "token0 " in page.text and "token4999 " in page.marked and "token2500 " not in page.text
+    assert "token0 " in page.text and "token4999 " in page.labels_above and "token2500 " not in page.text
     left_out = int(re.search(r"(\d+) tokens are not shown", page.text).group(1))
     assert len(re.findall(r"token\d+ ", page.text)) == 5000 - left_out
 

@@ -11,24 +11,25 @@ from safetensors.torch import load_file
 
 import loratory.machine.device
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
-from loratory.data.examples import Example, Message, conversation
+from loratory.data.conversations import conversation
+from loratory.data.examples import Example, Message
 from loratory.data.splits import fold_splits, load_split
 from loratory.errors import Interrupted, UserError
+from loratory.events import Event
 from loratory.finetune import evaluate_run, finetune, train_only
-from loratory.machine.device import resolve_world
+from loratory.machine.device import resolve_machine
 from loratory.models.loading import load_model
 from loratory.predict.tuned import load
-from loratory.run.job import Event
-from loratory.run.seeds_and_folds import parts_of
+from loratory.run.seeds_and_folds import seed_and_fold_folders
 from loratory.storage.run_directory import read_metrics
 from loratory.text.rendering import tokenize
 from loratory.text.template import make_renderer
-from loratory.tree.attention import Layout
+from loratory.tree.layout import Layout
 from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-TURNS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
+ROUNDS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
 EIGHT = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose")
 
 
@@ -189,7 +190,7 @@ def test_what_is_loaded_answers_as_what_was_measured(config):
     for record, row in zip(records[:3], measured[:3], strict=True):
         assert tuned.probabilities(record) == pytest.approx(row["probabilities"], abs=1e-5)
     assert tuned.answers([]) == []
-    sequences = tokenize(conversation(TURNS, "here"), tuned.renderer)
+    sequences = tokenize(conversation(ROUNDS, "here"), tuned.renderer)
     assert choose_layout(tuned.base.model, sequences, "auto").kind == "tree"
 
 
@@ -281,7 +282,9 @@ def test_several_seeds_are_each_what_a_run_of_that_seed_trains(config, tmp_path)
     assert all(torch.equal(found[0][name], tensor) for name, tensor in adapter(alone).items())
     assert predictions(run, "tuned-choose") == predictions(alone, "tuned-choose")
     [seeds] = [s for s in json.loads((run / "report.json").read_text())["seeds"] if s["name"] == "tuned-choose"]
-    rights = [[row["correct"] for row in predictions(folder, "tuned-choose")] for folder in (run, *parts_of(run))]
+    rights = [
+        [row["correct"] for row in predictions(folder, "tuned-choose")] for folder in (run, *seed_and_fold_folders(run))
+    ]
     assert seeds["values"] == [sum(right) / len(right) for right in rights]
     assert seeds["mean"] == pytest.approx(sum(seeds["values"]) / 3)
 
@@ -299,7 +302,7 @@ def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind)
         assert [row["expected"] for row in rows] == [ANIMALS[list(ANIMALS)[i % 3]] for i in range(48)]
     # The base model answers alike in every fold, so its training elsewhere leaves no trace.
     data = json.loads((run / "data.json").read_text())
-    base = load_model(few.model, resolve_world("cpu", "float32", 0))
+    base = load_model(few.model, resolve_machine("cpu", "float32", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, config.prompt)
     examples = [
         Example(

@@ -24,23 +24,25 @@ from loratory.config import (
     SpeedConfig,
     TrainConfig,
 )
-from loratory.data.examples import BLANK, Example, Message
+from loratory.data.examples import Example, Message
+from loratory.data.prompts import ANSWER_SLOT
 from loratory.data.splits import load_split
-from loratory.data.task_file import draft
+from loratory.data.task_file import guess_task_file
 from loratory.errors import UserError
-from loratory.evaluation.evaluate import _as_written
+from loratory.evaluation.systems import _restore_spelling
 from loratory.finetune import finetune
-from loratory.machine.device import resolve_world
-from loratory.models.loading import LoadedTokenizer, builtin_folder, load_model
+from loratory.machine.device import resolve_machine
+from loratory.models.loading import LoadedTokenizer, builtin_folder, is_masked, load_model
 from loratory.predict.tuned import load
-from loratory.run.job import check_kind, check_words
+from loratory.run.checks import check_kind, check_words
 from loratory.text import masking as cloze
 from loratory.text.context import fit_to_context
-from loratory.text.rendering import TokenizedExample, pieces, respelled, tokenize, with_room_for
+from loratory.text.rendering import TokenizedExample, pieces, tokenize, tokenizer_round_trip, with_mask_count
 from loratory.text.template import renderer_for
-from loratory.tree.attention import Layout, prepared, prepared_for_training
-from loratory.tree.batches import build_batch, micro_batches, of_epoch
-from loratory.tree.fill_mask import complete, fill_blanks
+from loratory.tree.batches import build_batch, micro_batches, sequences_of_epoch
+from loratory.tree.fill_mask import complete, fill_slots
+from loratory.tree.forward import prepared, prepared_for_training
+from loratory.tree.layout import Layout
 from loratory.tree.loss import batch_loss, target_log_probs
 from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
@@ -105,7 +107,7 @@ def one_by_one(model, sequences) -> tuple[float, dict[str, torch.Tensor]]:
     """Cross-entropy of hidden tokens and its gradients: one plain forward a sequence."""
     loss = 0.0
     for s in sequences:
-        logits = model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0]
+        logits = model(input_ids=torch.from_numpy(s.masked_ids)[None]).logits[0]
         own = torch.from_numpy(s.loss_weights > 0)
         part = torch.nn.functional.cross_entropy(logits[own], torch.from_numpy(s.token_ids)[own], reduction="sum")
         part.backward()
@@ -125,7 +127,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 def test_batches_have_the_loss_and_gradients_of_the_sequences_one_by_one(family, batching, budget):
     model, sequences = tiny(family), some_sequences()
     layout = choose_layout(model, sequences, batching)
-    assert layout.kind == ("packed" if batching == "auto" and family != "deberta" else "padded"), layout.why
+    assert layout.kind == ("packed" if batching == "auto" and family != "deberta" else "padded"), layout.reason
     assert layout.first_position == (2 if layout.kind == "packed" and family == "roberta" else 0)
     expected, expected_gradients = one_by_one(model, sequences)
     loss = 0.0
@@ -151,7 +153,7 @@ def test_a_packed_batch_gives_each_sequence_its_own_log_probabilities(family):
         found = target_log_probs(model, batch, layout)
     for i, s in enumerate(sequences):
         with torch.no_grad():
-            logits = model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0].log_softmax(-1)
+            logits = model(input_ids=torch.from_numpy(s.masked_ids)[None]).logits[0].log_softmax(-1)
         at = np.flatnonzero(s.loss_weights)
         assert torch.allclose(found[batch.target_sequence_N == i], logits[at, s.token_ids[at]], rtol=0, atol=1e-12)
 
@@ -174,13 +176,13 @@ def test_a_mask_that_lets_sequences_see_each_other_is_found_from_one_text(monkey
     assert choose_layout(tiny("bert"), some_sequences()[:1], "auto").kind == "packed"
     monkeypatch.setattr(attention, "_chunks", seeing_all)
     layout = choose_layout(tiny("bert"), some_sequences()[:1], "auto")
-    assert layout.kind == "padded" and "reach another" in layout.why
+    assert layout.kind == "padded" and "reach another" in layout.reason
 
 
 def test_the_check_finds_positions_that_are_off(monkeypatch):
     monkeypatch.setattr("loratory.tree.verification.first_position", lambda model: 0)
     layout = choose_layout(tiny("roberta"), some_sequences(), "auto")
-    assert layout.kind == "padded" and "differs from the stock attention" in layout.why
+    assert layout.kind == "padded" and "differs from the stock attention" in layout.reason
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def renderer(kind: str, **settings):
 
 def question(text: str, *answers: str, candidates: tuple[str, ...] = ()) -> Example:
     """``text`` with {mask} where the answer stands."""
-    return Example((Message("user", text.replace("{mask}", BLANK)),), answers, candidates, "pets.csv:3")
+    return Example((Message("user", text.replace("{mask}", ANSWER_SLOT)),), answers, candidates, "pets.csv:3")
 
 
 @every_tokenizer
@@ -235,9 +237,9 @@ def test_an_answer_fills_the_blank_as_the_whole_text_would_be_tokenized(kind):
     r = renderer(kind)
     [found] = tokenize(question("the cat says {mask} today", "meow"), r)
     assert found.token_ids.tolist() == r.tokenizer("the cat says meow today")["input_ids"]
-    masks = found.shown_ids == r.tokenizer.mask_token_id
+    masks = found.masked_ids == r.tokenizer.mask_token_id
     assert (masks == (found.loss_weights > 0)).all() and masks.any()
-    assert (found.shown_ids[~masks] == found.token_ids[~masks]).all()
+    assert (found.masked_ids[~masks] == found.token_ids[~masks]).all()
     assert "".join(piece for piece, _ in pieces(found)) == found.text == "the cat says meow today"
     trained = "".join(piece for piece, is_trained in pieces(found) if is_trained)
     assert trained.strip() == "meow"
@@ -248,9 +250,9 @@ def test_what_is_read_does_not_depend_on_the_answer(kind):
     r = renderer(kind)
     r = dataclasses.replace(r, masks=9)
     long, short = (tokenize(question("A cat says {mask}.", a), r)[0] for a in ("xyzw", "ab"))
-    assert (long.shown_ids == short.shown_ids).all()
+    assert (long.masked_ids == short.masked_ids).all()
     assert long.loss_weights.sum() == short.loss_weights.sum() == 9
-    ending = cloze.ending_id(r.tokenizer)
+    ending = cloze.answer_end_id(r.tokenizer)
     assert (short.token_ids[short.loss_weights > 0][-3:] == ending).all()
     assert "".join(piece for piece, _ in pieces(short)) == short.text == "A cat says ab."
 
@@ -259,9 +261,9 @@ def test_a_single_mask_is_what_other_programs_make_of_the_text():
     for kind in TOKENIZERS:
         r = renderer(kind)
         mask = r.tokenizer.mask_token
-        blank = cloze.split_blank(f"the cat says {BLANK}, see?", "")
+        slotted = cloze.split_at_slot(f"the cat says {ANSWER_SLOT}, see?", "")
         own = r.tokenizer(f"the cat says {mask}, see?")["input_ids"]
-        assert cloze.with_masks(r.tokenizer, blank, 1).shown_ids.tolist() == own
+        assert cloze.with_masks(r.tokenizer, slotted, 1).masked_ids.tolist() == own
 
 
 def test_label_words_stand_in_the_blank():
@@ -286,9 +288,9 @@ def test_the_sequences_of_a_text_hide_each_of_its_tokens_once(kind):
 def test_every_epoch_trains_on_other_hidden_tokens():
     text = "the cat sleeps on number 7 while a dog is outside"
     own = tokenize(question(text, text), renderer("words"))
-    epochs = [of_epoch([own], [0], epoch) for epoch in range(14)]
+    epochs = [sequences_of_epoch([own], [0], epoch) for epoch in range(14)]
     assert [len(chosen) for chosen in epochs] == [1] * 14
-    assert len({chosen[0].shown_ids.tobytes() for chosen in epochs[:7]}) == 7
+    assert len({chosen[0].masked_ids.tobytes() for chosen in epochs[:7]}) == 7
     assert epochs[7] == epochs[0]
 
 
@@ -306,7 +308,7 @@ def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
         fit_to_context([long], r, 80, "error")
     fitted = fit_to_context([long], r, 80, "cut_prompt")
     text = fitted.examples[0].messages[-1].content
-    assert fitted.cut == 1 and text.endswith(f"\nit says {BLANK} today") and text.startswith("the cat the cat")
+    assert fitted.cut == 1 and text.endswith(f"\nit says {ANSWER_SLOT} today") and text.startswith("the cat the cat")
     [found] = tokenize(dataclasses.replace(fitted.examples[0], answers=("meow",)), r)
     assert 70 < len(found.token_ids) <= 80
 
@@ -321,15 +323,15 @@ def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
 def test_without_a_line_above_the_longer_side_is_cut(text, kept):
     r = renderer("words")
     fitted = fit_to_context([question(text, "cow", candidates=("cow", "meow"))], r, 80, "cut_prompt")
-    shown = fitted.examples[0].messages[-1].content.replace(BLANK, "{mask}")
+    shown = fitted.examples[0].messages[-1].content.replace(ANSWER_SLOT, "{mask}")
     assert shown.startswith(kept[0]) and shown.endswith(kept[1])
     assert 70 < len(tokenize(fitted.examples[0], r)[0].token_ids) <= 80
 
 
 def test_blanks_have_room_for_the_longest_answer_in_its_place():
     asked = [question("says:\n{mask}", "meow"), question("says {mask}", "xy")]
-    assert with_room_for(asked, renderer("words")).masks == 3
-    assert with_room_for(asked, renderer("bytes")).masks == 5  # the line's end is a token of its own
+    assert with_mask_count(asked, renderer("words")).masks == 3
+    assert with_mask_count(asked, renderer("bytes")).masks == 5  # the line's end is a token of its own
 
 
 def test_an_empty_text_is_refused_before_anything_runs():
@@ -416,11 +418,11 @@ def test_words_stand_in_for_labels_in_what_is_written_and_chosen(masked_folder, 
 
 def test_answers_count_as_the_tokenizer_spells_them():
     r = renderer("words")
-    assert _as_written("rex.", question("a {mask}", "Rex."), r) == "Rex."
-    spelled = respelled("cs.CL", r)
+    assert _restore_spelling("rex.", question("a {mask}", "Rex."), r) == "Rex."
+    spelled = tokenizer_round_trip("cs.CL", r)
     assert spelled != "cs.CL"
-    assert _as_written(spelled, question("a {mask}", "x", candidates=("cs.CL", "cs.RO")), r) == "cs.CL"
-    assert _as_written("dog", question("a {mask}", "Rex."), r) == "dog"
+    assert _restore_spelling(spelled, question("a {mask}", "x", candidates=("cs.CL", "cs.RO")), r) == "cs.CL"
+    assert _restore_spelling("dog", question("a {mask}", "Rex."), r) == "dog"
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
@@ -435,7 +437,7 @@ def test_an_adapter_is_the_same_in_plain_peft(family, pets, tmp_path):
     plain = peft.PeftModel.from_pretrained(base, str(run / "adapter")).eval()
     tuned = load(run, dtype="float64")
     [example] = tokenize(question("the cat 3 sleeps and says {mask}.", "meow"), tuned.renderer)
-    ids = torch.from_numpy(example.shown_ids)[None]
+    ids = torch.from_numpy(example.masked_ids)[None]
     with torch.no_grad():
         ours, theirs, before = tuned.model(ids).logits, plain(ids).logits, base_logits(model, ids)
     assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
@@ -450,7 +452,7 @@ def base_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 def test_labels_have_the_log_probabilities_of_the_plain_model(family, tmp_path):
     tokenizer = words_tokenizer() if family == "bert" else bytes_tokenizer()
     folder = save_masked(tmp_path / "model", family, tokenizer)
-    base = load_model(ModelConfig(str(folder), dtype="float64"), resolve_world("cpu", "float64", 1))
+    base = load_model(ModelConfig(str(folder), dtype="float64"), resolve_machine("cpu", "float64", 1))
     r = renderer_for(base.text, PromptConfig())
     asked = [question(f"the {pet} says {{mask}}.", candidates=("meow", "a", "woof")) for pet in SOUNDS]
     probes = [s for e in asked for s in tokenize(dataclasses.replace(e, answers=e.candidates), r)]
@@ -460,7 +462,7 @@ def test_labels_have_the_log_probabilities_of_the_plain_model(family, tmp_path):
         for n, label in enumerate(example.candidates):
             [s] = tokenize(dataclasses.replace(example, answers=(label,)), r)
             with torch.no_grad():
-                logits = base.model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0].log_softmax(-1)
+                logits = base.model(input_ids=torch.from_numpy(s.masked_ids)[None]).logits[0].log_softmax(-1)
             at = np.flatnonzero(s.loss_weights)
             assert scores.log_probs_EL[i, n] == pytest.approx(logits[at, s.token_ids[at]].sum().item(), rel=1e-9)
             assert scores.tokens_EL[i, n] == len(at)
@@ -493,7 +495,7 @@ def test_plain_texts_are_learned_and_measured_by_pseudo_perplexity(masked_folder
     for example in split.test:
         for s in tokenize(example, tuned.renderer):
             with torch.no_grad():
-                logits = tuned.model(input_ids=torch.from_numpy(s.shown_ids)[None]).logits[0].log_softmax(-1)
+                logits = tuned.model(input_ids=torch.from_numpy(s.masked_ids)[None]).logits[0].log_softmax(-1)
             at = np.flatnonzero(s.loss_weights)
             total, count = total + logits[at, s.token_ids[at]].sum().item(), count + len(at)
     assert systems["tuned"]["metrics"]["perplexity"] == pytest.approx(np.exp(-total / count), rel=1e-6)
@@ -545,7 +547,7 @@ def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts
 
 @pytest.mark.parametrize("task", ["text", "dialogue", "choice", "labels", "code"])
 def test_tasks_of_causal_models_are_refused(task, masked_folder, pets, tmp_path):
-    base = load_model(ModelConfig(str(masked_folder)), resolve_world("cpu", "float32", 1))
+    base = load_model(ModelConfig(str(masked_folder)), resolve_machine("cpu", "float32", 1))
     with pytest.raises(UserError, match="cannot do this task"):
         check_kind(dataclasses.replace(Config(), task=task), base.text, base.name)
 
@@ -563,17 +565,17 @@ def test_a_causal_model_cannot_fill(tiny_folder, texts, tmp_path):
 
 
 def test_blanks_are_filled_with_no_special_token(masked_folder):
-    base = load_model(ModelConfig(str(masked_folder), dtype="float64"), resolve_world("cpu", "float64", 1))
+    base = load_model(ModelConfig(str(masked_folder), dtype="float64"), resolve_machine("cpu", "float64", 1))
     r = renderer_for(base.text, PromptConfig())
     layout = Layout("padded", "test", masked=True)
-    answers = fill_blanks(
+    answers = fill_slots(
         base.model, r, [question(f"the {p} {{mask}}") for p in SOUNDS], 3, False, layout, 50, lambda *_: None
     )
     assert len(answers) == 3 and all(answers)
 
 
 def test_a_first_task_file_puts_the_answer_into_a_blank(masked_folder, pets):
-    found = draft(str(pets), "sound", str(masked_folder))
+    found = guess_task_file(str(pets), "sound", is_masked, str(masked_folder))
     config = Config.parse(found.toml, found.path)
     assert config.task == "classification" and config.prompt.system is None
     assert config.prompt.user == "{text}\nSound: {mask}"
@@ -589,7 +591,7 @@ def test_words_have_to_tell_labels_apart(words, message):
 
 
 def test_the_built_in_masked_model_knows_the_words_of_papers(tmp_path):
-    base = load_model(ModelConfig("builtin-masked"), resolve_world("cpu", "float32", 1))
+    base = load_model(ModelConfig("builtin-masked"), resolve_machine("cpu", "float32", 1))
     r = renderer_for(base.text, PromptConfig())
     words, text = complete(base.model, r, "We propose a new [MASK] for training deep neural <mask>.", 5)
     assert " networks" in [token for token, _ in words[1]]

@@ -9,9 +9,11 @@ import torch
 
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.errors import Interrupted
+from loratory.events import ignore_event
 from loratory.finetune import finetune, train_only
 from loratory.models.loading import KNOWN_MODELS, builtin_folder, suggestions
-from loratory.run.job import demonstration_text, is_demonstration, load_job, quiet
+from loratory.run.checks import demonstration_text, is_demonstration
+from loratory.run.job import load_job
 from loratory.run.plan import make_plan
 from loratory.storage.run_directory import read_metrics
 
@@ -31,7 +33,7 @@ def config(tiny_folder, animals, tmp_path) -> Config:
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_planning_leaves_model_and_random_state_as_they_were(config, kind):
-    job = load_job(dataclasses.replace(config, adapter=AdapterConfig(kind=kind)), Path(config.run.out), quiet)
+    job = load_job(dataclasses.replace(config, adapter=AdapterConfig(kind=kind)), Path(config.run.out), ignore_event)
     weights = {name: tensor.clone() for name, tensor in job.base.model.state_dict().items()}
     state = torch.get_rng_state()
     plan = make_plan(job, True)
@@ -45,7 +47,7 @@ def test_planning_leaves_model_and_random_state_as_they_were(config, kind):
 
 
 def test_a_run_with_more_to_do_is_estimated_longer(config):
-    few = load_job(config, Path(config.run.out), quiet)
+    few = load_job(config, Path(config.run.out), ignore_event)
     train = dataclasses.replace(config.train, epochs=50, seeds=4)
     many = dataclasses.replace(few, config=dataclasses.replace(config, train=train))
     # Timings vary; a hundred times the work is far outside of that.

@@ -19,14 +19,14 @@ from test_loss import in_batches, one_by_one
 
 from loratory.config import AdapterConfig, ModelConfig, PromptConfig, TrainConfig
 from loratory.data.examples import Example, Message
-from loratory.machine.device import World
-from loratory.models.adapters import attach, load_trained, save_trained
+from loratory.machine.device import Machine
+from loratory.models.adapters import attach_adapter, load_adapter, save_tuned_model
 from loratory.models.loading import LoadedModel, load_model
 from loratory.text.rendering import TokenizedExample, tokenize
 from loratory.text.template import Renderer, make_renderer
 from loratory.training.loop import StepResult, train
 from loratory.training.optimizer import make_optimizer
-from loratory.tree.attention import Layout
+from loratory.tree.layout import Layout
 from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
@@ -84,7 +84,9 @@ class Trained:
 
 
 def load(dtype: torch.dtype = torch.float32) -> LoadedModel:
-    return load_model(ModelConfig(name=str(FOLDER)), World(torch.device("cpu"), dtype, torch.get_num_threads(), "test"))
+    return load_model(
+        ModelConfig(name=str(FOLDER)), Machine(torch.device("cpu"), dtype, torch.get_num_threads(), "test")
+    )
 
 
 def renderer_of(base: LoadedModel) -> Renderer:
@@ -114,7 +116,7 @@ def trained(tmp_path_factory) -> Trained:
     sequences = [s for e in examples for s in tokenize(e, renderer)]
     layout = choose_layout(base.model, sequences, "auto")
     before = logits_of(base.model, sequences[0])
-    model = attach(base, ADAPTER, seed=0)
+    model = attach_adapter(base, ADAPTER, seed=0)
     results = list(train(model, [[s] for s in sequences], make_optimizer(model, CONFIG), CONFIG, 1e-2, layout))
     folder = tmp_path_factory.mktemp("run") / "adapter"
     card = {
@@ -124,7 +126,7 @@ def trained(tmp_path_factory) -> Trained:
         "answer": "feeling",
         "adapter": "lora",
     }
-    save_trained(model, folder, base.text.tokenizer, renderer.stop_ids, card)
+    save_tuned_model(model, folder, base.text.tokenizer, renderer.stop_ids, card)
     return Trained(base, model, renderer, examples, sequences, layout, results, before, folder)
 
 
@@ -184,14 +186,14 @@ def test_the_first_loss_is_that_of_plain_peft_on_a_padded_batch(trained):
 
 
 def test_a_saved_adapter_is_read_back_bit_for_bit(trained):
-    model = load_trained(load(), trained.folder)
+    model = load_adapter(load(), trained.folder)
     s = trained.sequences[0]
     assert torch.equal(logits_of(model, s), logits_of(trained.model, s))
 
 
 def test_attaching_the_adapter_changes_nothing_and_warns_of_nothing(trained):
     base = load()
-    model = attach(dataclasses.replace(base, name="owner/name", revision="abc"), ADAPTER, seed=0)
+    model = attach_adapter(dataclasses.replace(base, name="owner/name", revision="abc"), ADAPTER, seed=0)
     assert torch.equal(logits_of(model, trained.sequences[0]), trained.before)
     assert model.peft_config["default"].base_model_name_or_path == "owner/name"
 
@@ -203,7 +205,7 @@ def adapter_gradient(found: tuple[float, dict[str, torch.Tensor]]) -> torch.Tens
 def test_bfloat16_trees_are_as_close_to_float32_as_bfloat16_sequences_one_by_one():
     base = load(torch.bfloat16)
     renderer = renderer_of(base)
-    half = attach(base, ADAPTER, seed=0)
+    half = attach_adapter(base, ADAPTER, seed=0)
     torch.manual_seed(0)
     for name, parameter in half.named_parameters():
         if "lora_B" in name:

@@ -25,34 +25,28 @@ from loratory.config import (
     RunConfig,
     TrainConfig,
 )
-from loratory.data.examples import (
-    BLANK,
-    Example,
-    Message,
-    candidates_of,
-    choice_of,
-    conversation,
-    labels_of,
-    question,
-    row_tests,
-    tools_of,
-    turns_of,
-)
+from loratory.data.answers import candidates_of, choice_of, labels_of, row_tests
+from loratory.data.conversations import conversation, question, tools_of, turns_of
+from loratory.data.examples import Example, Message
+from loratory.data.prompts import ANSWER_SLOT
 from loratory.data.rows import Row, read_rows
 from loratory.data.splits import load_split
 from loratory.errors import UserError
 from loratory.evaluation.baselines import copy_rule, most_similar
-from loratory.evaluation.evaluate import Prediction, fit_threshold, headline, marked, programs, unfenced
+from loratory.evaluation.evaluate_system import Prediction
+from loratory.evaluation.records import headline
 from loratory.evaluation.sandbox import run_program, sandbox_problem
+from loratory.evaluation.systems import candidate_programs, extract_code, fit_threshold, labels_above
 from loratory.finetune import finetune
-from loratory.metrics.classification import edit_similarity, rouge_l, set_f1, set_metrics, text_metrics
+from loratory.metrics.classification import label_set_metrics, set_f1
 from loratory.metrics.significance import paired_bootstrap
-from loratory.metrics.tasks import TASKS, choice_metrics
+from loratory.metrics.tasks import TASKS, ranking_metrics
+from loratory.metrics.texts import edit_similarity, rouge_l, text_metrics
 from loratory.predict.tuned import load
 from loratory.text.context import fit_to_context
 from loratory.text.rendering import pieces, tokenize
 from loratory.text.template import check_tools_are_shown, make_renderer
-from loratory.tree.scoring import trained_log_probs
+from loratory.tree.scoring import group_log_probs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 needs_sandbox = pytest.mark.skipif(sandbox_problem() is not None, reason="no sandbox here")
@@ -60,7 +54,7 @@ THINGS = ("lamp", "boat", "drum", "kite", "bell", "coin")
 COLOURS = ("red", "green", "blue", "grey")
 
 
-def quiet(done: int, total: int) -> None:
+def ignore_event(done: int, total: int) -> None:
     pass
 
 
@@ -211,10 +205,10 @@ def test_mrr_counts_the_rank_of_the_right_candidate():
         {"expected": "a", "probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}},
         {"expected": "c", "probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}},
     ]
-    assert choice_metrics(lines, ()) == {"mrr": pytest.approx((1 + 1 / 3) / 2)}
-    assert choice_metrics([*lines, {"expected": "a", "probabilities": None}], ()) == {}
+    assert ranking_metrics(lines, ()) == {"mrr": pytest.approx((1 + 1 / 3) / 2)}
+    assert ranking_metrics([*lines, {"expected": "a", "probabilities": None}], ()) == {}
     undecided = {"expected": "a", "probabilities": dict.fromkeys("abc", 1 / 3)}
-    assert choice_metrics([undecided], ()) == {"mrr": 0.5}
+    assert ranking_metrics([undecided], ()) == {"mrr": 0.5}
 
 
 def test_paired_bootstrap_knows_a_difference_from_noise():
@@ -250,7 +244,7 @@ def test_likeness_chooses_the_candidate_that_shares_words():
     train = [user(f"Text {n} about boats and kites", options[0], options) for n in range(5)]
     classify, _ = most_similar(train)
     asked = user("The kites fly\n" + "\n".join(f"- {o}" for o in options), options[1], options)
-    [shares] = classify([asked], quiet)
+    [shares] = classify([asked], ignore_event)
     assert max(shares, key=shares.__getitem__) == "a paper on kites"
     assert sum(shares.values()) == pytest.approx(1)
 
@@ -365,20 +359,20 @@ def test_a_question_is_the_conversation_up_to_its_last_users_turn():
 
 
 def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
-    from loratory.machine.device import resolve_world
+    from loratory.machine.device import resolve_machine
     from loratory.models.loading import load_model
-    from loratory.tree.attention import Layout
+    from loratory.tree.layout import Layout
 
-    base = load_model(dialogue_config.model, resolve_world("cpu", "float64", 0))
+    base = load_model(dialogue_config.model, resolve_machine("cpu", "float64", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
     groups = [tokenize(conversation(OPENAI, "f"), renderer), tokenize(conversation(OPENAI[:2], "f"), renderer)]
-    found = trained_log_probs(base.model, groups, 2, Layout("tree", ""), 1000, quiet)
+    found = group_log_probs(base.model, groups, 2, Layout("tree", ""), 1000, ignore_event)
     assert [[count for _, count in turns] for turns in found] == [
         [int(s.loss_weights.sum()) for s in group] for group in groups
     ]
     for group, turns in zip(groups, found, strict=True):
         for sequence, (value, _) in zip(group, turns, strict=True):
-            [[alone]] = trained_log_probs(base.model, [[sequence]], 1, Layout("tree", ""), 1000, quiet)
+            [[alone]] = group_log_probs(base.model, [[sequence]], 1, Layout("tree", ""), 1000, ignore_event)
             assert value == pytest.approx(alone[0], abs=1e-9)
             ids = torch.from_numpy(sequence.token_ids)[None]
             log_probs = base.model(input_ids=ids).logits[0].double().log_softmax(-1)
@@ -448,14 +442,14 @@ def test_tests_are_read_as_mbpp_and_humaneval_have_them():
     ],
 )
 def test_an_answer_is_tested_alone_or_behind_what_it_continues(row, answer, passes):
-    outcome = run_program(*programs(answer, row_tests(Row(row, "f:1"), CodeConfig())))
-    assert outcome.passed == passes, outcome.why
+    outcome = run_program(*candidate_programs(answer, row_tests(Row(row, "f:1"), CodeConfig())))
+    assert outcome.passed == passes, outcome.reason
 
 
 def test_code_is_taken_out_of_its_fence():
-    assert unfenced("Here it is:\n```python\nx = 1\n```\nDone.") == "x = 1"
-    assert unfenced("```\nx = 1") == "x = 1"
-    assert unfenced("x = 1") == "x = 1"
+    assert extract_code("Here it is:\n```python\nx = 1\n```\nDone.") == "x = 1"
+    assert extract_code("```\nx = 1") == "x = 1"
+    assert extract_code("x = 1") == "x = 1"
 
 
 def test_edit_similarity_is_one_less_the_edits_over_the_longer_text():
@@ -516,12 +510,12 @@ def test_a_set_is_a_list_or_a_text_with_semicolons():
 
 
 def test_each_label_of_a_set_is_trained_behind_the_same_prompt(labels_config):
+    from loratory.events import ignore_event as silent
     from loratory.run.job import load_job
-    from loratory.run.job import quiet as silent
 
     job = load_job(labels_config, Path(labels_config.run.out), silent)
     assert job.split.labels == tuple(sorted(THINGS[:4]))
-    for example, sequences in zip(job.split.train, job.trained, strict=True):
+    for example, sequences in zip(job.split.train, job.train_sequences, strict=True):
         assert len(sequences) == len(example.answers)
         for answer, sequence in zip(example.answers, sequences, strict=True):
             trained = "".join(text for text, weight in pieces(sequence) if weight)
@@ -531,7 +525,7 @@ def test_each_label_of_a_set_is_trained_behind_the_same_prompt(labels_config):
 def test_f1_of_sets():
     assert set_f1(["a"], ["a"]) == 1 and set_f1(["a"], ["b"]) == 0
     assert set_f1(["a", "b"], ["b", "c", "d"]) == pytest.approx(0.4)
-    found = set_metrics([["a"], ["a", "b"]], [["a"], ["b"]], ("a", "b"))
+    found = label_set_metrics([["a"], ["a", "b"]], [["a"], ["b"]], ("a", "b"))
     # a: 1 right of 2 answered, 1 expected; b: 1 right of 1 and 1.
     assert found == {"micro_f1": pytest.approx(0.8), "macro_f1": pytest.approx((2 / 3 + 1) / 2), "exact_match": 0.5}
 
@@ -540,8 +534,8 @@ def test_the_threshold_is_the_best_on_validation_and_something_is_always_chosen(
     rows = [({"a": 0.6, "b": 0.3, "c": 0.1}, ("a", "b")), ({"a": 0.1, "b": 0.2, "c": 0.7}, ("c",))]
     threshold = fit_threshold([Prediction("", None, p) for p, _ in rows], examples_of(rows))
     assert 0.2 < threshold <= 0.3
-    assert [marked(p, threshold) for p, _ in rows] == [("a", "b"), ("c",)]
-    assert marked({"a": 0.1, "b": 0.2}, 0.9) == ("b",)
+    assert [labels_above(p, threshold) for p, _ in rows] == [("a", "b"), ("c",)]
+    assert labels_above({"a": 0.1, "b": 0.2}, 0.9) == ("b",)
     assert fit_threshold([], []) == 0.5
 
 
@@ -578,7 +572,7 @@ def middle_tokenizer():
 
 def test_code_is_filled_into_the_middle():
     r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
-    example = Example((Message("user", f"def f(x):\n    {BLANK}\n\nf(1)"),), ("return x",), (), "a.jsonl:1")
+    example = Example((Message("user", f"def f(x):\n    {ANSWER_SLOT}\n\nf(1)"),), ("return x",), (), "a.jsonl:1")
     [found] = tokenize(example, r)
     assert found.text == ("<|fim_prefix|>def f(x):\n    <|fim_suffix|>\n\nf(1)<|fim_middle|>return x<|im_end|>")
     assert "".join(piece for piece, trained in pieces(found) if trained) == "return x<|im_end|>"
@@ -588,11 +582,15 @@ def test_code_is_filled_into_the_middle():
 def test_a_tokenizer_without_tokens_for_the_middle_is_named():
     r = make_renderer(byte_tokenizer(), (2,), PromptConfig())
     with pytest.raises(UserError, match="no tokens for filling in the middle"):
-        tokenize(user(f"a {BLANK} b", "c"), r)
+        tokenize(user(f"a {ANSWER_SLOT} b", "c"), r)
 
 
 @pytest.mark.parametrize(
-    "messages", [(Message("system", "s"), Message("user", f"a{BLANK}b")), (Message("user", f"a{BLANK}b{BLANK}"),)]
+    "messages",
+    [
+        (Message("system", "s"), Message("user", f"a{ANSWER_SLOT}b")),
+        (Message("user", f"a{ANSWER_SLOT}b{ANSWER_SLOT}"),),
+    ],
 )
 def test_a_middle_has_one_message_with_one_place(messages):
     r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
@@ -604,7 +602,7 @@ def test_programs_with_a_middle_are_tested_with_what_follows():
     row = Row({"head": "def f(x):\n", "tail": "    return y\n", "test_list": ["assert f(1) == 2"]}, "a")
     tests = row_tests(row, CodeConfig(prefix="head", suffix="tail"))
     assert tests and tests.after.startswith("    return y\n") and tests.after.endswith("assert f(1) == 2")
-    assert programs("    y = x + 1", tests)[0].startswith("def f(x):\n    y = x + 1\n    return y\n")
+    assert candidate_programs("    y = x + 1", tests)[0].startswith("def f(x):\n    y = x + 1\n    return y\n")
 
 
 def test_middles_from_rows_to_report(tiny_folder, tmp_path):
@@ -690,8 +688,8 @@ def test_a_column_called_mask_is_told(tmp_path):
 
 def test_a_long_middle_is_cut_above_its_line():
     r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
-    long = user("# a note\n" * 30 + f"x = {BLANK}\nprint(x)", "1")
+    long = user("# a note\n" * 30 + f"x = {ANSWER_SLOT}\nprint(x)", "1")
     fitted = fit_to_context([long], r, 120, "cut_prompt")
     text = fitted.examples[0].messages[0].content
-    assert text.startswith("# a note\n") and text.endswith(f"\nx = {BLANK}\nprint(x)")
+    assert text.startswith("# a note\n") and text.endswith(f"\nx = {ANSWER_SLOT}\nprint(x)")
     assert 100 < len(tokenize(fitted.examples[0], r)[0].token_ids) <= 120

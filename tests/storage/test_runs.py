@@ -62,10 +62,10 @@ def test_json_lines_are_one_object_a_line_whatever_the_text_holds(tmp_path):
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "runs" / "adapter"
-    with runs.whole_folder(path) as temporary:
+    with runs.atomic_folder(path) as temporary:
         (temporary / "old.txt").write_text("old")
         assert not path.exists()
-    with runs.whole_folder(path) as temporary:
+    with runs.atomic_folder(path) as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "new.txt").write_text("new")
         assert everything(path) == {"old.txt": b"old"}
@@ -81,7 +81,7 @@ def test_a_folder_whose_making_fails_leaves_the_old_one_or_none(tmp_path, error:
         path.mkdir()
         (path / "old.txt").write_text("old")
     found = everything(tmp_path)
-    with pytest.raises(error), runs.whole_folder(path) as temporary:
+    with pytest.raises(error), runs.atomic_folder(path) as temporary:
         (temporary / "half.txt").write_text("half")
         raise error
     assert everything(tmp_path) == found
@@ -111,7 +111,7 @@ def test_a_log_torn_anywhere_keeps_its_whole_lines_and_can_be_continued(tmp_path
     path.write_bytes(whole[:cut])
     kept = whole[:cut].count(b"\n")
     assert [m["value"] for m in runs.read_metrics(folder)][:kept] == values[:kept]
-    runs.mend_metrics(folder)
+    runs.repair_metrics(folder)
     assert path.read_bytes() == whole[: whole[:cut].rfind(b"\n") + 1]
     runs.append_metric(folder, "step", value="next")
     assert [m["value"] for m in runs.read_metrics(folder)] == [*values[:kept], "next"]
@@ -137,7 +137,7 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path):
 
 def begun(run: Path, config: Config) -> None:
     runs.create_run(run, False)
-    runs.write_json(run / runs.ASKED, runs.config_to_dict(config))
+    runs.write_json(run / runs.REQUESTED_SETTINGS, runs.config_to_dict(config))
     runs.write_config(run, config)
 
 

@@ -26,7 +26,7 @@ from loratory.errors import UserError
 from loratory.models.loading import LoadedTokenizer, load_tokenizer
 from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, template_deviation, tokenize
 from loratory.text.template import Renderer, check_system_is_shown, make_renderer
-from loratory.tree.generation import decode_answer, greedy
+from loratory.tree.generation import decode_answer, greedy_settings
 
 DATA = SHARED / "data"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "templates.md"
@@ -283,7 +283,7 @@ def _check_ending(name: str, given: tuple[int, ...]) -> bool:
     renderer = make_renderer(tokenizer, given, PromptConfig(date=DAY.date().isoformat()))
     stops = set(renderer.stop_ids)
     assert stops == {*given, renderer.ending[-1]}
-    assert set(greedy(renderer.stop_ids, 0, 1).eos_token_id) == stops
+    assert set(greedy_settings(renderer.stop_ids, 0, 1).eos_token_id) == stops
     for answer in ANSWERS:
         ids = trained(sequences(SINGLE[0], answer, renderer)[0])
         assert tuple(ids[-len(renderer.ending) :]) == renderer.ending

@@ -13,12 +13,13 @@ from test_loss import one_by_one
 from test_train import EXAMPLES
 
 from loratory.config import SpeedConfig, TrainConfig
-from loratory.machine import device as world
-from loratory.machine.device import World
+from loratory.machine import device as machine
+from loratory.machine.device import Machine
 from loratory.training import speed
 from loratory.training.speed import layer_features, resolve_speed, training_bytes
-from loratory.tree.attention import Layout, decoder_layers, prepared_for_training
 from loratory.tree.batches import micro_batches
+from loratory.tree.forward import decoder_layers, prepared_for_training
+from loratory.tree.layout import Layout
 from loratory.tree.loss import batch_loss
 from loratory.tree.verification import choose_layout
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 SEQUENCES = [
     sequence([1, 2, 3, 4, 5, 6, 7, 8, *tail], 2) for tail in ([9, 10, 11], [9, 20, 21], [30, 31], [40, 41, 42])
 ]
-CPU = World(torch.device("cpu"), torch.float32, 1, "test")
+CPU = Machine(torch.device("cpu"), torch.float32, 1, "test")
 
 
 def gradients(model, layout: Layout, token_budget: int = 1000) -> tuple[float, dict[str, torch.Tensor]]:
@@ -111,7 +112,7 @@ def test_products_in_bfloat16_leave_weights_and_gradients_in_float32_and_lie_clo
     model = tiny_model("llama", torch.float32)
     layout = choose_layout(model, SEQUENCES, "tree")
     exact = gradients(model, layout)
-    low = gradients(model, dataclasses.replace(layout, low=torch.bfloat16))
+    low = gradients(model, dataclasses.replace(layout, autocast_dtype=torch.bfloat16))
     assert all(g.dtype == torch.float32 for g in low[1].values())
     assert low[0] == pytest.approx(exact[0], rel=0.03)
     assert low[0] != exact[0]
@@ -224,17 +225,17 @@ def test_layers_that_cannot_be_computed_twice_are_told(monkeypatch):
 
 
 def test_full_fine_tuning_goes_on_with_the_products_that_it_began_with(monkeypatch):
-    monkeypatch.setattr(world, "_probe_dtype", lambda device: (torch.bfloat16, "bfloat16, because it is fast"))
-    began = world.resolve_world("cpu", "auto", 0, "auto")
-    assert (began.dtype, began.low, began.products) == (torch.float32, torch.bfloat16, torch.bfloat16)
+    monkeypatch.setattr(machine, "_probe_dtype", lambda device: (torch.bfloat16, "bfloat16, because it is fast"))
+    began = machine.resolve_machine("cpu", "auto", 0, "auto")
+    assert (began.dtype, began.autocast_dtype, began.matmul_dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
     model = tiny_model("llama", torch.float32)
     settings, _ = resolve_speed(SpeedConfig(), TrainConfig(), True, model, EXAMPLES, Layout("tree", "test"), began)
     assert settings.products == "bfloat16"
-    monkeypatch.setattr(world, "_probe_dtype", lambda device: (torch.float32, "another machine"))
-    goes_on = world.resolve_world("cpu", began.dtype_name, 0, settings.products)
-    assert (goes_on.dtype, goes_on.low) == (began.dtype, began.low)
-    assert world.resolve_world("cpu", "float32", 0, "auto").low is None, "float32 was asked for"
-    assert world.resolve_world("cpu", "float32", 0).low is None
+    monkeypatch.setattr(machine, "_probe_dtype", lambda device: (torch.float32, "another machine"))
+    goes_on = machine.resolve_machine("cpu", began.dtype_name, 0, settings.products)
+    assert (goes_on.dtype, goes_on.autocast_dtype) == (began.dtype, began.autocast_dtype)
+    assert machine.resolve_machine("cpu", "float32", 0, "auto").autocast_dtype is None, "float32 was asked for"
+    assert machine.resolve_machine("cpu", "float32", 0).autocast_dtype is None
 
 
 def test_the_probe_says_what_is_missing(monkeypatch, tmp_path):

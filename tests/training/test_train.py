@@ -12,12 +12,12 @@ from test_loss import one_by_one
 from test_score import tiny_tokenizer
 
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models.adapters import attach
+from loratory.models.adapters import attach_adapter
 from loratory.models.loading import LoadedModel, LoadedTokenizer
 from loratory.training.loop import StepResult, mean_loss, total_steps, train
 from loratory.training.optimizer import learning_rate_at, make_optimizer
-from loratory.tree.attention import Layout
 from loratory.tree.batches import step_examples
+from loratory.tree.layout import Layout
 
 # PEFT asks Transformers by a name of version 5 that version 6 removes.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -42,7 +42,7 @@ def with_lora(family: str, dropout: float = 0.0, dtype=torch.float32, seed: int 
     model = tiny_model(family, dtype)
     model.name_or_path = "tiny"
     base = LoadedModel(model, text, "tiny", None, "")
-    return attach(base, AdapterConfig(rank=2, alpha=4, dropout=dropout), seed)
+    return attach_adapter(base, AdapterConfig(rank=2, alpha=4, dropout=dropout), seed)
 
 
 def run(model, examples, config: TrainConfig, layout: Layout = TREE, rate: float = 1e-2) -> list[StepResult]:

@@ -9,10 +9,12 @@ from conftest import CONFIGS, SMALL, VOCABULARY, sequence, tiny_model
 from test_loss import NO_IDS, assert_same, gemma2, gpt_oss
 from transformers import AttentionMaskInterface
 
-from loratory.tree.attention import NAME, LayerMask, Layout, prepared, tree_attention
+from loratory.tree.attention import NAME, LayerMask, tree_attention
 from loratory.tree.attention import tree_mask as right_mask
 from loratory.tree.batches import build_batch
+from loratory.tree.forward import prepared
 from loratory.tree.kernels import RowChunk, attend
+from loratory.tree.layout import Layout
 from loratory.tree.loss import target_log_probs
 from loratory.tree.verification import Mismatch, choose_layout
 
@@ -76,7 +78,7 @@ def test_trees_are_chosen_for_models_that_only_attend(family, dtype):
 
 @pytest.mark.parametrize("make", [gemma2, gpt_oss], ids=lambda make: make.__name__)
 def test_trees_are_chosen_for_soft_caps_and_sinks(make):
-    assert choose_layout(make(), SEQUENCES, "auto").why == "verified on this model"
+    assert choose_layout(make(), SEQUENCES, "auto").reason == "verified on this model"
 
 
 @pytest.mark.parametrize("make", [bloom, mamba, lfm2], ids=lambda make: make.__name__)
@@ -84,7 +86,7 @@ def test_models_that_trees_do_not_fit_get_padded_batches_and_a_sentence(make):
     model = make()
     layout = choose_layout(model, SEQUENCES, "auto")
     assert layout.kind == "padded"
-    assert layout.why.startswith(f"token trees are not exact for {type(model).__name__} (")
+    assert layout.reason.startswith(f"token trees are not exact for {type(model).__name__} (")
     with pytest.raises(Mismatch):
         choose_layout(model, SEQUENCES, "tree")
 
@@ -101,7 +103,7 @@ def test_the_padded_fallback_is_exact_for_a_recurrent_model():
 def test_rotary_frequencies_that_depend_on_length_are_never_mixed():
     layout = choose_layout(dynamic_llama(original=8), SEQUENCES, "auto")
     assert layout.kind == "one-by-one"
-    assert "beyond 8 tokens" in layout.why
+    assert "beyond 8 tokens" in layout.reason
     assert choose_layout(dynamic_llama(original=64), SEQUENCES, "auto").kind == "tree"
 
 
@@ -211,7 +213,7 @@ def test_choosing_leaves_everything_as_it_was_when_a_check_breaks_midway(monkeyp
 
     monkeypatch.setattr("loratory.tree.attention.attend", broken)
     layout = choose_layout(model, SEQUENCES, "auto")
-    assert layout.why == "token trees are not exact for LlamaForCausalLM (broken)"
+    assert layout.reason == "token trees are not exact for LlamaForCausalLM (broken)"
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(torch.get_rng_state(), random)
 

@@ -11,8 +11,10 @@ from conftest import CONFIGS, RELATIVE, SMALL, sequence, tiny_model
 from hypothesis import given, settings
 from test_batches import CASES, trees, with_cases
 
-from loratory.tree.attention import Layout, _explicit_attention, prepared
+from loratory.tree.attention import _explicit_attention
 from loratory.tree.batches import build_batch, micro_batches
+from loratory.tree.forward import prepared
+from loratory.tree.layout import Layout
 from loratory.tree.loss import batch_loss, batch_weight, target_log_probs
 
 KINDS = ("tree", "padded", "one-by-one")

@@ -18,8 +18,8 @@ from loratory.config import PromptConfig
 from loratory.data.examples import Example, Message
 from loratory.text.rendering import completion_ids, render_prompt
 from loratory.text.template import Renderer, make_renderer
-from loratory.tree.attention import Layout
-from loratory.tree.scoring import LabelScores, Rule, fit_rule, label_log_probs, probabilities, sequence_log_probs
+from loratory.tree.layout import Layout
+from loratory.tree.scoring import LabelScores, Rule, completion_log_probs, fit_rule, label_log_probs, probabilities
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>"
@@ -115,7 +115,7 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_changes_nothing
     prompts = [np.array([*SHARED, *rest]) for rest in ([5], [6, 7, 8], [9] * 12, [6, 7, 9])]
     completions = [[[1, 2, 3], [1, 4], [2]], [[7]], [[3, 3], [3, 3, 3]], [[1, 2, 3]]]
     layout = Layout("tree", "test", **fast)
-    found = sequence_log_probs(model, prompts, completions, layout, 40, lambda done, total: None)
+    found = completion_log_probs(model, prompts, completions, layout, 40, lambda done, total: None)
     handle.remove()
     windowed = family in ("gemma3", "mistral")  # whose caches forget
     assert (sum(lengths) < 2 * len(SHARED) + 30) == (not windowed)

@@ -1,0 +1,55 @@
+"""From files to examples.
+
+In: csv, tsv, json, jsonl and parquet files or hub datasets. Out: a ``Split`` of ``Example`` objects into training,
+validation and test set, or the draft of a task file. Read ``examples.py`` first, then ``splits.py``.
+"""
+
+from loratory.data.answers import LABEL_SEPARATOR, LABELLED
+from loratory.data.conversations import question, turns_of, with_tools
+from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
+from loratory.data.prompts import (
+    ANSWER_SLOT,
+    LABELS,
+    MASK,
+    fill,
+    has_answer_slot,
+    is_plain_text,
+    placeholders,
+    records_to_examples,
+)
+from loratory.data.rows import Row, cell_text, read_rows
+from loratory.data.splits import Split, draw_few_shot, fold_splits, load_split, stratified
+from loratory.data.task_file import TaskFile, check_not_overwriting, guess_task_file, is_data
+
+__all__ = [
+    "ANSWER_SLOT",
+    "LABELLED",
+    "LABELS",
+    "LABEL_SEPARATOR",
+    "MASK",
+    "TOOLS",
+    "Example",
+    "Message",
+    "Row",
+    "Split",
+    "TaskFile",
+    "Tests",
+    "cell_text",
+    "check_not_overwriting",
+    "draw_few_shot",
+    "fill",
+    "fold_splits",
+    "guess_task_file",
+    "has_answer_slot",
+    "is_data",
+    "is_plain_text",
+    "load_split",
+    "placeholders",
+    "question",
+    "read_rows",
+    "records_to_examples",
+    "stratified",
+    "turns_of",
+    "with_shots",
+    "with_tools",
+]

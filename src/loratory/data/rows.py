@@ -175,3 +175,9 @@ def cell_text(value: Any) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", "replace").decode("utf-8")  # half a character (a lone surrogate) has no encoding
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.values:
+        raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(map(str, row.values)))
+    return cell_text(row.values[name])

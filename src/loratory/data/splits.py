@@ -7,24 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loratory.config import CodeConfig, DataConfig, PromptConfig, nearest
-from loratory.data.examples import (
-    LABELLED,
-    Example,
-    answer_of,
-    candidates_of,
-    choice_of,
-    conversation,
-    default_prompt,
-    is_plain_text,
-    labels_of,
-    prompt_writer,
-    row_tests,
-    turns_of,
-    with_tools,
-)
+from loratory.config import CodeConfig, DataConfig, PromptConfig
+from loratory.data.answers import LABELLED, answer_of, candidates_of, choice_of, labels_of, row_tests
+from loratory.data.conversations import conversation, turns_of, with_tools
+from loratory.data.examples import Example
+from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
 from loratory.data.rows import Row, read_rows
-from loratory.errors import UserError
+from loratory.errors import UserError, did_you_mean
 
 Item = TypeVar("Item", Row, Example)
 
@@ -122,7 +111,7 @@ def _check_labels(
         )
     for row, name in ((other, name) for other in others for name in answers[id(other)]):
         if name not in labels:
-            fix = nearest(name, labels)
+            fix = did_you_mean(name, labels)
             raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
 
 

@@ -6,7 +6,7 @@ Every guess is written down with its reason, as a comment beside the setting tha
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import tomli_w
 
 from loratory.config import BUILTIN, BUILTINS, ModelConfig
-from loratory.data.examples import MASK, answer_of
+from loratory.data.answers import answer_of
+from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, data_suffix, read_rows
 from loratory.errors import UserError
-from loratory.models.loading import is_masked
 
 # What the other files of a data set are called, where the training file's name says "train".
 SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
@@ -32,8 +32,8 @@ STEPS_AT_LEAST, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A guessed task."""
+class TaskFile:
+    """A guessed task file, not yet written."""
 
     path: Path
     """Where its task file belongs."""
@@ -45,11 +45,14 @@ class Draft:
     """Columns that it does not, and why."""
 
 
-def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None) -> Draft:
-    """Guesses the task from a data file (or "hub:owner/name") and the column that holds the answer.
+def guess_task_file(
+    data: str, answer: str, is_masked: Callable[[ModelConfig], bool], model: str = BUILTIN, path: Path | None = None
+) -> TaskFile:
+    """Guesses the task from a data file (or "hub:owner/name") and its answer column.
 
-    Answers of which hardly any repeats are free texts, others are labels. The task file belongs at ``path``; default:
-    here, named after the data. Raises UserError where the file or the column is missing.
+    If most answers are unique they are taken for free text, otherwise for labels. ``is_masked`` says whether a model is
+    a masked language model. ``path`` is where the task file will be written; by default the current folder, named after
+    the data. Raises UserError if the file or the column does not exist.
     """
     path = (path or Path(f"{_name(data)}.toml")).resolve()
     rows = read_rows(data)
@@ -80,10 +83,10 @@ def draft(data: str, answer: str, model: str = BUILTIN, path: Path | None = None
         "[run]",
         _line("out", f"runs/{_name(data)}"),
     ]
-    return Draft(path, "\n".join(parts) + "\n", tuple(shown), left_out)
+    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out)
 
 
-def _dialogue(data: str, answer: str, model: str, path: Path, rows: Sequence[Row]) -> Draft:
+def _dialogue(data: str, answer: str, model: str, path: Path, rows: Sequence[Row]) -> TaskFile:
     """The task file for a column of conversations."""
     parts = [
         *_model_lines(model, "dialogue", "the column holds lists of turns"),
@@ -96,7 +99,7 @@ def _dialogue(data: str, answer: str, model: str, path: Path, rows: Sequence[Row
         "[run]",
         _line("out", f"runs/{_name(data)}"),
     ]
-    return Draft(path, "\n".join(parts) + "\n", (answer,), {})
+    return TaskFile(path, "\n".join(parts) + "\n", (answer,), {})
 
 
 def is_data(name: str) -> bool:
@@ -104,12 +107,12 @@ def is_data(name: str) -> bool:
     return name.startswith(HUB) or data_suffix(name) in SUFFIXES
 
 
-def check_place(draft: Draft) -> None:
+def check_not_overwriting(task_file: TaskFile) -> None:
     """Raises UserError where another file stands in the place of the task file."""
-    if draft.path.exists() and draft.path.read_text(encoding="utf-8", errors="replace") != draft.toml:
-        fix = f"use it: loratory run {draft.path.name}; or remove it"
+    if task_file.path.exists() and task_file.path.read_text(encoding="utf-8", errors="replace") != task_file.toml:
+        fix = f"use it: loratory run {task_file.path.name}; or remove it"
         raise UserError(
-            "There is a task file for this data already, and it says something else", str(draft.path), fix=fix
+            "There is a task file for this data already, and it says something else", str(task_file.path), fix=fix
         )
 
 

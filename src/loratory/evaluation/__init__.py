@@ -1,0 +1,62 @@
+"""One evaluation for every system, before and after tuning.
+
+In: a ``System`` (a prompted model, a classifier, a rule) and examples. Out: its predictions, in memory and on disk.
+Read ``evaluate_system.py`` first, then ``systems.py``.
+"""
+
+from loratory.evaluation.baselines import (
+    copy_rule,
+    embedding_classifier,
+    linear_classifier,
+    linear_multilabel_classifier,
+    most_similar,
+)
+from loratory.evaluation.evaluate_system import EvalRecord, Prediction, System, evaluate
+from loratory.evaluation.forgetting import read_retained_texts
+from loratory.evaluation.records import headline, is_measured, load_record, save_record, saved_rule
+from loratory.evaluation.sandbox import sandbox_problem
+from loratory.evaluation.systems import (
+    PromptedModel,
+    choices,
+    classifier_system,
+    code_system,
+    conversation_system,
+    copy_system,
+    fill_mask_system,
+    generation_system,
+    label_scoring_system,
+    masked_text_system,
+    multilabel_classifier_system,
+    shots_that_fit,
+)
+
+__all__ = [
+    "EvalRecord",
+    "Prediction",
+    "PromptedModel",
+    "System",
+    "choices",
+    "classifier_system",
+    "code_system",
+    "conversation_system",
+    "copy_rule",
+    "copy_system",
+    "embedding_classifier",
+    "evaluate",
+    "fill_mask_system",
+    "generation_system",
+    "headline",
+    "is_measured",
+    "label_scoring_system",
+    "linear_classifier",
+    "linear_multilabel_classifier",
+    "load_record",
+    "masked_text_system",
+    "most_similar",
+    "multilabel_classifier_system",
+    "read_retained_texts",
+    "sandbox_problem",
+    "save_record",
+    "saved_rule",
+    "shots_that_fit",
+]

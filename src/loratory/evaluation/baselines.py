@@ -22,23 +22,21 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from torch import Tensor
 
-from loratory.data.examples import Example
-from loratory.metrics import classification as metrics
-from loratory.models.loading import LoadedModel
-from loratory.text.rendering import TokenizedExample, render_prompt
-from loratory.text.template import Renderer
-from loratory.tree.attention import Layout, prepared, tree_forward
-from loratory.tree.batches import Batch, micro_batches
-from loratory.tree.generation import Progress
+from loratory.data import Example
+from loratory.events import ProgressCallback
+from loratory.metrics import rouge_l
+from loratory.models import LoadedModel
+from loratory.text import Renderer, TokenizedExample, render_prompt
+from loratory.tree import Batch, Layout, micro_batches, prepared, tree_forward
 
 FOLDS = 5
 TOLERANCE = 1e-3  # answers like a tenth of it, in a third of the time
 CHOOSING_ROWS = 2_000  # C is chosen on at most so many examples; the best one hardly moves with more
-WORD_STRENGTHS = [1.0, 10.0, 100.0, 1000.0]
-MARKER_STRENGTH = 10.0
-STATE_STRENGTHS = [0.0001, 0.001, 0.01, 0.1, 1.0]
+WORD_C_VALUES = [1.0, 10.0, 100.0, 1000.0]
+MULTILABEL_C = 10.0
+STATE_C_VALUES = [0.0001, 0.001, 0.01, 0.1, 1.0]
 
-Classifier = Callable[[Sequence[Example], Progress], list[dict[str, float]]]
+Classifier = Callable[[Sequence[Example], ProgressCallback], list[dict[str, float]]]
 """Probabilities of the labels for each example."""
 
 
@@ -54,9 +52,9 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
     features = make_union(words, characters)
     matrix = features.fit_transform([_text(e) for e in train])
     pipeline = make_pipeline(LogisticRegression(max_iter=300, tol=TOLERANCE))
-    model, note = _fit(pipeline, matrix, train, WORD_STRENGTHS, seed)
+    model, note = _fit(pipeline, matrix, train, WORD_C_VALUES, seed)
 
-    def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
+    def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
         found = _probabilities(model, features.transform([_text(e) for e in examples]))
         progress(len(examples), len(examples))
         return found
@@ -64,16 +62,16 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
     return predict, note
 
 
-def linear_marker(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
+def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
     """For sets of labels: TF-IDF of words (1-2 grams), and for each label a logistic regression of its own."""
     features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     marks = MultiLabelBinarizer(classes=list(labels)).fit([]).transform([e.answers for e in train])
-    model = OneVsRestClassifier(LogisticRegression(C=MARKER_STRENGTH, class_weight="balanced", max_iter=300))
+    model = OneVsRestClassifier(LogisticRegression(C=MULTILABEL_C, class_weight="balanced", max_iter=300))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a label that all training examples have
         model.fit(features.fit_transform([_text(e) for e in train]), marks)
 
-    def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
+    def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
         found = np.asarray(model.predict_proba(features.transform([_text(e) for e in examples])))
         progress(len(examples), len(examples))
         return [dict(zip(labels, map(float, row), strict=True)) for row in found]
@@ -91,7 +89,7 @@ def most_similar(train: Sequence[Example]) -> tuple[Classifier, str]:
     features = make_union(words, characters)
     features.fit([text for e in train for text in (_without_candidates(e), *e.candidates)])
 
-    def predict(examples: Sequence[Example], progress: Progress) -> list[dict[str, float]]:
+    def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
         found = []
         texts_EV = features.transform([_without_candidates(e) for e in examples])
         for i, example in enumerate(examples):
@@ -136,10 +134,10 @@ def copy_rule(train: Sequence[Example]) -> tuple[Callable[[Example], str], str]:
         own = text[start : max(start, len(text) - end)].strip()
         return [s for s in re.split(r"(?<=[.?!。？！])\s+|\n+", own) if s] or [""]
 
-    def worth(name: str) -> float:
-        return sum(metrics.rouge_l(COPY_RULES[name](sentences(e)), e.answers) for e in train[:COPY_TRIED])
+    def score(name: str) -> float:
+        return sum(rouge_l(COPY_RULES[name](sentences(e)), e.answers) for e in train[:COPY_TRIED])
 
-    best = max(COPY_RULES, key=worth)
+    best = max(COPY_RULES, key=score)
     return lambda example: COPY_RULES[best](sentences(example)), f"copies {best}"
 
 
@@ -152,17 +150,17 @@ def _shared_start(texts: Sequence[str], ends: Sequence[str]) -> int:
 
 def embedding_classifier(
     base: LoadedModel, renderer: Renderer, train: Sequence[Example], layout: Layout, token_budget: int, seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> tuple[Classifier, str]:  # fmt: skip
     """Logistic regression on the frozen model's last hidden states, averaged over the prompt's tokens."""
 
-    def features(examples: Sequence[Example], report: Progress) -> Float32[np.ndarray, "E D"]:
+    def features(examples: Sequence[Example], report: ProgressCallback) -> Float32[np.ndarray, "E D"]:
         return mean_states(base, renderer, examples, layout, token_budget, report)
 
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=TOLERANCE))
-    model, note = _fit(pipeline, features(train, progress), train, STATE_STRENGTHS, seed)
+    model, note = _fit(pipeline, features(train, progress), train, STATE_C_VALUES, seed)
 
-    def predict(examples: Sequence[Example], report: Progress) -> list[dict[str, float]]:
+    def predict(examples: Sequence[Example], report: ProgressCallback) -> list[dict[str, float]]:
         return _probabilities(model, features(examples, report))
 
     return predict, note
@@ -172,8 +170,8 @@ def _text(example: Example) -> str:
     return "\n".join(m.content for m in example.messages if m.role == "user")
 
 
-def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], strengths: list[float], seed: int):
-    """The pipeline fitted with the best C of ``strengths``, and a note that says which."""
+def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[float], seed: int):
+    """The pipeline fitted with the best C of ``c_values``, and a note that says which."""
     labels = [e.answer for e in train]
     rows = np.random.default_rng(seed).permutation(len(labels))[:CHOOSING_ROWS]
     chosen = [labels[i] for i in rows]
@@ -183,11 +181,11 @@ def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], strengths: list[f
         if len(set(labels)) < 2:
             return make_pipeline(DummyClassifier()).fit(matrix, labels), "all training examples have the same label"
         if folds < 2:
-            strength = strengths[len(strengths) // 2]
-            pipeline.set_params(logisticregression__C=strength)
-            return pipeline.fit(matrix, labels), f"C = {strength:g}, too few examples a label for cross-validation"
+            c_value = c_values[len(c_values) // 2]
+            pipeline.set_params(logisticregression__C=c_value)
+            return pipeline.fit(matrix, labels), f"C = {c_value:g}, too few examples a label for cross-validation"
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        choices = {"logisticregression__C": strengths}
+        choices = {"logisticregression__C": c_values}
         search = GridSearchCV(pipeline, choices, cv=splits, scoring="accuracy", refit=False)
         search.fit(matrix[rows], chosen)
         pipeline.set_params(**search.best_params_).fit(matrix, labels)
@@ -206,7 +204,7 @@ def mean_states(
     examples: Sequence[Example],
     layout: Layout,
     token_budget: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Float32[np.ndarray, "E D"]:
     """The model's last hidden states, averaged over each prompt's tokens (of a causal model all but the last)."""
     sequences = [_as_targets(e, renderer) for e in examples]

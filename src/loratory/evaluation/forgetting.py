@@ -1,42 +1,30 @@
-"""What a model forgets of text that its task does not cover: the loss on it, before and after."""
+"""Text outside the task: a model's loss on it before and after tuning shows what the model forgot."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
-from torch import nn
 
-from loratory.data.examples import Example, Message
-from loratory.data.rows import Row, cell_text, read_rows
+from loratory.data import Example, Message, Row, cell_text, read_rows
 from loratory.errors import UserError
-from loratory.models.loading import builtin_folder
-from loratory.run.job import Job
-from loratory.storage import run_directory as runs
-from loratory.text.rendering import TokenizedExample, tokenize
-from loratory.text.template import Renderer
-from loratory.training.loop import mean_loss
+from loratory.models import builtin_folder
+from loratory.text import Renderer, TokenizedExample, tokenize
 
-LONGEST = 128  # tokens of a text that are read
-MOST = 200  # texts
+MAX_TOKENS = 128  # of a text; the rest is not read
+MAX_TEXTS = 200
 COLUMN = "text"
 
 
-def measure_retained(job: Job, model: nn.Module, when: str) -> None:
-    """Logs the model's loss on the retained texts, once. ``when``: before or after the training.
+def read_retained_texts(files: Sequence[str], renderer: Renderer, max_length: int) -> list[TokenizedExample]:
+    """The texts as sequences in which every token but the first is a target; for a masked model, a part of them.
 
-    Raises UserError where the texts are not to be had.
+    Without ``files``, texts that come with the package are read. ``max_length`` is the model's context in tokens.
+    Raises UserError if a file cannot be read or a text has fewer than two tokens.
     """
-    if any(e["event"] == "retained" and e["when"] == when for e in runs.read_metrics(job.run)):
-        return
-    texts = retained_texts(job)
-    loss = mean_loss(model, [[text] for text in texts], job.layout, job.config.train.token_budget)
-    runs.append_metric(job.run, "retained", when=when, loss=loss, texts=len(texts))
-
-
-def retained_texts(job: Job) -> list[TokenizedExample]:
-    """The texts as sequences whose tokens are all targets but the first; for masked language models a part of them."""
-    names = job.config.data.retain or (str(builtin_folder().parent / "retain.jsonl"),)
-    renderer = dataclasses.replace(job.renderer, longest=min(LONGEST, job.base.text.max_length))
-    return [_sequence(row, renderer) for row in [row for name in names for row in read_rows(name)][:MOST]]
+    names = files or (str(builtin_folder().parent / "retain.jsonl"),)
+    renderer = dataclasses.replace(renderer, longest=min(MAX_TOKENS, max_length))
+    rows = [row for name in names for row in read_rows(name)][:MAX_TEXTS]
+    return [_sequence(row, renderer) for row in rows]
 
 
 def _sequence(row: Row, renderer: Renderer) -> TokenizedExample:

@@ -34,7 +34,7 @@ class Outcome:
     """How a program ended."""
 
     passed: bool
-    why: str
+    reason: str
     """Empty if it passed; else the exception's type, "time", "memory", or how the process ended."""
 
 
@@ -62,8 +62,8 @@ def run_program(*sources: str, seconds: float = 5.0, memory_bytes: int = 512 << 
         return Outcome(True, "")
     if process.returncode == -24:  # SIGXCPU
         return Outcome(False, "time")
-    why = verdict.removeprefix(f"{nonce} ") if verdict.startswith(nonce) else ""
-    return Outcome(False, why or f"ended with status {process.returncode} before its tests were through")
+    reason = verdict.removeprefix(f"{nonce} ") if verdict.startswith(nonce) else ""
+    return Outcome(False, reason or f"ended with status {process.returncode} before its tests were through")
 
 
 def sandbox_problem() -> str | None:
@@ -72,7 +72,7 @@ def sandbox_problem() -> str | None:
         outcome = run_program("assert 1 + 1 == 2")
     except OSError as error:
         return str(error)
-    return None if outcome.passed else outcome.why
+    return None if outcome.passed else outcome.reason
 
 
 # ---- from inside -----------------------------------------------------------------------------------------------------

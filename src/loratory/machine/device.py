@@ -3,16 +3,8 @@
 One process for now; whoever needs a rank or a collective asks here, so that several processes change this file alone.
 """
 
-import os
-import platform
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -22,55 +14,60 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class World:
-    """Where the arithmetic happens. ``why`` says in one sentence why this device and this number format."""
+class Machine:
+    """Where the arithmetic happens. ``reason`` says in one sentence why this device and this number format."""
 
     device: torch.device
     dtype: torch.dtype
     """Of the base model's weights."""
     threads: int
-    why: str
-    low: torch.dtype | None = None
+    reason: str
+    autocast_dtype: torch.dtype | None = None
     """The number format of matrix products in training, where it is not that of the weights."""
 
     @property
-    def products(self) -> torch.dtype:
-        return self.low or self.dtype
+    def matmul_dtype(self) -> torch.dtype:
+        return self.autocast_dtype or self.dtype
 
     @property
-    def products_name(self) -> str:
-        return str(self.products).removeprefix("torch.")
+    def matmul_dtype_name(self) -> str:
+        return str(self.matmul_dtype).removeprefix("torch.")
 
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
 
-def resolve_world(device: str, dtype: str, threads: int, products: str | None = None) -> World:
-    """Turns the settings ``auto``/``auto``/0 into what this machine does best, and sets PyTorch's thread count.
+def resolve_machine(device: str, dtype: str, threads: int, products: str | None = None) -> Machine:
+    """Resolves the settings ``auto``/``auto``/0 to what suits this machine best, and sets PyTorch's thread count.
 
-    bfloat16 on a CPU is chosen only where a timed matrix product shows that it pays: without AMX, AVX512-BF16 or
-    Arm's BF16 it is many times slower than float32. ``products``: all weights train, so ``auto`` keeps them in
-    float32, for updates that are small against them, and products in training are computed in this format.
+    On a CPU, bfloat16 is chosen only if a timed matrix product shows that it pays: without AMX, AVX512-BF16 or Arm
+    BF16 it is many times slower than float32.
 
-    Raises UserError for a device that is not there.
+    ``products`` is the setting ``speed.products`` if all weights train, else None. Then ``auto`` keeps the weights in
+    float32, because updates are small compared with them, and computes matrix products in training in the given format.
+
+    Raises UserError if the device does not exist.
     """
     if threads:
         torch.set_num_threads(threads)
-    chosen, why = _device(device)
+    torch_device, device_reason = _device(device)
     if dtype != "auto":
-        weights, reason = DTYPES[dtype], f"{dtype} as the settings say"
+        weights, reason = DTYPES[dtype], f"{dtype}, as configured"
     elif products:
         weights, reason = torch.float32, "weights in float32, because all of them train"
     else:
-        weights, reason = _probe_dtype(chosen)
-    low = None
+        weights, reason = _probe_dtype(torch_device)
+    autocast_dtype = None
     if products and weights == torch.float32 and (products != "auto" or dtype == "auto"):
-        low, because = (
-            _probe_dtype(chosen) if products == "auto" else (DTYPES[products], f"{products}, as the settings say")
-        )
-        reason = f"{reason}; products in {because}"
-    return World(chosen, weights, torch.get_num_threads(), f"{why}; {reason}", None if low == weights else low)
+        if products == "auto":
+            autocast_dtype, products_reason = _probe_dtype(torch_device)
+        else:
+            autocast_dtype, products_reason = DTYPES[products], f"{products}, as configured"
+        reason = f"{reason}; matrix products in {products_reason}"
+    if autocast_dtype == weights:
+        autocast_dtype = None
+    return Machine(torch_device, weights, torch.get_num_threads(), f"{device_reason}; {reason}", autocast_dtype)
 
 
 def _device(name: str) -> tuple[torch.device, str]:
@@ -121,66 +118,3 @@ def _matmul_seconds(dtype: torch.dtype, size: int = 384, device: torch.device | 
         return time.perf_counter() - started
 
     return min(once() for _ in range(3))
-
-
-def memory_bytes(device: torch.device | None = None) -> int:
-    """Memory that a model may use: the GPU's where there is one (and ``device`` is no other), else the machine's or the
-    container's. 0: unknown."""
-    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
-        return torch.cuda.get_device_properties(0).total_memory
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return 0
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(machine, int(text)) if text.isdigit() else machine
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far: resident memory, or the GPU's where one is used."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def describe(world: World) -> dict:
-    """What a later reader needs to know about the machine; equal values promise equal bytes."""
-    return {
-        "device": str(world.device),
-        "dtype": world.dtype_name,
-        "products": world.products_name,
-        "threads": world.threads,
-        "why": world.why,
-        "cpu": f"{platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})",
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-@contextmanager
-def interrupt_requested() -> Iterator[Callable[[], bool]]:
-    """While open, the first Ctrl-C only sets a flag, which the yielded function reads; the second one interrupts.
-
-    Signals can be handled in the main thread alone; elsewhere the flag stays False.
-    """
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen.is_set
-        return
-
-    def first(_signal, _frame):
-        seen.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background ignores it before
-
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield seen.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

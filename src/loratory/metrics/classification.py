@@ -1,18 +1,13 @@
 """What answers are worth: labels and free texts, and the one parser that turns a free answer into a label."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import LCSseq, Levenshtein
-from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
-# Letters that are written without spaces between words count one by one.
-WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 SURROUNDING = "\"'`*()[]{}<>“”„‟‘’‚‛«»‹›「」『』"
 FINAL = ".!;:,"
 CALIBRATION_BINS = 10
@@ -105,26 +100,15 @@ def label_numbers(answers: Sequence[str | None], labels: Sequence[str]) -> np.nd
     )
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text in any script, case folded."""
-    return WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def rouge_l(answer: str, answers: Sequence[str]) -> float:
-    """ROUGE-L in [0, 1] (Lin 2004): the F-measure of the longest common subsequence of words, against the best of the
-    right answers; 0 where one of the texts has no words."""
-    own = words_of(answer)
-    # The F-measure of an overlap is twice its length over both lengths.
-    return max(2 * LCSseq.similarity(own, right) / max(1, len(own) + len(right)) for right in map(words_of, answers))
-
-
 def set_f1(answered: Sequence[str], expected: Sequence[str]) -> float:
     """F1 of a set of labels against the right one, in [0, 1]."""
     both = len({*answered} & {*expected})
     return 2 * both / (len({*answered}) + len({*expected}))
 
 
-def set_metrics(answered: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]) -> dict:
+def label_set_metrics(
+    answered: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict:
     """``micro_f1`` over all labels of all examples, ``macro_f1``: the mean of the labels' F1, and ``exact_match``."""
     binarizer = MultiLabelBinarizer(classes=list(labels)).fit([])
     marks = [binarizer.transform(sets) for sets in (expected, answered)]
@@ -133,29 +117,6 @@ def set_metrics(answered: Sequence[Sequence[str]], expected: Sequence[Sequence[s
         f"{kind}_f1": float(f1_score(*marks, average=kind, zero_division=UNDEFINED)) for kind in ("micro", "macro")
     }
     return {**averages, "exact_match": float(np.mean(same))}
-
-
-def edit_similarity(answer: str, right: str) -> float:
-    """1 - Levenshtein's distance over the length of the longer text, white space at the ends of lines aside."""
-    return float(Levenshtein.normalized_similarity(bare_lines(answer), bare_lines(right)))
-
-
-def bare_lines(text: str) -> str:
-    """The text without white space at the ends of its lines, and without empty lines at its ends."""
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def text_metrics(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
-    """Of all texts: ``chrf`` (Popović 2015, over the corpus, in [0, 1]), ``exact_match`` after ``normalise_answer``,
-    ``words`` in an answer (mean), and ``length_ratio``: words answered over words expected."""
-    words, words_expected = (sum(len(words_of(t)) for t in texts) for texts in (answers, expected))
-    same = [normalise_answer(a) == normalise_answer(e) for a, e in zip(answers, expected, strict=True)]
-    return {
-        "chrf": CHRF().corpus_score(list(answers), [list(expected)]).score / 100,
-        "exact_match": float(np.mean(same)),
-        "words": words / len(answers),
-        "length_ratio": words / max(1, words_expected),
-    }
 
 
 def _macro_f1_interval(

@@ -1,4 +1,4 @@
-"""The kinds of task: what an answer is worth, and what else is measured."""
+"""The kinds of task: how an answer is scored, and what else is measured."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,102 +8,116 @@ from typing import Any
 import numpy as np
 
 from loratory.config import Config
-from loratory.data.examples import BETWEEN_LABELS, is_plain_text
-from loratory.metrics import classification as metrics
-from loratory.report.charts import percent
+from loratory.data import LABEL_SEPARATOR, is_plain_text
+from loratory.metrics.classification import classification_metrics, label_set_metrics, parse_label, set_f1
+from loratory.metrics.formatting import percent
+from loratory.metrics.texts import edit_similarity, rouge_l, rstrip_lines, text_metrics
 
 Lines = Sequence[Mapping[str, Any]]
-"""The lines of a system's predictions, as the run directory keeps them."""
+"""A system's predictions as the run directory keeps them: one mapping per example."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of task, as evaluation and report see it."""
+    """A kind of task, as evaluation and report see it."""
 
     metric: str
-    """The headline: the mean worth of a system's answers."""
-    metric_text: str
-    """Its name for people."""
-    worth: Callable[[Mapping[str, Any], Sequence[str]], float]
-    """What a line's answer is worth, from 0 to 1, given the right answers."""
-    counts: bool
-    """Whether an answer is right or wrong and nothing between."""
-    others: Callable[[Lines, Sequence[str]], dict[str, float]]
-    """Further metrics of a system, given its lines and the labels."""
-    second: tuple[str, str]
-    """Which of these stands beside the headline: its name for people, and its key."""
-    called: str
-    """What a sentence calls the headline; empty where its value says enough."""
-    said: Callable[[Mapping[str, Any]], str]
-    """How a sentence gives the headline of a described system."""
+    """Key of the headline metric: the mean score of a system's answers."""
+    metric_label: str
+    """Its display name."""
+    score: Callable[[Mapping[str, Any], Sequence[str]], float]
+    """The score of one prediction, from 0 to 1, given the accepted answers."""
+    is_binary: bool
+    """Whether every score is 0 or 1, so that the headline is a proportion."""
+    extra_metrics: Callable[[Lines, Sequence[str]], dict[str, float]]
+    """Further metrics of a system, given its predictions and the labels."""
+    secondary_metric: tuple[str, str]
+    """Which of these is shown beside the headline: its display name and its key."""
+    headline_name: str
+    """The headline's name in a sentence; empty if its value speaks for itself."""
+    format_value: Callable[[Mapping[str, Any]], str]
+    """Formats the headline of a described system for a sentence."""
 
-    def names(self, system: Mapping[str, Any]) -> str:
-        """The headline of a described system, and what it is called."""
-        return f"{self.called} {self.said(system)}".lstrip()
+    def headline(self, system: Mapping[str, Any]) -> str:
+        """The headline of a described system, with its name."""
+        return f"{self.headline_name} {self.format_value(system)}".lstrip()
 
 
-def is_right(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+def exact_match(line: Mapping[str, Any], answers: Sequence[str]) -> float:
     return float(line["answer"] in answers)
 
 
-def likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    return metrics.rouge_l(line["answer"], answers)
+def rouge_l_score(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return rouge_l(line["answer"], answers)
 
 
 def token_probability(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    """The geometric mean of the probabilities of all tokens of the right turns: 1 / perplexity."""
+    """The geometric mean of the probabilities of all tokens of the reference turns: 1 / perplexity."""
     return math.exp(sum(value for value, _ in line["turns"]) / sum(count for _, count in line["turns"]))
 
 
-def label_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``metrics.classification_metrics`` without the headline."""
+def code_similarity(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return max(edit_similarity(line["answer"], answer) for answer in answers)
+
+
+def passes_tests(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return float(line["failure"] == "")
+
+
+def label_set_f1(line: Mapping[str, Any], answers: Sequence[str]) -> float:
+    return set_f1(split_labels(line["answer"]), answers)
+
+
+def single_label_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``classification_metrics`` without the headline."""
     expected = [line["expected"] for line in lines]
-    answers = [parsed(line["answer"], labels) for line in lines]
-    found = metrics.classification_metrics(expected, answers, labels, [line["probabilities"] for line in lines])
-    return {name: value for name, value in found.items() if name != "accuracy"}
+    answers = [parsed_answer(line["answer"], labels) for line in lines]
+    metrics = classification_metrics(expected, answers, labels, [line["probabilities"] for line in lines])
+    return {name: value for name, value in metrics.items() if name != "accuracy"}
 
 
-def parsed(answer: str | None, labels: Sequence[str]) -> str | None:
-    """The label that a line's answer gives, or None."""
-    return None if answer is None else metrics.parse_label(answer, labels)
+def parsed_answer(answer: str | None, labels: Sequence[str]) -> str | None:
+    """The label that an answer names, or None."""
+    return None if answer is None else parse_label(answer, labels)
 
 
-def choice_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``mrr``: mean of 1 / the rank of the right candidate, where candidates were scored; equals share a rank."""
+def ranking_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``mrr``: mean reciprocal rank of the expected candidate, if all examples were scored; ties share a rank."""
     ranks = [_rank(line["probabilities"], line["expected"]) for line in lines if line["probabilities"]]
     return {"mrr": float(np.mean([1 / rank for rank in ranks]))} if len(ranks) == len(lines) else {}
 
 
 def _rank(probabilities: Mapping[str, float], expected: str) -> float:
     own = probabilities[expected]
-    above, same = (sum(test(p) for p in probabilities.values()) for test in (lambda p: p > own, lambda p: p == own))
-    return above + (same + 1) / 2
+    higher = sum(p > own for p in probabilities.values())
+    equal = sum(p == own for p in probabilities.values())
+    return higher + (equal + 1) / 2
 
 
-def text_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``metrics.text_metrics`` of all answers."""
-    return metrics.text_metrics([line["answer"] or "" for line in lines], [line["expected"] for line in lines])
+def generation_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``text_metrics`` of all answers."""
+    return text_metrics([line["answer"] or "" for line in lines], [line["expected"] for line in lines])
 
 
-def turn_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``perplexity`` of all right turns' tokens, of the first turns and of the last ones; and what the written last
-    turns are like: ``rougeL`` and the text metrics."""
-
-    parts = {"perplexity": slice(None), "perplexity_first_turn": slice(1), "perplexity_last_turn": slice(-1, None)}
-    found = {name: _perplexity([t for line in lines for t in line["turns"][part]]) for name, part in parts.items()}
-    rouge = float(np.mean([likeness(line, [line["expected"]]) for line in lines]))
-    return {**found, "rougeL": rouge, **text_metrics(lines, labels)}
+def conversation_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """Perplexity of the reference turns (all, first, last), and ``rougeL`` and text metrics of generated last turns."""
+    slices = {"perplexity": slice(None), "perplexity_first_turn": slice(1), "perplexity_last_turn": slice(-1, None)}
+    metrics = {name: _perplexity([t for line in lines for t in line["turns"][part]]) for name, part in slices.items()}
+    rouge = float(np.mean([rouge_l_score(line, [line["expected"]]) for line in lines]))
+    return {**metrics, "rougeL": rouge, **generation_metrics(lines, labels)}
 
 
 def fill_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``edit_similarity`` of the words that were filled in and the right ones, mean."""
-    likeness = [metrics.edit_similarity(line["answer"] or "", line["expected"]) for line in lines]
-    return {"edit_similarity": float(np.mean(likeness))}
+    """Mean ``edit_similarity`` of predicted and expected words."""
+    similarities = [edit_similarity(line["answer"] or "", line["expected"]) for line in lines]
+    return {"edit_similarity": float(np.mean(similarities))}
 
 
-def text_perplexity(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``perplexity`` of all tokens, each hidden once, a seventh of a text at a time: a pseudo-perplexity (Salazar
-    et al., "Masked Language Model Scoring", ACL 2020, hide one token at a time)."""
+def pseudo_perplexity(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``perplexity`` of all tokens, each masked once, a seventh of a text at a time.
+
+    A pseudo-perplexity: Salazar et al. ("Masked Language Model Scoring", ACL 2020) mask one token at a time.
+    """
     return {"perplexity": _perplexity([turn for line in lines for turn in line["turns"]])}
 
 
@@ -111,46 +125,32 @@ def _perplexity(turns: Sequence[Sequence[float | int]]) -> float:
     return math.exp(-sum(value for value, _ in turns) / sum(count for _, count in turns))
 
 
-def code_likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    return max(metrics.edit_similarity(line["answer"], right) for right in answers)
-
-
-def passes(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    """Whether the answer went through its tests."""
-    return float(line["failure"] == "")
-
-
 def code_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``edit_similarity`` (1 - the edits from answer to right answer over the longer of the two, mean) and
-    ``exact_match``, white space at the ends of lines aside."""
+    """``exact_match`` and mean ``edit_similarity``, both ignoring whitespace at line ends."""
     pairs = [(line["answer"], line["expected"]) for line in lines]
-    same = [metrics.bare_lines(answer) == metrics.bare_lines(expected) for answer, expected in pairs]
-    likeness = [metrics.edit_similarity(answer, expected) for answer, expected in pairs]
-    return {"exact_match": float(np.mean(same)), "edit_similarity": float(np.mean(likeness))}
+    same = [rstrip_lines(answer) == rstrip_lines(expected) for answer, expected in pairs]
+    similarities = [edit_similarity(answer, expected) for answer, expected in pairs]
+    return {"exact_match": float(np.mean(same)), "edit_similarity": float(np.mean(similarities))}
 
 
 def split_labels(text: str | None) -> list[str]:
-    return [label for label in (text or "").split(BETWEEN_LABELS) if label]
+    return [label for label in (text or "").split(LABEL_SEPARATOR) if label]
 
 
-def set_likeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    return metrics.set_f1(split_labels(line["answer"]), answers)
+def multilabel_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``label_set_metrics`` of all answers."""
+    answers, expected = ([split_labels(line[key]) for line in lines] for key in ("answer", "expected"))
+    return label_set_metrics(answers, expected, labels)
 
 
-def set_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``metrics.set_metrics`` of all sets."""
-    answered, expected = ([split_labels(line[key]) for line in lines] for key in ("answer", "expected"))
-    return metrics.set_metrics(answered, expected, labels)
-
-
-def measure_of(config: Config) -> str:
-    """The entry of TASKS that measures a run: its task, or a form of it."""
+def task_variant(config: Config) -> str:
+    """The key in TASKS that measures a run: its task, or a variant of it."""
     if is_plain_text(config.task, config.data, config.prompt):
         return "fill-text"
     return "code-tests" if config.task == "code" and config.code.run else config.task
 
 
-def _percent(system: Mapping[str, Any]) -> str:
+def _value_as_percent(system: Mapping[str, Any]) -> str:
     return percent(system["value"])
 
 
@@ -160,33 +160,39 @@ def _perplexity_of(system: Mapping[str, Any]) -> str:
 
 TASKS = {
     "classification": Task(
-        "accuracy", "accuracy", is_right, True, label_metrics, ("macro-F1", "macro_f1"), "", _percent
+        "accuracy", "accuracy", exact_match, True, single_label_metrics, ("macro-F1", "macro_f1"),
+        "", _value_as_percent,
     ),
     "labels": Task(
-        "set_f1", "set F1", set_likeness, False, set_metrics, ("micro-F1", "micro_f1"),
-        "set F1", _percent,
+        "set_f1", "set F1", label_set_f1, False, multilabel_metrics, ("micro-F1", "micro_f1"),
+        "set F1", _value_as_percent,
     ),
-    "choice": Task("accuracy", "accuracy", is_right, True, choice_metrics, ("MRR", "mrr"), "", _percent),
+    "choice": Task(
+        "accuracy", "accuracy", exact_match, True, ranking_metrics, ("MRR", "mrr"),
+        "", _value_as_percent,
+    ),
     "text": Task(
-        "rougeL", "ROUGE-L", likeness, False, text_metrics, ("chrF", "chrf"), "ROUGE-L", _percent
+        "rougeL", "ROUGE-L", rouge_l_score, False, generation_metrics, ("chrF", "chrf"),
+        "ROUGE-L", _value_as_percent,
     ),
     "dialogue": Task(
-        "token_probability", "token probability", token_probability, False, turn_metrics, ("perplexity", "perplexity"),
-        "perplexity", _perplexity_of,
+        "token_probability", "token probability", token_probability, False, conversation_metrics,
+        ("perplexity", "perplexity"), "perplexity", _perplexity_of,
     ),
     "fill": Task(
-        "accuracy", "accuracy", is_right, True, fill_metrics, ("edit similarity", "edit_similarity"), "", _percent
+        "accuracy", "accuracy", exact_match, True, fill_metrics, ("edit similarity", "edit_similarity"),
+        "", _value_as_percent,
     ),
     "fill-text": Task(
-        "token_probability", "token probability", token_probability, False, text_perplexity,
+        "token_probability", "token probability", token_probability, False, pseudo_perplexity,
         ("pseudo-perplexity", "perplexity"), "pseudo-perplexity", _perplexity_of,
     ),
     "code": Task(
-        "edit_similarity", "edit similarity", code_likeness, False, code_metrics, ("exact match", "exact_match"),
-        "edit similarity", _percent,
+        "edit_similarity", "edit similarity", code_similarity, False, code_metrics, ("exact match", "exact_match"),
+        "edit similarity", _value_as_percent,
     ),
     "code-tests": Task(
-        "pass_at_1", "pass@1", passes, True, code_metrics, ("edit similarity", "edit_similarity"),
-        "pass@1", _percent,
+        "pass_at_1", "pass@1", passes_tests, True, code_metrics, ("edit similarity", "edit_similarity"),
+        "pass@1", _value_as_percent,
     ),
 }  # fmt: skip

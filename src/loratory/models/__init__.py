@@ -1,0 +1,55 @@
+"""Models, tokenizers and adapters.
+
+In: a hub id or a folder. Out: a ``LoadedModel``, with a LoRA adapter attached, saved or loaded. The only importer of
+``AutoModel`` and of ``peft``. Read ``loading.py`` first, then ``adapters.py``.
+"""
+
+from loratory.models.adapters import (
+    CARD,
+    adapter_disabled,
+    attach_adapter,
+    check_targets,
+    detach_adapter,
+    has_adapter,
+    load_adapter,
+    lora_plus_groups,
+    parameter_counts,
+    read_card,
+    save_tuned_model,
+)
+from loratory.models.loading import (
+    MASKED_MODELS,
+    LoadedModel,
+    LoadedTokenizer,
+    builtin_folder,
+    context_length,
+    first_position,
+    is_masked,
+    load_model,
+    load_tokenizer,
+    suggestions,
+)
+
+__all__ = [
+    "CARD",
+    "MASKED_MODELS",
+    "LoadedModel",
+    "LoadedTokenizer",
+    "adapter_disabled",
+    "attach_adapter",
+    "builtin_folder",
+    "check_targets",
+    "context_length",
+    "detach_adapter",
+    "first_position",
+    "has_adapter",
+    "is_masked",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "lora_plus_groups",
+    "parameter_counts",
+    "read_card",
+    "save_tuned_model",
+    "suggestions",
+]

@@ -19,7 +19,7 @@ from loratory.config import AdapterConfig
 from loratory.errors import UserError
 from loratory.models.loading import LoadedModel, read_json
 from loratory.models.lora_linear import lora_linear
-from loratory.storage.run_directory import whole_folder, write_json, write_text
+from loratory.storage import atomic_folder, write_json, write_text
 
 CARD = "loratory.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +53,7 @@ def _make_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> nn.Modul
     return FusedLoraLinear(target, adapter_name, **kwargs) if plain else None
 
 
-def attach(base: LoadedModel, config: AdapterConfig, seed: int, fused: bool = True) -> nn.Module:
+def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: bool = True) -> nn.Module:
     """The model with what trains switched on: a fresh LoRA branch on its targets, or every parameter.
 
     LoRA parameters are float32 whatever the base model's number format. ``fused``: branches on plain linear layers are
@@ -131,7 +131,7 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
 
 
-def detach(model: nn.Module) -> PreTrainedModel:
+def detach_adapter(model: nn.Module) -> PreTrainedModel:
     """The base model without its adapter, as it was before."""
     if isinstance(model, PeftModel):
         return model.unload()  # type: ignore[operator]
@@ -140,12 +140,12 @@ def detach(model: nn.Module) -> PreTrainedModel:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether the model carries an adapter, so that ``without_adapter`` has something to leave out."""
+    """Whether the model carries an adapter, so that ``adapter_disabled`` has something to leave out."""
     return isinstance(model, PeftModel)
 
 
 @contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
+def adapter_disabled(model: nn.Module) -> Iterator[None]:
     """While open, a model with an adapter computes what its base model does."""
     assert isinstance(model, PeftModel)
     with model.disable_adapter():
@@ -158,14 +158,14 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
 
-def save_trained(
+def save_tuned_model(
     model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], card: dict[str, Any]
 ) -> None:
     """Writes the adapter in PEFT's format (or the whole model), tokenizer, stop ids and card; complete or not at all.
 
     The card is what PEFT does not know: base model's hash, prompt, labels, ending.
     """
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         if isinstance(model, PeftModel):
             model.save_pretrained(str(temporary), save_embedding_layers=False)
             _check_size(temporary, model)
@@ -223,7 +223,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load_trained(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
+def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
     """The base model with a saved LoRA adapter on it, for inference.
 
     Raises UserError where the adapter is missing, stored as pickle, or was trained on other weights (unless ``force``).

@@ -24,8 +24,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
-from loratory.machine.device import World
-from loratory.storage.run_directory import sha256_of
+from loratory.machine import Machine
+from loratory.storage import sha256_of
 
 # What a model without a chat template is shown: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (
@@ -110,7 +110,7 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
     return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text), False)
 
 
-def load_model(config: ModelConfig, world: World) -> LoadedModel:
+def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     """Loads model and tokenizer onto the world's device.
 
     Raises UserError where the model is missing, gated, offline, stored as pickle, needs its own code, or is neither a
@@ -123,7 +123,7 @@ def load_model(config: ModelConfig, world: World) -> LoadedModel:
         kind = AutoModelForMaskedLM if text.masked else AutoModelForCausalLM
         loaded: Any = kind.from_pretrained(
             folder,
-            dtype=world.dtype,
+            dtype=machine.dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -133,7 +133,7 @@ def load_model(config: ModelConfig, world: World) -> LoadedModel:
         raise _explain(error, config.name) from error
     model, report = loaded
     _check_loaded(model, text.tokenizer, report, config.name)
-    model.to(world.device)
+    model.to(machine.device)
     model.eval()
     if text.masked:  # some count positions from a number above 0
         room = context_length(model.config.get_text_config()) - first_position(model)

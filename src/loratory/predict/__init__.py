@@ -1,0 +1,24 @@
+"""A tuned model in use.
+
+In: a run directory or an adapter folder. Out: a ``Tuned`` model that answers records, streams text or holds a
+conversation; and a view of the tokens that a model sees. Read ``tuned.py`` first.
+"""
+
+from loratory.predict.chat import converse, open_chat, welcome_message
+from loratory.predict.chat_terminal import standard_terminal
+from loratory.predict.tokens import highlighted, padded_arrays, token_records
+from loratory.predict.tuned import Tuned, ask, load, load_plain
+
+__all__ = [
+    "Tuned",
+    "ask",
+    "converse",
+    "highlighted",
+    "load",
+    "load_plain",
+    "open_chat",
+    "padded_arrays",
+    "standard_terminal",
+    "token_records",
+    "welcome_message",
+]

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from loratory.text.rendering import TokenizedExample, pieces
-from loratory.text.template import Renderer
+from loratory.text import Renderer, TokenizedExample, pieces
 
 IGNORED = -100  # PyTorch's cross-entropy leaves out targets of this id
 TRAINED, SHADES = "bold black on green", ("default", "dim")
 
 
-def coloured(sequence: TokenizedExample) -> Text:
+def highlighted(sequence: TokenizedExample) -> Text:
     """The text with its trained tokens on green; neighbouring tokens differ in shade."""
     text = Text()
     for number, (piece, trained) in enumerate(pieces(sequence)):
@@ -24,7 +23,7 @@ def coloured(sequence: TokenizedExample) -> Text:
     return text
 
 
-def as_rows(sequence: TokenizedExample, renderer: Renderer) -> list[dict[str, Any]]:
+def token_records(sequence: TokenizedExample, renderer: Renderer) -> list[dict[str, Any]]:
     """One object a token: id, token, text, whether it is trained."""
     tokens = renderer.tokenizer.convert_ids_to_tokens(sequence.token_ids.tolist())
     return [
@@ -35,7 +34,7 @@ def as_rows(sequence: TokenizedExample, renderer: Renderer) -> list[dict[str, An
     ]
 
 
-def padded(sequences: Sequence[TokenizedExample], pad_id: int) -> dict[str, list[list[int]]]:
+def padded_arrays(sequences: Sequence[TokenizedExample], pad_id: int) -> dict[str, list[list[int]]]:
     """The sequences as the arrays that other programs train on, each of shape [B, T], padded on the right.
 
     ``shifted_labels``: the entry at t is the id that position t is trained to predict, or -100. Transformers' own
@@ -46,9 +45,9 @@ def padded(sequences: Sequence[TokenizedExample], pad_id: int) -> dict[str, list
     for s in sequences:
         room = width - len(s.token_ids)
         targets = np.where(s.loss_weights > 0, s.token_ids, IGNORED)
-        read = s.token_ids if s.shown_ids is None else s.shown_ids
+        read = s.token_ids if s.masked_ids is None else s.masked_ids
         arrays["input_ids"].append(read.tolist() + [pad_id] * room)
         arrays["attention_mask"].append([1] * len(s.token_ids) + [0] * room)
-        predicted = [*targets[1:].tolist(), IGNORED] if s.shown_ids is None else targets.tolist()
+        predicted = [*targets[1:].tolist(), IGNORED] if s.masked_ids is None else targets.tolist()
         arrays["shifted_labels"].append(predicted + [IGNORED] * room)
     return arrays

@@ -9,34 +9,28 @@ from typing import Any
 from torch import nn
 
 from loratory.config import ModelConfig, PromptConfig, TrainConfig
-from loratory.data.examples import (
-    BLANK,
+from loratory.data import (
+    ANSWER_SLOT,
     LABELS,
     MASK,
     Example,
     Message,
+    Row,
     fill,
-    has_blank,
+    has_answer_slot,
     placeholders,
     question,
     records_to_examples,
     turns_of,
     with_tools,
 )
-from loratory.data.rows import Row
 from loratory.errors import UserError
-from loratory.evaluation.evaluate import Prediction, Prompting, answering, choices, filling, programming
-from loratory.machine.device import resolve_world
-from loratory.models import adapters
-from loratory.models import loading as models
-from loratory.models.loading import LoadedModel
-from loratory.text.context import fit_to_context
-from loratory.text.rendering import render_prompt, tokenize
-from loratory.text.template import Renderer, check_system_is_shown, renderer_for
-from loratory.tree.attention import Layout
-from loratory.tree.generation import Progress, stream
-from loratory.tree.scoring import Rule, label_log_probs
-from loratory.tree.verification import choose_layout
+from loratory.evaluation import Prediction, PromptedModel, choices, code_system, fill_mask_system, generation_system
+from loratory.events import ProgressCallback
+from loratory.machine import resolve_machine
+from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
+from loratory.text import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
+from loratory.tree import Layout, Rule, choose_layout, label_log_probs, stream
 
 TOKEN_BUDGET = TrainConfig().token_budget
 
@@ -73,7 +67,9 @@ class Tuned:
         """The probability of each label, or of each of the record's candidates."""
         return self.choices([Row(record, "record")])[0].probabilities or {}
 
-    def predictions(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
+    def predictions(
+        self, rows: Sequence[Row], progress: ProgressCallback = lambda done, total: None
+    ) -> list[Prediction]:
         """The way that was better on validation: choosing, or answering freely."""
         if self.chooses:
             return self.choices(rows, progress)
@@ -81,20 +77,22 @@ class Tuned:
             return self._fill(rows, progress)
         examples = self._examples(rows)
         prompting = self._prompting(Layout("padded", "generation only"))
-        system = programming(prompting, None, None) if self.task == "code" else answering(prompting, None)
+        system = code_system(prompting, None, None) if self.task == "code" else generation_system(prompting, None)
         return system.predict(examples, progress)
 
-    def _fill(self, rows: Sequence[Row], progress: Progress) -> list[Prediction]:
+    def _fill(self, rows: Sequence[Row], progress: ProgressCallback) -> list[Prediction]:
         """The words in the blank of each text. Raises UserError where the training had none."""
-        if not has_blank(self.prompt):
+        if not has_answer_slot(self.prompt):
             fix = "loratory fill"
             raise UserError("This model was tuned on plain texts: no {mask} says what to predict", fix=fix)
         examples = self._examples(rows)
         if not examples:
             return []
-        return filling(self._prompting(self._layout(examples, ("answer",))), tuned=True).predict(examples, progress)
+        return fill_mask_system(self._prompting(self._layout(examples, ("answer",))), tuned=True).predict(
+            examples, progress
+        )
 
-    def choices(self, rows: Sequence[Row], progress: Progress = lambda done, total: None) -> list[Prediction]:
+    def choices(self, rows: Sequence[Row], progress: ProgressCallback = lambda done, total: None) -> list[Prediction]:
         """The label or candidate that the rule chooses for each row, with the probabilities of all.
 
         Raises UserError where the task has nothing to choose from.
@@ -133,8 +131,8 @@ class Tuned:
         probes = tokenize(dataclasses.replace(deepest, answers=answers or deepest.candidates), self.renderer)
         return choose_layout(self.base.model, probes, "auto")
 
-    def _prompting(self, layout: Layout) -> Prompting:
-        return Prompting(self.model, self.renderer, layout, (), self.longest, TOKEN_BUDGET)
+    def _prompting(self, layout: Layout) -> PromptedModel:
+        return PromptedModel(self.model, self.renderer, layout, (), self.longest, TOKEN_BUDGET)
 
     def _examples(self, rows: Sequence[Row]):
         if self.task == "dialogue":
@@ -151,23 +149,21 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
     Raises UserError where it is none, or where its base model is missing or has other weights (unless ``force``).
     """
     folder = _trained_folder(Path(path))
-    card = adapters.read_card(folder)
+    card = read_card(folder)
     known = {f.name for f in dataclasses.fields(PromptConfig)}
     prompt = PromptConfig(**{key: value for key, value in card["prompt"].items() if key in known})
     name, revision = str(card["base"].get("name")), card["base"].get("revision")
     if card["adapter"] == "full":
         name, revision = str(folder), None
-    world = resolve_world(device, dtype, 0)
-    base = models.load_model(ModelConfig(name, revision, device), world)
-    model = base.model if card["adapter"] == "full" else adapters.load_trained(base, folder, force)
-    renderer = renderer_for(base.text, prompt, str(folder / adapters.CARD))
+    machine = resolve_machine(device, dtype, 0)
+    base = load_model(ModelConfig(name, revision, device), machine)
+    model = base.model if card["adapter"] == "full" else load_adapter(base, folder, force)
+    renderer = renderer_for(base.text, prompt, str(folder / CARD))
     labels = tuple(map(str, card["labels"]))
     candidates = card.get("candidates")
     choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": bool(labels or candidates)}
     if choose.get("rule") not in ("sum", "mean", "prior") or len(choose.get("prior", [])) not in (0, len(labels)):
-        raise UserError(
-            "The adapter's card is damaged", str(folder / adapters.CARD), expected="'choose': rule and prior"
-        )
+        raise UserError("The adapter's card is damaged", str(folder / CARD), expected="'choose': rule and prior")
     rule = Rule(choose["rule"], tuple(map(float, choose["prior"])), choose.get("threshold"))
     longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
     renderer = dataclasses.replace(renderer, masks=longest) if renderer.masked else renderer
@@ -178,7 +174,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
     """A model as it came, with its renderer. Raises UserError."""
-    base = models.load_model(ModelConfig(name), resolve_world("auto", "auto", 0))
+    base = load_model(ModelConfig(name), resolve_machine("auto", "auto", 0))
     return base, renderer_for(base.text, PromptConfig())
 
 
@@ -193,12 +189,12 @@ def fill_only_column(template: str | None, text: str, labels: Sequence[str]) -> 
     column = only_column(template)
     if template is None or column is None:
         return None
-    return fill(template, {column: text, LABELS: ", ".join(labels), MASK: BLANK})
+    return fill(template, {column: text, LABELS: ", ".join(labels), MASK: ANSWER_SLOT})
 
 
 def _trained_folder(path: Path) -> Path:
     for folder in (path, path / "adapter", path / "model"):
-        if (folder / adapters.CARD).exists():
+        if (folder / CARD).exists():
             return folder
     raise UserError("No tuned model here", str(path), expected="a run directory or its adapter folder")
 

@@ -1,0 +1,11 @@
+"""From a run directory to its report.
+
+In: the files of a run. Out: ``report.json``, ``report.html``, tables for the terminal, the comparison of two runs.
+Nothing here touches a model. Read ``report.py`` first.
+"""
+
+from loratory.report.comparison import compare_runs, comparison_page, read_pair, render_comparison
+from loratory.report.page import write_report
+from loratory.report.terminal import render_table
+
+__all__ = ["compare_runs", "comparison_page", "read_pair", "render_comparison", "render_table", "write_report"]

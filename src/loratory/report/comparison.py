@@ -9,25 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from loratory.errors import UserError
-from loratory.report.charts import duration, p_text, percent, points, points_interval, short, size, spread
-from loratory.report.report import (
-    ALL_SYSTEMS,
-    KINDS,
-    SIGNIFICANT,
-    Report,
-    Run,
-    changed_examples,
-    describe,
-    page_environment,
-    paired,
-    read_run,
-    task_of,
-    text_table,
-)
+from loratory.metrics import duration, p_text, percent, points, points_interval, short, size, spread
+from loratory.report.page import KINDS, changed_examples, page_environment
+from loratory.report.reading import ALL_SYSTEMS, Report, Run, read_run, task_of
+from loratory.report.report import describe
+from loratory.report.results import SIGNIFICANT, compare_systems
+from loratory.report.terminal import text_table
 
 Comparison = dict[str, Any]
 # Where a run lies says nothing of how it was made.
-LEFT_OUT = ("run.out",)
+IGNORED_KEYS = ("run.out",)
 CAUTION = (
     "The test asks whether these two models differ on examples like these. How much either would change if it were "
     "trained again with another seed is not in it."
@@ -48,7 +39,7 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     """
     reports = describe(a), describe(b)
     sides = [_side(run, report) for run, report in zip((a, b), reports, strict=True)]
-    difference = paired(a.systems[sides[0]["system"]], b.systems[sides[1]["system"]], task_of(a))
+    difference = compare_systems(a.systems[sides[0]["system"]], b.systems[sides[1]["system"]], task_of(a))
     better = None
     if difference["p_value"] < SIGNIFICANT:
         better = "b" if difference["difference"] > 0 else "a"
@@ -74,7 +65,7 @@ def render_comparison(found: Comparison) -> Group:
         systems.add_row(s["name"], *values, "–" if s["difference"] is None else points(s["difference"]))
     costs = text_table(["time and memory"], ["A", "B"])
     for cost in found["costs"]:
-        costs.add_row(cost["name"], shown(cost["a"], cost["unit"]), shown(cost["b"], cost["unit"]))
+        costs.add_row(cost["name"], format_cost(cost["a"], cost["unit"]), format_cost(cost["b"], cost["unit"]))
     settings = Table(box=systems.box, padding=(0, 1), show_edge=False)
     for heading in ("setting", "A", "B"):
         settings.add_column(heading, overflow="fold")
@@ -86,7 +77,7 @@ def render_comparison(found: Comparison) -> Group:
     return Group(*(line for block in [*blocks, [costs]] for line in (*block, "")))
 
 
-def page(a: Run, b: Run, found: Comparison) -> str:
+def comparison_page(a: Run, b: Run, found: Comparison) -> str:
     """The comparison as a page in the look of the report, self-contained."""
     changed = changed_examples(
         a.systems[found["a"]["system"]], b.systems[found["b"]["system"]], a.data.get("test_prompts")
@@ -99,12 +90,12 @@ def page(a: Run, b: Run, found: Comparison) -> str:
             kind_of={name: kind for kind, names, _ in KINDS for name in names},
             changed=changed,
             caution=CAUTION,
-            shown=shown,
+            format_cost=format_cost,
         )
     )
 
 
-def shown(value: float | int | None, unit: str) -> str:
+def format_cost(value: float | int | None, unit: str) -> str:
     """A cost as text; ``unit`` is s, B or empty."""
     if value is None:
         return "–"
@@ -206,7 +197,7 @@ def _settings(run: Run) -> dict[str, str]:
     found = {"model": e["model"], "versions": e["versions"], **{key: e.get(key) for key in ("python", "cpu", "git")}}
     files = {f"data file {i}, SHA-256": file["sha256"] for i, file in enumerate(run.data["files"], 1)}
     flat = dict(_flat(run.settings)) | dict(_flat(found)) | files
-    return {key: str(value) for key, value in flat.items() if value is not None and key not in LEFT_OUT}
+    return {key: str(value) for key, value in flat.items() if value is not None and key not in IGNORED_KEYS}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

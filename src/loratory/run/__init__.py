@@ -1,0 +1,39 @@
+"""The parts that ``finetune.py`` is made of.
+
+In: a ``Config``. Out: a ``Job`` (model and data, loaded and checked), a plan with time estimates, the systems to
+measure, a trained model. Read ``job.py`` first.
+"""
+
+from loratory.run.checks import check_kind, chooses_on_validation
+from loratory.run.job import Job, load_job, open_job, timed_stage
+from loratory.run.plan import make_plan
+from loratory.run.retained import measure_retained, retained_texts
+from loratory.run.seeds_and_folds import fold_jobs, pool_folds, seed_and_fold_folders, seed_jobs
+from loratory.run.selection import BASELINE_SYSTEMS, TUNED_SYSTEMS, baseline_system, pending_systems, tuned_system
+from loratory.run.tuning import is_trained, load_or_train, restore_base, run_training, trained_folder
+
+__all__ = [
+    "BASELINE_SYSTEMS",
+    "TUNED_SYSTEMS",
+    "Job",
+    "baseline_system",
+    "check_kind",
+    "chooses_on_validation",
+    "fold_jobs",
+    "is_trained",
+    "load_job",
+    "load_or_train",
+    "make_plan",
+    "measure_retained",
+    "open_job",
+    "pending_systems",
+    "pool_folds",
+    "restore_base",
+    "retained_texts",
+    "run_training",
+    "seed_and_fold_folders",
+    "seed_jobs",
+    "timed_stage",
+    "trained_folder",
+    "tuned_system",
+]

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from loratory.config import SYSTEMS
-from loratory.data.examples import has_blank
-from loratory.data.splits import stratified
+from loratory.data import has_answer_slot, stratified
 from loratory.evaluation import evaluate
-from loratory.models import adapters
-from loratory.report.charts import duration
+from loratory.metrics import duration
+from loratory.models import attach_adapter
 from loratory.run.job import Job
-from loratory.run.systems import AFTER, BEFORE, FEW_SHOT, asked, before
-from loratory.run.tuning import learning_rates, restore
-from loratory.training.loop import StepResult, total_steps, train
-from loratory.training.optimizer import make_optimizer
+from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, TUNED_SYSTEMS, baseline_system, selected_systems
+from loratory.run.tuning import learning_rates, restore_base
+from loratory.training import StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first warms up
 ONE_OF, AT_LEAST, AT_MOST = 50, 2, 16  # of 50 examples one is tried, but at least 2 and at most 16
@@ -37,21 +35,29 @@ def make_plan(job: Job, baselines: bool) -> Plan:
     seconds = {"train": repeats * probed.seconds * probed.steps * len(learning_rates(job))}
     if baselines:
         # The tuned model costs what the untouched one does.
-        names = {name: name.replace("tuned", "prompt") for name in asked(job, (*BEFORE, *AFTER))}
+        names = {
+            name: name.replace("tuned", "prompt") for name in selected_systems(job, (*BASELINE_SYSTEMS, *TUNED_SYSTEMS))
+        }
         each = {name: _try_system(job, name) for name in sorted(set(names.values()))}
-        total = {part: sum(each[names[name]] for name in part if name in names) for part in (BEFORE, AFTER)}
-        seconds = {"baselines": total[BEFORE], **seconds, "evaluate": job.config.train.seeds * total[AFTER]}
+        total = {
+            part: sum(each[names[name]] for name in part if name in names) for part in (BASELINE_SYSTEMS, TUNED_SYSTEMS)
+        }
+        seconds = {
+            "baselines": total[BASELINE_SYSTEMS],
+            **seconds,
+            "evaluate": job.config.train.seeds * total[TUNED_SYSTEMS],
+        }
     return Plan((*_sentences(job, probed), _time(seconds)), seconds)
 
 
 def _try_training(job: Job) -> StepResult:
     """The last of a few steps at a learning rate of 0; nothing of it stays."""
-    model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
+    model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
     optimizer = make_optimizer(model, job.config.train, job.config.adapter.lora_plus)
     with torch.random.fork_rng():
-        steps = train(model, job.trained, optimizer, job.config.train, 0.0, job.layout)
+        steps = train(model, job.train_sequences, optimizer, job.config.train, 0.0, job.layout)
         results = [result for _, result in zip(range(PROBED_STEPS), steps, strict=False)]
-    restore(job, model)
+    restore_base(job, model)
     return results[-1]
 
 
@@ -64,7 +70,7 @@ def _try_system(job: Job, name: str) -> float:
     few_test = job.split.test[:: max(1, len(job.split.test) // count)][:count]
     split = dataclasses.replace(job.split, train=tuple(few_train), validation=(), test=few_test)
     few = dataclasses.replace(job, split=split)
-    found = evaluate.evaluate(name, before(few, name), (), few_test, lambda done, total: None)
+    found = evaluate(name, baseline_system(few, name), (), few_test, lambda done, total: None)
     making = found.seconds - found.seconds_per_example * len(few_test)
     if name == "embed":  # its fit takes little beside the states of the training examples
         return found.seconds_per_example * (answered + len(job.split.train))
@@ -84,8 +90,8 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
     shared = probed.tokens / probed.unique_tokens
     saving = f"; shared prefixes make that {shared:.1f} times less work than one by one" if shared >= 1.05 else ""
     wanted = config.run.systems or SYSTEMS[config.task]
-    none_fits = {*FEW_SHOT} & {*wanted} - {*asked(job, FEW_SHOT)}
-    why = "the answer stands inside of the text" if has_blank(split.prompt) else "no example fits into the prompt"
+    none_fits = {*FEW_SHOT_SYSTEMS} & {*wanted} - {*selected_systems(job, FEW_SHOT_SYSTEMS)}
+    why = "the answer stands inside of the text" if has_answer_slot(split.prompt) else "no example fits into the prompt"
     return [
         f"{parts}{f', {len(split.labels)} labels' if split.labels else ''}; {seeds}",
         f"Training {what}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "

@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from loratory.data.splits import fold_splits
-from loratory.evaluation import evaluate
-from loratory.evaluation.evaluate import EvalRecord, Prediction
-from loratory.metrics.tasks import measure_of
+from loratory.data import fold_splits
+from loratory.evaluation import EvalRecord, Prediction, load_record, save_record
+from loratory.metrics import task_variant
 from loratory.run.job import Job
-from loratory.text import rendering as render
-from loratory.tree.scoring import Rule
+from loratory.text import tokenize
+from loratory.tree import Rule
 
 
-def other_seeds(job: Job) -> list[Job]:
+def seed_jobs(job: Job) -> list[Job]:
     """The job with each further seed: other first weights, another order, the same examples."""
     train = job.config.train
     settings = [dataclasses.replace(train, seed=train.seed + i, seeds=1) for i in range(1, train.seeds)]
@@ -24,8 +23,8 @@ def fold_jobs(job: Job) -> list[Job]:
     """The job on each fold. Raises UserError where a label is too rare."""
     found = []
     for number, split in enumerate(fold_splits(job.split, job.config.data, job.config.train.seed), 1):
-        trained = tuple(tuple(render.tokenize(example, job.renderer)) for example in split.train)
-        found.append(_inside(job, f"folds/{number}", split=split, trained=trained))
+        train_sequences = tuple(tuple(tokenize(example, job.renderer)) for example in split.train)
+        found.append(_inside(job, f"folds/{number}", split=split, train_sequences=train_sequences))
     return found
 
 
@@ -39,7 +38,7 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
 
     ``rule``: how the delivered model chooses, where it does.
     """
-    records = [evaluate.load_record(fold.run, name) for fold in folds]
+    records = [load_record(fold.run, name) for fold in folds]
     place = {id(example): i for i, example in enumerate(job.split.test)}
     test = [Prediction("", None, None)] * len(job.split.test)
     for fold, record in zip(folds, records, strict=True):
@@ -55,9 +54,9 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
         sum(r.seconds_per_example * len(r.test) for r in records) / len(test),
     )
     validation = [e for fold in folds for e in fold.split.validation]
-    evaluate.save_record(job.run, pooled, validation, job.split.test, measure_of(job.config))
+    save_record(job.run, pooled, validation, job.split.test, task_variant(job.config))
 
 
-def parts_of(run: Path) -> list[Path]:
+def seed_and_fold_folders(run: Path) -> list[Path]:
     """The folders of other seeds and of folds, where there are any."""
     return sorted([*run.glob("seeds/*/"), *run.glob("folds/*/")])

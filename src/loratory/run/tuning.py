@@ -10,16 +10,31 @@ from torch import nn
 
 from loratory.config import BUILTINS, TrainConfig
 from loratory.errors import Interrupted
-from loratory.evaluation.evaluate import longest_answer
-from loratory.machine.device import interrupt_requested
-from loratory.models import adapters
-from loratory.models import loading as models
-from loratory.run.job import Event, Job, Tell, timed
-from loratory.storage import run_directory as runs
-from loratory.text import rendering as render
-from loratory.training.checkpoints import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.training.loop import StepResult, mean_loss, train
-from loratory.training.optimizer import automatic_learning_rate, make_optimizer
+from loratory.events import Event, EventCallback
+from loratory.machine import interrupt_requested
+from loratory.models import (
+    CARD,
+    attach_adapter,
+    detach_adapter,
+    load_adapter,
+    load_model,
+    parameter_counts,
+    save_tuned_model,
+)
+from loratory.run.job import Job, timed_stage
+from loratory.storage import append_metric, read_metrics
+from loratory.text import longest_answer, tokenize
+from loratory.training import (
+    StepResult,
+    automatic_learning_rate,
+    checkpoint_at,
+    latest_checkpoint,
+    load_checkpoint,
+    make_optimizer,
+    mean_loss,
+    save_checkpoint,
+    train,
+)
 
 Losses = dict[int, float]  # optimizer step -> mean loss a token on validation, ascending
 
@@ -36,35 +51,35 @@ class Trial:
     """Whether it ended early."""
 
 
-def trained_model(job: Job, tell: Tell) -> nn.Module:
+def load_or_train(job: Job, on_event: EventCallback) -> nn.Module:
     """The tuned model: from disk where it is complete there, else trained now."""
     if is_trained(job):
         return reload_trained(job)
-    return fit(job, tell)
+    return run_training(job, on_event)
 
 
-def fit(job: Job, tell: Tell) -> nn.Module:
+def run_training(job: Job, on_event: EventCallback) -> nn.Module:
     """Trains, with every learning rate of a list; saves the best on validation and returns it as saved."""
-    with timed(job.run, "train", tell):
+    with timed_stage(job.run, "train", on_event):
         rates = learning_rates(job)
         trials = []
         for rate in rates:
-            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
-            trials.append(train_one(job, model, rate, tell))
+            model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
+            trials.append(train_one(job, model, rate, on_event))
             if rate != rates[-1]:
-                restore(job, model)
+                restore_base(job, model)
         best = min(trials, key=lambda trial: _comparable(trial.loss))
         for trial in trials:
             values = {"learning_rate": trial.rate, "validation_loss": trial.loss, "chosen": trial is best}
             values |= {"best_step": trial.kept_step, "stopped": trial.stopped}
-            runs.append_metric(job.run, "trial", trial=f"{trial.rate:g}", **values)
+            append_metric(job.run, "trial", trial=f"{trial.rate:g}", **values)
         if best.rate != rates[-1]:
-            restore(job, model)
-            model = adapters.attach(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
+            restore_base(job, model)
+            model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
             load_checkpoint(checkpoint_at(checkpoint_folder(job, best.rate), best.kept_step), model, None)
-        trainable, total = adapters.parameter_counts(model)
+        trainable, total = parameter_counts(model)
         rate = tokens_per_second(job)
-        runs.append_metric(
+        append_metric(
             job.run, "trained", trainable_parameters=trainable, total_parameters=total, tokens_per_second=rate
         )
         return save_trained(job, model)
@@ -72,20 +87,20 @@ def fit(job: Job, tell: Tell) -> nn.Module:
 
 def learning_rates(job: Job) -> list[float]:
     """The peak learning rates to try, ascending."""
-    asked = job.config.train.learning_rate
-    if asked == "auto":
+    configured = job.config.train.learning_rate
+    if configured == "auto":
         width = job.base.model.config.get_text_config().hidden_size
         return [automatic_learning_rate(job.config.adapter, width)]
-    if isinstance(asked, tuple):
-        return sorted(set(asked))
-    return [float(asked)]
+    if isinstance(configured, tuple):
+        return sorted(set(configured))
+    return [float(configured)]
 
 
-def restore(job: Job, model: nn.Module) -> None:
+def restore_base(job: Job, model: nn.Module) -> None:
     """Makes the base model what it was before ``model`` was trained on it."""
-    adapters.detach(model)
+    detach_adapter(model)
     if job.config.adapter.kind == "full":
-        untouched = models.load_model(job.config.model, job.world)
+        untouched = load_model(job.config.model, job.machine)
         job.base.model.load_state_dict(untouched.model.state_dict())
 
 
@@ -95,42 +110,42 @@ def checkpoint_folder(job: Job, rate: float) -> Path:
     return job.run / "checkpoints" / f"rate-{rate:g}" if several else job.run / "checkpoints"
 
 
-def train_one(job: Job, model: nn.Module, rate: float, tell: Tell) -> Trial:
+def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) -> Trial:
     """One training, from its newest good checkpoint to the end. Raises Interrupted, with everything saved."""
     settings, folder = job.config.train, checkpoint_folder(job, rate)
     optimizer = make_optimizer(model, settings, job.config.adapter.lora_plus)
     found, skipped = latest_checkpoint(folder)
     for sentence in skipped:
-        tell(Event("say", sentence, {}))
+        on_event(Event("message", sentence))
     done = found.step if found else 0
     losses = logged_losses(job, rate, done)
     with torch.random.fork_rng(), interrupt_requested() as interrupted:
         torch.manual_seed(settings.seed)  # dropout draws from here
         if found:
             load_checkpoint(found, model, optimizer)
-            tell(Event("say", f"Resumed after step {done}", {}))
+            on_event(Event("message", f"Resumed after step {done}"))
         stop = stops_early(losses, settings)
-        steps = () if stop else train(model, job.trained, optimizer, settings, rate, job.layout, done)
+        steps = () if stop else train(model, job.train_sequences, optimizer, settings, rate, job.layout, done)
         for result in steps:
             done = result.step
-            losses |= log_step(job, model, result, rate, tell)
+            losses |= log_step(job, model, result, rate, on_event)
             best, stop = best_step(losses, settings), stops_early(losses, settings)
             last = stop or done == result.steps
             due = settings.checkpoint_every and done % settings.checkpoint_every == 0
             if last or due or best == done or interrupted():
                 save_checkpoint(folder, model, optimizer, done, spare=best)
             if stop:
-                tell(Event("say", f"Stopped early, after step {done} of {result.steps}", {}))
+                on_event(Event("message", f"Stopped early, after step {done} of {result.steps}"))
                 break
             if interrupted() and not last:
                 raise Interrupted(
                     f"Interrupted after step {done} of {result.steps}; it is saved. The same command goes on from there"
                 )
-    kept = keep_best(job, model, rate, losses, done, tell)
+    kept = keep_best(job, model, rate, losses, done, on_event)
     return Trial(rate, kept, losses.get(kept), stop)
 
 
-def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int, tell: Tell) -> int:
+def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int, on_event: EventCallback) -> int:
     """Puts the weights of the best epoch back, where the settings ask for them; returns the step that is kept."""
     best = best_step(losses, job.config.train)
     if best in (None, done):
@@ -138,15 +153,17 @@ def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int
     try:
         load_checkpoint(checkpoint_at(checkpoint_folder(job, rate), best), model, None)
     except ValueError as error:
-        tell(Event("say", f"The best checkpoint, of step {best}, cannot be used: {error}. The last one is kept", {}))
+        on_event(
+            Event("message", f"The best checkpoint, of step {best}, cannot be used: {error}. The last one is kept")
+        )
         return done
-    tell(Event("say", f"Kept the weights of step {best} of {done}: the lowest loss on validation", {}))
+    on_event(Event("message", f"Kept the weights of step {best} of {done}: the lowest loss on validation"))
     return best
 
 
 def logged_losses(job: Job, rate: float, done: int) -> Losses:
     """Losses on validation as logged up to step ``done``."""
-    events = [m for m in runs.read_metrics(job.run) if m["event"] == "validation" and m["trial"] == f"{rate:g}"]
+    events = [m for m in read_metrics(job.run) if m["event"] == "validation" and m["trial"] == f"{rate:g}"]
     return dict(sorted((m["step"], m["loss"]) for m in events if m["step"] <= done))
 
 
@@ -168,28 +185,28 @@ def _comparable(loss: float | None) -> float:
     return 0.0 if loss is None else math.inf if math.isnan(loss) else loss
 
 
-def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, tell: Tell) -> Losses:
+def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, on_event: EventCallback) -> Losses:
     """Logs and tells a step. At the end of an epoch: also the loss on validation, which is returned."""
     values = dataclasses.asdict(result)
-    runs.append_metric(job.run, "step", trial=f"{rate:g}", **values)
-    tell(Event("step", f"{rate:g}", values))
+    append_metric(job.run, "step", trial=f"{rate:g}", **values)
+    on_event(Event("step", f"{rate:g}", values))
     ends_epoch = result.step % (result.steps // job.config.train.epochs) == 0
     if not ends_epoch or not job.split.validation:
         return {}
     loss = validation_loss(job, model)
-    runs.append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
+    append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
     return {result.step: loss}
 
 
 def validation_loss(job: Job, model: nn.Module) -> float:
     """Mean loss a token of the right answers to the validation examples."""
-    sequences = [render.tokenize(example, job.renderer) for example in job.split.validation]
+    sequences = [tokenize(example, job.renderer) for example in job.split.validation]
     return mean_loss(model, sequences, job.layout, job.config.train.token_budget)
 
 
 def tokens_per_second(job: Job) -> float | None:
     """Tokens of the training sequences a second, over all steps of the log."""
-    steps = [m for m in runs.read_metrics(job.run) if m["event"] == "step"]
+    steps = [m for m in read_metrics(job.run) if m["event"] == "step"]
     seconds = sum(m["seconds"] for m in steps)
     return sum(m["tokens"] for m in steps) / seconds if seconds else None
 
@@ -201,7 +218,7 @@ def trained_folder(job: Job) -> Path:
 
 def is_trained(job: Job) -> bool:
     """Whether the tuned model is complete on disk."""
-    return (trained_folder(job) / adapters.CARD).exists()
+    return (trained_folder(job) / CARD).exists()
 
 
 def save_trained(job: Job, model: nn.Module) -> nn.Module:
@@ -222,16 +239,16 @@ def save_trained(job: Job, model: nn.Module) -> nn.Module:
         "stop_ids": list(job.renderer.stop_ids),
         "choose": None,
     }
-    adapters.save_trained(model, trained_folder(job), job.base.text.tokenizer, job.renderer.stop_ids, card)
+    save_tuned_model(model, trained_folder(job), job.base.text.tokenizer, job.renderer.stop_ids, card)
     if job.config.adapter.kind == "full":
         return model
-    adapters.detach(model)
+    detach_adapter(model)
     return reload_trained(job)
 
 
 def reload_trained(job: Job) -> nn.Module:
     """The tuned model from disk."""
     if job.config.adapter.kind == "lora":
-        return adapters.load_trained(job.base, trained_folder(job), fused=job.config.speed.lora == "on")
+        return load_adapter(job.base, trained_folder(job), fused=job.config.speed.lora == "on")
     config = dataclasses.replace(job.config.model, name=str(trained_folder(job)), revision=None)
-    return models.load_model(config, job.world).model
+    return load_model(config, job.machine).model

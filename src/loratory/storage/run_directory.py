@@ -1,15 +1,9 @@
 """The run directory: settings as resolved, what the data and the machine were, and an append-only log."""
 
-import hashlib
 import json
-import os
 import shutil
-import subprocess
-import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +11,9 @@ import tomli_w
 
 from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
+from loratory.storage.files import sha256_of, write_text
 
-ASKED = "asked.json"
-PACKAGES = ("loratory", "torch", "transformers", "peft", "tokenizers", "datasets", "safetensors", "scikit-learn")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: a temporary file beside it, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes ``path`` (replacing it) when the block ends well, and vanishes else."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over the bytes of the files, in the order given."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+REQUESTED_SETTINGS = "asked.json"
 
 
 def append_metric(run: Path, event: str, **values: Any) -> None:
@@ -101,7 +35,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def mend_metrics(run: Path) -> None:
+def repair_metrics(run: Path) -> None:
     """Removes a last line that a crash tore, so that the next one is not glued to it."""
     path = run / "metrics.jsonl"
     if path.exists():
@@ -126,7 +60,7 @@ def check_run(run: Path, config: Config, overwrite: bool) -> bool:
     fix = "choose another [run] out, or add --overwrite to replace it"
     if (run / "report.json").exists():
         raise UserError("This run is finished already", str(run), fix=f"open {run / 'report.html'}; or {fix}")
-    asked = json.loads((run / ASKED).read_text()) if (run / ASKED).exists() else None
+    asked = json.loads((run / REQUESTED_SETTINGS).read_text()) if (run / REQUESTED_SETTINGS).exists() else None
     if asked != config_to_dict(config):
         raise UserError("The run directory holds a run with other settings", str(run), fix=fix)
     return True
@@ -168,27 +102,3 @@ def read_config(run: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError("The settings of the run are damaged", str(path), found=str(error)) from error
     return config_from_dict(values, str(path))
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of what decides the numbers."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_state(folder: Path) -> str | None:
-    """Commit of the checkout that holds ``folder``, with "+changes" if files differ from it; None outside of git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

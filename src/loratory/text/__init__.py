@@ -1,0 +1,57 @@
+"""From examples to tokens and back.
+
+In: an ``Example`` and a tokenizer with its chat template. Out: ``TokenizedExample`` objects, or the prompt that
+inference sees; both come from the same calls. Read ``rendering.py`` first.
+"""
+
+from loratory.text.context import example_length, fit_to_context, longest_answer
+from loratory.text.masking import (
+    MaskedText,
+    SlottedText,
+    answer_end_id,
+    masked_prompt,
+    normalize_masks,
+    split_at_slot,
+    with_masks,
+)
+from loratory.text.rendering import (
+    RenderedPrompt,
+    TokenizedExample,
+    completion_ids,
+    pieces,
+    render_prompt,
+    template_deviation,
+    tokenize,
+    tokenizer_round_trip,
+    with_mask_count,
+    word,
+)
+from loratory.text.template import Renderer, check_system_is_shown, check_tools_are_shown, decode, renderer_for
+
+__all__ = [
+    "MaskedText",
+    "RenderedPrompt",
+    "Renderer",
+    "SlottedText",
+    "TokenizedExample",
+    "answer_end_id",
+    "check_system_is_shown",
+    "check_tools_are_shown",
+    "completion_ids",
+    "decode",
+    "example_length",
+    "fit_to_context",
+    "longest_answer",
+    "masked_prompt",
+    "normalize_masks",
+    "pieces",
+    "render_prompt",
+    "renderer_for",
+    "split_at_slot",
+    "template_deviation",
+    "tokenize",
+    "tokenizer_round_trip",
+    "with_mask_count",
+    "with_masks",
+    "word",
+]

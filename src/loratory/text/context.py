@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loratory.data.examples import BLANK, Example
+from loratory.data import ANSWER_SLOT, Example
 from loratory.errors import UserError
-from loratory.text import masking as cloze
-from loratory.text.rendering import answers_itself, completion_ids, render_prompt, word
+from loratory.text.masking import split_at_slot, with_masks
+from loratory.text.rendering import completion_ids, is_plain_text_example, render_prompt, word
 from loratory.text.template import Renderer
 
 
@@ -33,14 +33,14 @@ def example_length(example: Example, renderer: Renderer) -> int:
 
 def _masked_length(example: Example, renderer: Renderer) -> int:
     """A plain text always fits: it is cut into pieces."""
-    if answers_itself(example):
+    if is_plain_text_example(example):
         if not len(renderer.encode_part(example.messages[-1].content)[0]):
             raise UserError("The text is empty, so nothing could be hidden", example.source, fix="remove the row")
         return 0
-    blank = cloze.split_blank(example.messages[-1].content, example.source)
+    slotted = split_at_slot(example.messages[-1].content, example.source)
     answers = example.candidates or example.answers
-    longest = max((len(renderer.encode_part(blank.lead + word(a, renderer))[0]) for a in answers), default=1)
-    return len(cloze.with_masks(renderer.tokenizer, blank, max(longest, renderer.masks)).token_ids)
+    longest = max((len(renderer.encode_part(slotted.lead + word(a, renderer))[0]) for a in answers), default=1)
+    return len(with_masks(renderer.tokenizer, slotted, max(longest, renderer.masks)).token_ids)
 
 
 def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, overlong: str) -> Fitted:
@@ -69,7 +69,7 @@ def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -
     """
     last = max(i for i, m in enumerate(example.messages) if m.role == "user")
     content = example.messages[last].content
-    before, content, after, end = _cuttable(content) if BLANK in content else ("", content, "", True)
+    before, content, after, end = _cuttable(content) if ANSWER_SLOT in content else ("", content, "", True)
     spans = renderer.encode(content)[1]
     keep = len(spans) - excess
     while keep > 0:
@@ -91,11 +91,24 @@ def _cuttable(text: str) -> tuple[str, str, str, bool]:
 
     It is what stands above the line of the blank; without a line above it, the longer side of the blank.
     """
-    start = text.index(BLANK)
-    end = start + len(BLANK)
+    start = text.index(ANSWER_SLOT)
+    end = start + len(ANSWER_SLOT)
     line = text.rfind("\n", 0, start)
     if line > 0:
         return "", text[:line], text[line:], True
     if len(text) - end > start:
         return text[:end], text[end:], "", True
     return "", text[:start], text[start:], False
+
+
+LONGEST_TRIED = 100  # texts that are measured in tokens: those of most characters
+
+
+def longest_answer(examples: Sequence[Example], renderer: Renderer) -> int:
+    """Tokens of the longest candidate or answer of the examples, its ending included."""
+    if renderer.masked:
+        return renderer.masks
+    texts = {text for e in examples for text in e.candidates or e.answers}
+    prompt = render_prompt(examples[0].messages, renderer, examples[0].source)
+    likely = sorted(texts, key=len, reverse=True)[:LONGEST_TRIED]
+    return max((len(completion_ids(prompt, text, renderer)[0]) for text in likely), default=1)

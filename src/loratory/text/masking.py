@@ -13,18 +13,18 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.data.examples import BLANK
+from loratory.data import ANSWER_SLOT
 from loratory.errors import UserError
 
-TURNS = 7  # one token in seven is hidden at a time: the 15 % of BERT (Devlin et al., 2019)
+ROUNDS = 7  # one token in seven is hidden at a time: the 15 % of BERT (Devlin et al., 2019)
 
 
 @dataclass(frozen=True)
-class Hidden:
+class MaskedText:
     """A sequence of which some tokens are hidden."""
 
     token_ids: Int64[np.ndarray, "T"]
-    shown_ids: Int64[np.ndarray, "T"]
+    masked_ids: Int64[np.ndarray, "T"]
     """The mask token in place of what is hidden."""
     hidden: Bool[np.ndarray, "T"]
     text: str
@@ -32,7 +32,7 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class Blank:
+class SlottedText:
     """A text around its blank."""
 
     before: str
@@ -41,90 +41,92 @@ class Blank:
     after: str
 
 
-def split_blank(text: str, source: str) -> Blank:
+def split_at_slot(text: str, source: str) -> SlottedText:
     """Raises UserError where the text has not exactly one blank."""
-    if text.count(BLANK) != 1:
-        found = f"{text.count(BLANK)} of them in: {text[:80]}"
+    if text.count(ANSWER_SLOT) != 1:
+        found = f"{text.count(ANSWER_SLOT)} of them in: {text[:80]}"
         raise UserError("The prompt of a masked language model needs one {mask}", source, found=found)
-    before, _, after = text.partition(BLANK)
-    return Blank(before.rstrip(), before[len(before.rstrip()) :], after)
+    before, _, after = text.partition(ANSWER_SLOT)
+    return SlottedText(before.rstrip(), before[len(before.rstrip()) :], after)
 
 
 @lru_cache(maxsize=100)  # each label of a row asks for the same
-def with_masks(tokenizer: PreTrainedTokenizerBase, blank: Blank, count: int) -> Hidden:
+def with_masks(tokenizer: PreTrainedTokenizerBase, slotted: SlottedText, count: int) -> MaskedText:
     """The text with ``count`` mask tokens for its blank."""
     mask = str(tokenizer.mask_token)
-    text = blank.before + mask * count + blank.after
-    ids, spans = _framed(tokenizer, *_encode(tokenizer, text))
-    start, end = len(blank.before), len(blank.before) + count * len(mask)
+    text = slotted.before + mask * count + slotted.after
+    ids, spans = _with_special_tokens(tokenizer, *_encode(tokenizer, text))
+    start, end = len(slotted.before), len(slotted.before) + count * len(mask)
     own = (ids == tokenizer.mask_token_id) & (spans[:, 1] > start) & (spans[:, 1] <= end)
-    return Hidden(ids, ids, own, text, spans)
+    return MaskedText(ids, ids, own, text, spans)
 
 
-def fill_in(tokenizer: PreTrainedTokenizerBase, blank: Blank, answer: str, masks: int, source: str) -> Hidden:
+def with_answer(
+    tokenizer: PreTrainedTokenizerBase, slotted: SlottedText, answer: str, masks: int, source: str
+) -> MaskedText:
     """The text with its blank filled, the answer hidden. Raises UserError for an answer without tokens.
 
     The blank has ``masks`` masks whatever the answer, because their number would betray it (Schick and Schütze, "It's
     Not Just Size That Matters", NAACL 2021); those that a shorter answer leaves stand for the token that ends it.
     """
-    filled, inside = _encode(tokenizer, blank.lead + answer)
+    filled, inside = _encode(tokenizer, slotted.lead + answer)
     if not len(filled):
         raise UserError("The answer has no tokens, so nothing would be trained", source, found=repr(answer))
     spare = max(0, masks - len(filled))
-    filled = np.concatenate([filled, np.full(spare, ending_id(tokenizer), dtype=np.int64)])
+    filled = np.concatenate([filled, np.full(spare, answer_end_id(tokenizer), dtype=np.int64)])
     inside = np.concatenate([inside, np.full((spare, 2), inside[-1, 1])])
-    found = with_masks(tokenizer, blank, len(filled))
+    found = with_masks(tokenizer, slotted, len(filled))
     ids, spans = found.token_ids.copy(), found.char_spans.copy()
     ids[found.hidden] = filled
-    text = blank.before + blank.lead + answer + blank.after
-    later = found.char_spans[:, 0] >= len(found.text) - len(blank.after)
+    text = slotted.before + slotted.lead + answer + slotted.after
+    later = found.char_spans[:, 0] >= len(found.text) - len(slotted.after)
     spans[later] += len(text) - len(found.text)
-    spans[found.hidden] = inside + len(blank.before)
-    return Hidden(ids, found.shown_ids, found.hidden, text, spans)
+    spans[found.hidden] = inside + len(slotted.before)
+    return MaskedText(ids, found.masked_ids, found.hidden, text, spans)
 
 
-def ending_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def answer_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer: one that no answer holds."""
     known = (tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return next(i for i in known if isinstance(i, int))
 
 
-def turns(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> Iterator[list[Hidden]]:
+def masked_rounds(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> Iterator[list[MaskedText]]:
     """The text in pieces of at most ``longest`` tokens; of each, sequences that hide every token once between them.
 
     Which tokens are hidden together depends on the text alone.
     """
-    start, end = _frame(tokenizer)
+    start, end = _special_tokens(tokenizer)
     room = longest - len(start) - len(end)
     ids, spans = _encode(tokenizer, text)
     draw = np.random.default_rng(zlib.crc32(text.encode()))
     for first in range(0, len(ids), room):
         own = spans[first : first + room]
         begin, stop = int(own[0, 0]), int(own[-1, 1])
-        piece, where = _framed(tokenizer, ids[first : first + room], own - begin)
+        piece, where = _with_special_tokens(tokenizer, ids[first : first + room], own - begin)
         order = len(start) + draw.permutation(len(piece) - len(start) - len(end))
         found = []
-        for chosen in np.array_split(order, min(TURNS, len(order))):
+        for chosen in np.array_split(order, min(ROUNDS, len(order))):
             hidden = np.zeros(len(piece), dtype=bool)
             hidden[chosen] = True
             shown = np.where(hidden, np.int64(tokenizer.mask_token_id), piece)  # type: ignore[arg-type]
-            found.append(Hidden(piece, shown, hidden, text[begin:stop], where))
+            found.append(MaskedText(piece, shown, hidden, text[begin:stop], where))
         yield found
 
 
-def mark_masks(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def normalize_masks(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with the tokenizer's mask token wherever somebody wrote one, in any of the usual ways."""
     ways = ("{mask}", "[MASK]", "<mask>", str(tokenizer.mask_token))
     pattern = rf"\s*(?:{'|'.join(map(re.escape, ways))})"
     return re.sub(pattern, lambda _: str(tokenizer.mask_token), text)
 
 
-def prompt(tokenizer: PreTrainedTokenizerBase, text: str, source: str) -> Hidden:
+def masked_prompt(tokenizer: PreTrainedTokenizerBase, text: str, source: str) -> MaskedText:
     """The text with one mask token for its blank, if it has one; nothing else is hidden."""
-    if BLANK in text:
-        return with_masks(tokenizer, split_blank(text, source), 1)
-    ids, spans = _framed(tokenizer, *_encode(tokenizer, text))
-    return Hidden(ids, ids, np.zeros(len(ids), dtype=bool), text, spans)
+    if ANSWER_SLOT in text:
+        return with_masks(tokenizer, split_at_slot(text, source), 1)
+    ids, spans = _with_special_tokens(tokenizer, *_encode(tokenizer, text))
+    return MaskedText(ids, ids, np.zeros(len(ids), dtype=bool), text, spans)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
@@ -133,10 +135,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Int64[np.nda
     return np.array(found["input_ids"], dtype=np.int64), spans
 
 
-def _framed(
+def _with_special_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: Int64[np.ndarray, "T"], spans: Int64[np.ndarray, "T 2"]
 ) -> tuple[Int64[np.ndarray, "_"], Int64[np.ndarray, "_ 2"]]:
-    start, end = _frame(tokenizer)
+    start, end = _special_tokens(tokenizer)
     last = int(spans[-1, 1]) if len(spans) else 0
     edges = [np.zeros((len(start), 2), dtype=np.int64), np.full((len(end), 2), last, dtype=np.int64)]
     whole = np.concatenate([np.array(start, dtype=np.int64), ids, np.array(end, dtype=np.int64)])
@@ -144,7 +146,7 @@ def _framed(
 
 
 @cache
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
     bare, whole = (tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (False, True))
     starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from loratory.data.examples import BLANK, Example, Message
+from loratory.data import ANSWER_SLOT, Example, Message
 from loratory.errors import UserError
-from loratory.text import masking as cloze
+from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, split_at_slot, with_answer
 from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments, template_source
 
 # Tokens for filling in the middle, as families of models have them: before the beginning, the end, and the middle.
@@ -39,7 +39,7 @@ class TokenizedExample:
     char_spans: Int64[np.ndarray, "T 2"]
     """The characters of ``text`` that each token stands for."""
     source: str
-    shown_ids: Int64[np.ndarray, "T"] | None = None
+    masked_ids: Int64[np.ndarray, "T"] | None = None
     """For masked language models, what is read: the mask token in place of every trained token."""
     rotation: tuple[int, int] = (0, 1)
     """(r, n): trained in the epochs e with e % n == r. A text's sequences, which hide other tokens, take turns."""
@@ -64,9 +64,9 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     Raises UserError (two beginning-of-sequence tokens).
     """
     if renderer.masked:
-        found = cloze.prompt(renderer.tokenizer, messages[-1].content, source)
+        found = masked_prompt(renderer.tokenizer, messages[-1].content, source)
         return RenderedPrompt(found.text, found.token_ids, found.char_spans, None, "")
-    if BLANK in messages[-1].content:
+    if ANSWER_SLOT in messages[-1].content:
         text = _around_the_middle(messages, renderer, source)
         return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(middle_tokens(renderer)[2]) :], "")
     text = apply_template(renderer, messages, prompt=True)
@@ -94,11 +94,11 @@ def middle_tokens(renderer: Renderer) -> tuple[str, str, str]:
 def _around_the_middle(messages: Sequence[Message], renderer: Renderer, source: str) -> str:
     """Beginning, end, and the token after which the middle is written (Bavarian et al., "Efficient Training of Language
     Models to Fill in the Middle", 2022)."""
-    if len(messages) > 1 or messages[0].content.count(BLANK) > 1:
+    if len(messages) > 1 or messages[0].content.count(ANSWER_SLOT) > 1:
         found = "other messages" if len(messages) > 1 else "several of them"
         raise UserError("A prompt with {mask} is one message with one of them", source or None, found=found)
     tokens = middle_tokens(renderer)
-    start, _, end = messages[0].content.partition(BLANK)
+    start, _, end = messages[0].content.partition(ANSWER_SLOT)
     bos = renderer.tokenizer.bos_token
     first = renderer.tokenizer("a")["input_ids"][:1]
     begins = bos if bos and first == [renderer.tokenizer.bos_token_id] else ""
@@ -161,19 +161,19 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
     return [*sequences, *(join(prompt, answer.strip(), renderer, example.source) for answer in example.answers)]
 
 
-def with_room_for(examples: Sequence[Example], renderer: Renderer) -> Renderer:
+def with_mask_count(examples: Sequence[Example], renderer: Renderer) -> Renderer:
     """For masked language models: with blanks of as many masks as the longest of the answers has tokens."""
-    if not renderer.masked or answers_itself(examples[0]):
+    if not renderer.masked or is_plain_text_example(examples[0]):
         return renderer
     texts = set()
     for e in examples:
-        lead = cloze.split_blank(e.messages[-1].content, e.source).lead
+        lead = split_at_slot(e.messages[-1].content, e.source).lead
         texts |= {lead + word(answer, renderer) for answer in e.candidates or e.answers}
     return dataclasses.replace(renderer, masks=max(len(renderer.encode_part(text)[0]) for text in texts))
 
 
 @functools.lru_cache(maxsize=10_000)  # the same labels for every example
-def respelled(text: str, renderer: Renderer) -> str:
+def tokenizer_round_trip(text: str, renderer: Renderer) -> str:
     """What the tokenizer makes of a text, there and back."""
     return decode(renderer.tokenizer, renderer.encode_part(f" {text}")[0].tolist(), skip_special=True).strip()
 
@@ -181,25 +181,25 @@ def respelled(text: str, renderer: Renderer) -> str:
 def _tokenize_masked(example: Example, renderer: Renderer) -> list[TokenizedExample]:
     """The text with each right answer in its blank; without a blank, sequences that hide every token once."""
     text, source = example.messages[-1].content, example.source
-    if not answers_itself(example):
-        blank = cloze.split_blank(text, source)
+    if not is_plain_text_example(example):
+        slotted = split_at_slot(text, source)
         words = [word(answer, renderer) for answer in example.answers]
-        found = [cloze.fill_in(renderer.tokenizer, blank, w, renderer.masks, source) for w in words]
+        found = [with_answer(renderer.tokenizer, slotted, w, renderer.masks, source) for w in words]
         return [_masked_sequence(hidden, source, (0, 1)) for hidden in found]
-    pieces = list(cloze.turns(renderer.tokenizer, text, renderer.longest))
+    pieces = list(masked_rounds(renderer.tokenizer, text, renderer.longest))
     if not pieces:
         raise UserError("The text has no tokens, so nothing would be trained", source, found=repr(text[:80]))
     return [_masked_sequence(hidden, source, (i, len(own))) for own in pieces for i, hidden in enumerate(own)]
 
 
-def answers_itself(example: Example) -> bool:
+def is_plain_text_example(example: Example) -> bool:
     """Whether the text is its own answer: any token of it may be hidden."""
     return example.answers == (example.messages[-1].content,)
 
 
-def _masked_sequence(found: cloze.Hidden, source: str, rotation: tuple[int, int]) -> TokenizedExample:
+def _masked_sequence(found: MaskedText, source: str, rotation: tuple[int, int]) -> TokenizedExample:
     weights = found.hidden.astype(np.float32)
-    return TokenizedExample(found.token_ids, weights, found.text, found.char_spans, source, found.shown_ids, rotation)
+    return TokenizedExample(found.token_ids, weights, found.text, found.char_spans, source, found.masked_ids, rotation)
 
 
 def word(answer: str, renderer: Renderer) -> str:

@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.config import PromptConfig, nearest
-from loratory.data.examples import TOOLS, Message
-from loratory.errors import UserError
-from loratory.models.loading import LoadedTokenizer
+from loratory.config import PromptConfig
+from loratory.data import TOOLS, Message
+from loratory.errors import UserError, did_you_mean
+from loratory.models import LoadedTokenizer
 
 # Text that no template produces by itself, to find where a template puts what it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
@@ -208,7 +208,7 @@ def _check_template_kwargs(source: str, arguments: Mapping[str, Any], where: str
     """Templates ignore arguments that they do not know, silently; so a misspelt one is found here."""
     for name in arguments:
         if name not in (known := template_arguments(source)):
-            fix = nearest(name, known) or f"it knows: {', '.join(sorted(known)) or 'none'}"
+            fix = did_you_mean(name, known) or f"it knows: {', '.join(sorted(known)) or 'none'}"
             raise UserError(
                 f"The chat template knows no argument {name!r}", f"{where}, prompt.template_kwargs", fix=fix
             )

@@ -1,0 +1,24 @@
+"""The training loop.
+
+In: a model with its adapter attached, and tokenized examples. Out: one ``StepResult`` per optimizer step, and
+checkpoints from which training resumes bit for bit. Read ``loop.py`` first.
+"""
+
+from loratory.training.checkpoints import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
+from loratory.training.loop import StepResult, mean_loss, total_steps, train
+from loratory.training.optimizer import automatic_learning_rate, make_optimizer
+from loratory.training.speed import resolve_speed
+
+__all__ = [
+    "StepResult",
+    "automatic_learning_rate",
+    "checkpoint_at",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "make_optimizer",
+    "mean_loss",
+    "resolve_speed",
+    "save_checkpoint",
+    "total_steps",
+    "train",
+]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loratory.storage.run_directory import sha256_of, whole_folder, write_json
+from loratory.storage import atomic_folder, sha256_of, write_json
 from loratory.training.optimizer import trainable_parameters
 
 MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ def save_checkpoint(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    with whole_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         save_file(
             {n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "parameters.safetensors"
         )
@@ -77,18 +77,18 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     skipped = []
     for path in reversed(_folders(folder)):
         try:
-            return verified(path), skipped
+            return verify_checkpoint(path), skipped
         except ValueError as error:
             skipped.append(f"{path.name} is skipped: {error}")
     return None, skipped
 
 
 def checkpoint_at(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises ValueError as ``verified`` does."""
-    return verified(folder / f"step-{step:06d}")
+    """The checkpoint of a step. Raises ValueError as ``verify_checkpoint`` does."""
+    return verify_checkpoint(folder / f"step-{step:06d}")
 
 
-def verified(path: Path) -> Checkpoint:
+def verify_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises ValueError, saying why, where its files do not match its manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())

@@ -8,11 +8,21 @@ import torch
 from torch import nn
 
 from loratory.config import TrainConfig
-from loratory.text.rendering import TokenizedExample
+from loratory.text import TokenizedExample
 from loratory.training.optimizer import learning_rate_at, trainable_parameters
-from loratory.tree.attention import Layout, prepared, prepared_for_training
-from loratory.tree.batches import Batch, micro_batches, of_epoch, step_examples, steps_per_epoch
-from loratory.tree.loss import LossSum, batch_loss, batch_weight
+from loratory.tree import (
+    Batch,
+    Layout,
+    LossSum,
+    batch_loss,
+    batch_weight,
+    micro_batches,
+    prepared,
+    prepared_for_training,
+    sequences_of_epoch,
+    step_examples,
+    steps_per_epoch,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def train(
     schedule = step_examples(len(examples), settings.batch_size, settings.seed, first_step, steps)
     for step, indices in enumerate(schedule, first_step):
         started = time.perf_counter()
-        sequences = of_epoch(examples, indices, step // steps_per_epoch(len(examples), settings.batch_size))
+        sequences = sequences_of_epoch(examples, indices, step // steps_per_epoch(len(examples), settings.batch_size))
         batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, layout.share)]
         rate = learning_rate_at(step, steps, peak_learning_rate, settings.schedule, settings.warmup)
         set_training(model)  # each time, because whoever drives the loop may evaluate in between

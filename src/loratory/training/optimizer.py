@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models.adapters import lora_plus_groups
+from loratory.models import lora_plus_groups
 
 # At a width of 2000: for full fine-tuning; low-rank branches bear ten times as much.
 BASE_LEARNING_RATE = 5e-5

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from loratory.config import SpeedConfig, TrainConfig
-from loratory.machine.device import World, matmul_flops, memory_bytes
-from loratory.text.rendering import TokenizedExample
-from loratory.tree.attention import Layout, can_checkpoint, decoder_layers
-from loratory.tree.batches import micro_batches, of_epoch, steps_per_epoch
+from loratory.machine import Machine, matmul_flops, memory_bytes
+from loratory.text import TokenizedExample
+from loratory.tree import Layout, can_checkpoint, decoder_layers, micro_batches, sequences_of_epoch, steps_per_epoch
 
-COMPILE_REPAYS_AFTER = 600.0  # seconds of training; compiling takes 20 to 60 and saves a tenth to a fifth
+COMPILE_PAYS_OFF_AFTER = 600.0  # seconds of training; compiling takes 20 to 60 and saves a tenth to a fifth
 ACTIVATION_FACTOR = 1.4  # what a layer keeps for the backward, in inputs and outputs of its linear layers (measured)
 MEMORY_SHARE = 0.8  # of the machine's memory that a training may plan with
 
@@ -25,28 +24,28 @@ def resolve_speed(
     model: nn.Module,
     examples: Sequence[Sequence[TokenizedExample]],
     layout: Layout,
-    world: World,
+    machine: Machine,
 ) -> tuple[SpeedConfig, list[str]]:
     """Settings without "auto", and a sentence for each thing that was switched on, or could not be."""
-    first = of_epoch(examples, range(min(len(examples), settings.batch_size)), 0)
+    first = sequences_of_epoch(examples, range(min(len(examples), settings.batch_size)), 0)
     unique = sum(len(batch.token_ids_T) for batch in micro_batches(first, settings.token_budget, layout.share))
     longest = max(len(sequence.token_ids) for group in examples for sequence in group)
     tokens = max(longest, min(settings.token_budget, unique))
     seconds = settings.epochs * steps_per_epoch(len(examples), settings.batch_size)
-    seconds *= step_seconds(model, unique, full, world)
-    checkpointing, first_sentence = _checkpointing(speed, model, training_bytes(model, tokens, full, world), world)
-    compiling, second_sentence = _compiling(speed, model, layout, seconds, world)
+    seconds *= step_seconds(model, unique, full, machine)
+    checkpointing, first_sentence = _checkpointing(speed, model, training_bytes(model, tokens, full, machine), machine)
+    compiling, second_sentence = _compiling(speed, model, layout, seconds, machine)
     resolved = dataclasses.replace(
         speed,
         compile=compiling,
         checkpointing=checkpointing,
-        products=world.products_name if full and world.dtype != torch.float64 else speed.products,
+        products=machine.matmul_dtype_name if full and machine.dtype != torch.float64 else speed.products,
     )
     return resolved, [sentence for sentence in (first_sentence, second_sentence) if sentence]
 
 
-def _checkpointing(speed: SpeedConfig, model: nn.Module, needed: float, world: World) -> tuple[str, str | None]:
-    short = needed > MEMORY_SHARE * memory_bytes(world.device) > 0
+def _checkpointing(speed: SpeedConfig, model: nn.Module, needed: float, machine: Machine) -> tuple[str, str | None]:
+    short = needed > MEMORY_SHARE * memory_bytes(machine.device) > 0
     if speed.checkpointing == "off" or (speed.checkpointing == "auto" and not short):
         return "off", None
     if not can_checkpoint(model):
@@ -57,13 +56,13 @@ def _checkpointing(speed: SpeedConfig, model: nn.Module, needed: float, world: W
 
 
 def _compiling(
-    speed: SpeedConfig, model: nn.Module, layout: Layout, seconds: float, world: World
+    speed: SpeedConfig, model: nn.Module, layout: Layout, seconds: float, machine: Machine
 ) -> tuple[str, str | None]:
     mixture = any("experts" in name for name, _ in model.named_modules())  # compiled anew for each choice of experts
-    worth = speed.compile == "on" or (speed.compile == "auto" and seconds > COMPILE_REPAYS_AFTER and not mixture)
-    if not worth or not layout.share:
+    score = speed.compile == "on" or (speed.compile == "auto" and seconds > COMPILE_PAYS_OFF_AFTER and not mixture)
+    if not score or not layout.share:
         return "off", None
-    if problem := compile_problem(str(world.device)):
+    if problem := compile_problem(str(machine.device)):
         return "off", f"Not compiled ({problem}): a C++ compiler would make it faster"
     return "on", "Layers are compiled first, which takes up to a minute and makes every step faster"
 
@@ -74,18 +73,18 @@ def layer_features(model: nn.Module) -> tuple[int, int]:
     return sum(a * b for a, b in shapes), sum(a + b for a, b in shapes)
 
 
-def step_seconds(model: nn.Module, tokens: int, full: bool, world: World) -> float:
+def step_seconds(model: nn.Module, tokens: int, full: bool, machine: Machine) -> float:
     """Seconds that the matrix products of so many tokens take at least: 4 (full fine-tuning: 6) FLOP a weight."""
     parameters, _ = layer_features(model)
-    return (6 if full else 4) * parameters * tokens / matmul_flops(world.device, world.products)
+    return (6 if full else 4) * parameters * tokens / matmul_flops(machine.device, machine.matmul_dtype)
 
 
-def training_bytes(model: nn.Module, tokens: int, full: bool, world: World) -> float:
+def training_bytes(model: nn.Module, tokens: int, full: bool, machine: Machine) -> float:
     """An estimate of the memory for weights, gradients, optimizer and what ``tokens`` tokens keep for the backward."""
     _, widths = layer_features(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     kept = ACTIVATION_FACTOR * widths * tokens * next(model.parameters()).element_size()
-    return weights * (4 if full else 1) + (weights / 2 if world.low else 0) + kept
+    return weights * (4 if full else 1) + (weights / 2 if machine.autocast_dtype else 0) + kept
 
 
 @cache

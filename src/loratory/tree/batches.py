@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from loratory.text.rendering import TokenizedExample
+from loratory.text import TokenizedExample
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def build_batch(
     stands by itself, one after another, and whole: the models that need this may look at its length.
     """
     indices = range(len(sequences)) if indices is None else indices
-    if sequences[0].shown_ids is not None:
+    if sequences[0].masked_ids is not None:
         return _packed(sequences, indices)
     needed = [_read_ids(s, share) for s in sequences]
     order = _tree_order(needed) if share else range(len(sequences))
@@ -111,7 +111,7 @@ def _packed(sequences: Sequence[TokenizedExample], indices: Sequence[int]) -> Ba
     return Batch(token_ids, depth, end, target_rows, target_ids, target_weights, owner)
 
 
-def of_epoch(
+def sequences_of_epoch(
     examples: Sequence[Sequence[TokenizedExample]], indices: Sequence[int], epoch: int
 ) -> list[TokenizedExample]:
     """The sequences of some examples that are trained in an epoch (from 0)."""
@@ -132,7 +132,7 @@ def micro_batches(sequences: Sequence[TokenizedExample], token_budget: int, shar
     for i in order:
         own = needed[i]
         if share:
-            both_ways = sequences[i].shown_ids is not None
+            both_ways = sequences[i].masked_ids is not None
             shared = len(own) * np.array_equal(previous, own) if both_ways else common_prefix(previous, own)
             grown = size + len(own) - shared
         else:
@@ -170,8 +170,8 @@ def common_prefix(a: Int64[np.ndarray, "A"], b: Int64[np.ndarray, "B"]) -> int:
 
 def _read_ids(sequence: TokenizedExample, share: bool) -> Int64[np.ndarray, "_"]:
     """What the model reads of a sequence."""
-    if sequence.shown_ids is not None:
-        return sequence.shown_ids
+    if sequence.masked_ids is not None:
+        return sequence.masked_ids
     return needed_ids(sequence) if share else sequence.token_ids
 
 

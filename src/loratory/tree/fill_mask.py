@@ -11,14 +11,24 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import nn
 
-from loratory.data.examples import Example
+from loratory.data import Example
 from loratory.errors import UserError
-from loratory.text import masking as cloze
-from loratory.text.rendering import TokenizedExample
-from loratory.text.template import Renderer, decode
-from loratory.tree.attention import Layout, prepared, target_logits
+from loratory.events import ProgressCallback
+from loratory.text import (
+    MaskedText,
+    Renderer,
+    SlottedText,
+    TokenizedExample,
+    answer_end_id,
+    decode,
+    masked_prompt,
+    normalize_masks,
+    split_at_slot,
+    with_masks,
+)
 from loratory.tree.batches import micro_batches
-from loratory.tree.generation import Progress
+from loratory.tree.forward import prepared, target_logits
+from loratory.tree.layout import Layout
 
 AT_ONCE = 64  # texts whose blanks are filled together
 MOST_MASKS, LENGTHS_TRIED = 32, 8  # for models that do not know how an answer ends
@@ -79,8 +89,8 @@ def complete(model: nn.Module, renderer: Renderer, text: str, count: int) -> tup
     that is too long.
     """
     tokenizer = renderer.tokenizer
-    marked = cloze.mark_masks(tokenizer, text)
-    ids = cloze.prompt(tokenizer, marked, "the text").token_ids
+    labels_above = normalize_masks(tokenizer, text)
+    ids = masked_prompt(tokenizer, labels_above, "the text").token_ids
     if not (ids == tokenizer.mask_token_id).any():
         raise UserError("The text has no mask", expected=str(tokenizer.mask_token), found=text[:80])
     if len(ids) > renderer.longest:
@@ -93,7 +103,7 @@ def complete(model: nn.Module, renderer: Renderer, text: str, count: int) -> tup
     return words, decode(tokenizer, filled.tolist(), skip_special=True).strip()
 
 
-def fill_blanks(
+def fill_slots(
     model: nn.Module,
     renderer: Renderer,
     examples: Sequence[Example],
@@ -101,7 +111,7 @@ def fill_blanks(
     tuned: bool,
     layout: Layout,
     budget: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> list[str]:
     """The words that the model puts into the blank of each text, ``longest`` tokens at most.
 
@@ -111,25 +121,25 @@ def fill_blanks(
     """
     answers = []
     for start in range(0, len(examples), AT_ONCE):
-        blanks = [cloze.split_blank(e.messages[-1].content, e.source) for e in examples[start : start + AT_ONCE]]
+        slotted_texts = [split_at_slot(e.messages[-1].content, e.source) for e in examples[start : start + AT_ONCE]]
         if tuned:
-            texts = [cloze.with_masks(renderer.tokenizer, blank, longest) for blank in blanks]
-            ends = [cloze.ending_id(renderer.tokenizer)]
-            guesses = guess(model, renderer, [t.shown_ids for t in texts], 1, layout, budget, ends)
-            own = [g.token_ids_KN[_of_blank(t, renderer), 0].tolist() for g, t in zip(guesses, texts, strict=True)]
+            texts = [with_masks(renderer.tokenizer, slotted, longest) for slotted in slotted_texts]
+            ends = [answer_end_id(renderer.tokenizer)]
+            guesses = guess(model, renderer, [t.masked_ids for t in texts], 1, layout, budget, ends)
+            own = [g.token_ids_KN[_in_slot(t, renderer), 0].tolist() for g, t in zip(guesses, texts, strict=True)]
             words = [_until(ids, ends) for ids in own]
         else:
-            texts = _of_best_length(model, renderer, blanks, longest, layout, budget)
-            filled = _fill(model, renderer, [t.shown_ids for t in texts], layout, budget)
+            texts = _of_best_length(model, renderer, slotted_texts, longest, layout, budget)
+            filled = _fill(model, renderer, [t.masked_ids for t in texts], layout, budget)
             words = [ids[t.hidden].tolist() for ids, t in zip(filled, texts, strict=True)]
         answers += [decode(renderer.tokenizer, ids, skip_special=True).strip() for ids in words]
         progress(min(start + AT_ONCE, len(examples)), len(examples))
     return answers
 
 
-def _of_blank(text: cloze.Hidden, renderer: Renderer) -> Bool[np.ndarray, "K"]:
+def _in_slot(text: MaskedText, renderer: Renderer) -> Bool[np.ndarray, "K"]:
     """Which of a text's masks are those of its blank: the row itself may hold the mask token."""
-    return text.hidden[text.shown_ids == renderer.tokenizer.mask_token_id]
+    return text.hidden[text.masked_ids == renderer.tokenizer.mask_token_id]
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -137,14 +147,19 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def _of_best_length(
-    model: nn.Module, renderer: Renderer, blanks: Sequence[cloze.Blank], longest: int, layout: Layout, budget: int
-) -> list[cloze.Hidden]:
+    model: nn.Module,
+    renderer: Renderer,
+    slotted_texts: Sequence[SlottedText],
+    longest: int,
+    layout: Layout,
+    budget: int,
+) -> list[MaskedText]:
     lengths = np.unique(np.linspace(1, min(longest, MOST_MASKS), LENGTHS_TRIED).astype(int)).tolist()
-    tried = [[cloze.with_masks(renderer.tokenizer, b, k) for k in lengths] for b in blanks]
+    tried = [[with_masks(renderer.tokenizer, b, k) for k in lengths] for b in slotted_texts]
     flat = [t for own in tried for t in own]
-    guesses = guess(model, renderer, [t.shown_ids for t in flat], 1, layout, budget)
-    means = [g.log_probs_KN[_of_blank(t, renderer)].mean() for g, t in zip(guesses, flat, strict=True)]
-    sure = np.array(means).reshape(len(blanks), len(lengths))
+    guesses = guess(model, renderer, [t.masked_ids for t in flat], 1, layout, budget)
+    means = [g.log_probs_KN[_in_slot(t, renderer)].mean() for g, t in zip(guesses, flat, strict=True)]
+    sure = np.array(means).reshape(len(slotted_texts), len(lengths))
     return [own[int(i)] for own, i in zip(tried, sure.argmax(axis=1), strict=True)]
 
 
@@ -161,11 +176,11 @@ def _fill(
     return filled
 
 
-def restore(
+def predict_masked_tokens(
     model: nn.Module, renderer: Renderer, sequences: Sequence[TokenizedExample], layout: Layout, budget: int
 ) -> list[str]:
     """Each text with the most probable token in the place of every hidden one, all at once."""
-    shown = [s.shown_ids for s in sequences if s.shown_ids is not None]
+    shown = [s.masked_ids for s in sequences if s.masked_ids is not None]
     restored = []
     for ids, guesses in zip(shown, guess(model, renderer, shown, 1, layout, budget), strict=True):
         ids = ids.copy()

@@ -3,7 +3,7 @@
 import copy
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +16,17 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
 from loratory.errors import UserError
-from loratory.models.loading import context_length
-from loratory.text.template import Renderer, decode
+from loratory.events import ProgressCallback
+from loratory.models import context_length
+from loratory.text import Renderer, decode
 from loratory.tree.batches import common_prefix
 from loratory.tree.verification import length_dependent_beyond
 
-Progress = Callable[[int, int], None]
-WORTH_SHARING = 16  # tokens; a shorter prefix is computed again for every prompt
-HELD = 4  # tokens whose keys and values are held count as a quarter of one that is computed
+MIN_SHARED_PREFIX = 16  # tokens; a shorter prefix is computed again for every prompt
+CACHED_TOKENS_PER_COMPUTED = 4  # tokens whose keys and values are held count as a quarter of one that is computed
 
 
-def greedy(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int) -> GenerationConfig:
+def greedy_settings(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int) -> GenerationConfig:
     """Settings under which the answer is a function of the prompt, whatever the model's own generation settings say."""
     return GenerationConfig(
         do_sample=False,
@@ -53,7 +53,7 @@ def generate(
     renderer: Renderer,
     max_new_tokens: int,
     token_budget: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> list[str]:
     """The greedy answer to each prompt as text, without what ends it. At most ``max_new_tokens`` tokens each.
 
@@ -65,10 +65,13 @@ def generate(
     done = 0
     prefix = shared_prefix(model, prompts, max_new_tokens)
     # Tokens to compute for each prompt; those that are only held in the cache take memory, but far less.
-    sizes = [max(len(p) - prefix.length + max_new_tokens, -(-(len(p) + max_new_tokens) // HELD)) for p in prompts]
+    sizes = [
+        max(len(p) - prefix.length + max_new_tokens, -(-(len(p) + max_new_tokens) // CACHED_TOKENS_PER_COMPUTED))
+        for p in prompts
+    ]
     for group in _groups(sizes, token_budget):
         room = context - max(len(prompts[i]) for i in group)
-        settings = greedy(renderer.stop_ids, pad_id_of(renderer), max(1, min(max_new_tokens, room)))
+        settings = greedy_settings(renderer.stop_ids, pad_id_of(renderer), max(1, min(max_new_tokens, room)))
         for i, ids in zip(group, _generate_batch(model, [prompts[i] for i in group], prefix, settings), strict=True):
             answers[i] = decode_answer(ids, renderer)
         done += len(group)
@@ -99,7 +102,7 @@ def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: 
     first, last = min(prompts, key=lambda p: p.tolist()), max(prompts, key=lambda p: p.tolist())
     length = min(common_prefix(first, last), min(len(p) for p in prompts) - 1)
     longest = max(len(p) for p in prompts) + max_new_tokens
-    if length < WORTH_SHARING or longest > length_dependent_beyond(model):
+    if length < MIN_SHARED_PREFIX or longest > length_dependent_beyond(model):
         return NO_PREFIX
     ids = torch.from_numpy(first[:length])[None].to(next(model.parameters()).device)
     found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -135,10 +138,10 @@ def _generate_batch(
     cache = copy.deepcopy(prefix.cache)
     if cache is not None:
         cache.batch_repeat_interleave(len(prompts))
-    return _with_leaving(model, ids.to(device), mask.to(device), cache, settings)
+    return _generate_dropping_finished(model, ids.to(device), mask.to(device), cache, settings)
 
 
-def _with_leaving(
+def _generate_dropping_finished(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None, settings: GenerationConfig
 ) -> list[list[int]]:
     """The tokens that follow each row of ``ids``. Once half of the rows have ended, they leave; the rest goes on."""
@@ -217,7 +220,9 @@ def stream_ids(
     arguments = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "generation_config": greedy(renderer.stop_ids, pad_id_of(renderer), min(max_new_tokens, context - len(prompt))),
+        "generation_config": greedy_settings(
+            renderer.stop_ids, pad_id_of(renderer), min(max_new_tokens, context - len(prompt))
+        ),
         "stopping_criteria": StoppingCriteriaList([told]),  # type: ignore[list-item]
     }
 

@@ -14,8 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers import DynamicCache
 
-from loratory.tree.attention import Layout, target_logits, target_states
 from loratory.tree.batches import Batch
+from loratory.tree.forward import target_logits, target_states
+from loratory.tree.layout import Layout
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
@@ -62,10 +63,10 @@ class _WithHead(torch.autograd.Function):
     def forward(ctx: Any, states_UX: Tensor, weight: Tensor, bias: Tensor | None, inverse_N: Tensor, ids_N: Tensor):
         ctx.save_for_backward(states_UX, weight, bias, inverse_N, ids_N)
         kind = states_UX.device.type
-        ctx.low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states_UX.dtype
-        low_bias = bias if bias is None else bias.to(ctx.low)
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states_UX.dtype
+        low_bias = bias if bias is None else bias.to(ctx.dtype)
         found_N = torch.empty(len(ids_N), dtype=_wide(states_UX), device=ids_N.device)
-        for rows, targets, logits_CV in _parts(states_UX.to(ctx.low), weight.to(ctx.low), low_bias, inverse_N):
+        for rows, targets, logits_CV in _parts(states_UX.to(ctx.dtype), weight.to(ctx.dtype), low_bias, inverse_N):
             log_probs_CV = logits_CV.to(found_N.dtype).log_softmax(dim=-1)
             found_N[targets] = log_probs_CV[inverse_N[targets] - rows.start, ids_N[targets]]
         return found_N
@@ -74,8 +75,8 @@ class _WithHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor):
         states_UX, weight, bias, inverse_N, ids_N = ctx.saved_tensors
-        low_states_UX, low_weight = states_UX.to(ctx.low), weight.to(ctx.low)
-        low_bias = bias if bias is None else bias.to(ctx.low)
+        low_states_UX, low_weight = states_UX.to(ctx.dtype), weight.to(ctx.dtype)
+        low_bias = bias if bias is None else bias.to(ctx.dtype)
         d_states_UX = torch.empty_like(states_UX)
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
@@ -84,7 +85,7 @@ class _WithHead(torch.autograd.Function):
             grad_C = grad_N.new_zeros(len(logits_CV)).index_add_(0, row_of, grad_N[targets])
             d_logits_CV = logits_CV.to(grad_N.dtype).softmax(dim=-1).mul_(-grad_C[:, None])
             d_logits_CV.index_put_((row_of, ids_N[targets]), grad_N[targets], accumulate=True)
-            d_logits_CV = d_logits_CV.to(ctx.low)
+            d_logits_CV = d_logits_CV.to(ctx.dtype)
             d_states_UX[rows] = (d_logits_CV @ low_weight).to(states_UX.dtype)
             if d_weight is not None:
                 d_weight += d_logits_CV.t() @ low_states_UX[rows]

@@ -15,12 +15,13 @@ from jaxtyping import Float64, Int64
 from scipy.special import log_softmax
 from torch import nn
 
-from loratory.data.examples import Example
-from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, tokenize
-from loratory.text.template import Renderer
-from loratory.tree.attention import Layout, prepared
+from loratory.data import Example
+from loratory.events import ProgressCallback
+from loratory.text import Renderer, TokenizedExample, completion_ids, render_prompt, tokenize
 from loratory.tree.batches import micro_batches
-from loratory.tree.generation import NO_PREFIX, Prefix, Progress, shared_prefix
+from loratory.tree.forward import prepared
+from loratory.tree.generation import NO_PREFIX, Prefix, shared_prefix
+from loratory.tree.layout import Layout
 from loratory.tree.loss import target_log_probs
 
 RuleName = Literal["sum", "mean", "prior"]
@@ -60,7 +61,7 @@ def label_log_probs(
     examples: Sequence[Example],
     layout: Layout,
     token_budget: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> LabelScores:
     """Scores every candidate as a leaf of its example's prompt; what all prompts begin with is computed once.
 
@@ -68,7 +69,7 @@ def label_log_probs(
     """
     if renderer.masked:
         filled = (tokenize(dataclasses.replace(e, answers=e.candidates), renderer) for e in examples)
-        found = trained_log_probs(model, filled, len(examples), layout, token_budget, progress)
+        found = group_log_probs(model, filled, len(examples), layout, token_budget, progress)
         return _table([[value for value, _ in own] for own in found], [[count for _, count in own] for own in found])
     ids, completions, known = [], [], {}
     for example in examples:  # most prompts are followed by the same ids, which are kept once
@@ -76,7 +77,7 @@ def label_log_probs(
         own = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in example.candidates)
         ids.append(prompt.token_ids)
         completions.append(known.setdefault(own, own))
-    found = sequence_log_probs(model, ids, completions, layout, token_budget, progress)
+    found = completion_log_probs(model, ids, completions, layout, token_budget, progress)
     return _table(found, [[len(c) for c in own] for own in completions])
 
 
@@ -90,13 +91,13 @@ def _table(log_probs: Sequence[Sequence[float] | np.ndarray], tokens: Sequence[S
     return LabelScores(log_probs_EL, tokens_EL)
 
 
-def sequence_log_probs(
+def completion_log_probs(
     model: nn.Module,
     prompts: Sequence[Int64[np.ndarray, "_"]],
     completions: Sequence[Sequence[Sequence[int]]],
     layout: Layout,
     token_budget: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> list[Float64[np.ndarray, "_"]]:
     """For each prompt the log-probability of each of its completions: natural log, summed over the completion's tokens.
 
@@ -106,19 +107,21 @@ def sequence_log_probs(
     longest = max((len(c) for of_one in completions for c in of_one), default=0)
     prefix = shared_prefix(model, prompts, longest) if layout.share else NO_PREFIX
     pairs = zip(prompts, completions, strict=True)
-    leaves = ([leaf(prompt[prefix.length :], completion) for completion in of_one] for prompt, of_one in pairs)
-    found = trained_log_probs(model, leaves, len(prompts), layout, token_budget, progress, prefix)
+    leaves = (
+        [scored_sequence(prompt[prefix.length :], completion) for completion in of_one] for prompt, of_one in pairs
+    )
+    found = group_log_probs(model, leaves, len(prompts), layout, token_budget, progress, prefix)
     return [np.array([value for value, _ in own]) for own in found]
 
 
 @torch.no_grad()
-def trained_log_probs(
+def group_log_probs(
     model: nn.Module,
     groups: Iterable[Sequence[TokenizedExample]],
     count: int,
     layout: Layout,
     token_budget: int,
-    progress: Progress,
+    progress: ProgressCallback,
     prefix: Prefix = NO_PREFIX,
 ) -> list[list[tuple[float, int]]]:
     """For each sequence of each of ``count`` groups: the natural log-probability of its trained tokens, summed, and
@@ -146,7 +149,7 @@ def trained_log_probs(
     return found
 
 
-def leaf(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
+def scored_sequence(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
     """A prompt with a completion whose tokens are targets; nothing of it will be shown."""
     weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt), len(completion)])
     ids = np.concatenate([prompt, np.array(completion, dtype=np.int64)])

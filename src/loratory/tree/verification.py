@@ -14,10 +14,12 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from loratory.config import SpeedConfig
-from loratory.models.loading import first_position
-from loratory.text.rendering import TokenizedExample
-from loratory.tree.attention import NAME, Layout, prepared, row_logits, target_states, tree_forward
+from loratory.models import first_position
+from loratory.text import TokenizedExample
+from loratory.tree.attention import NAME
 from loratory.tree.batches import Batch, build_batch
+from loratory.tree.forward import prepared, row_logits, target_states, tree_forward
+from loratory.tree.layout import Layout
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -40,9 +42,9 @@ def choose_layout(
     """
     deepest = max(len(s.token_ids) for s in sequences)
     limit = length_dependent_beyond(model)
-    masked = sequences[0].shown_ids is not None
+    masked = sequences[0].masked_ids is not None
     if masked:
-        sequences = _that_read_differently(sequences)
+        sequences = _distinct_inputs(sequences)
     if deepest > limit:
         why = f"positions are rescaled beyond {limit} tokens, so sequences cannot be mixed"
         return Layout("one-by-one", why, masked)
@@ -99,9 +101,9 @@ def _deepest_tree(sequences: Sequence[TokenizedExample]) -> Batch:
     return build_batch(probes)
 
 
-def _that_read_differently(sequences: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+def _distinct_inputs(sequences: Sequence[TokenizedExample]) -> list[TokenizedExample]:
     """One sequence of each text that is read; where there is one only, also that one backwards."""
-    found = list({s.shown_ids.tobytes(): s for s in sequences if s.shown_ids is not None}.values())
+    found = list({s.masked_ids.tobytes(): s for s in sequences if s.masked_ids is not None}.values())
     if len(found) > 1:
         return found
     turned = {name: getattr(found[0], name)[::-1].copy() for name in ("token_ids", "shown_ids", "loss_weights")}

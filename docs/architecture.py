@@ -1,0 +1,103 @@
+"""The order of the packages, from which tests and pages are made: ``python docs/architecture.py`` prints the graph.
+
+A package imports only packages above it in ORDER; inside a package, a module imports only modules above it. The order
+is also the path that the data takes.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "loratory"
+
+# Top-level modules stand for themselves.
+ORDER: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "schema": (),
+    "config": (),
+    "events": (),
+    "machine": ("device", "memory", "signals", "environment"),
+    "storage": ("files", "run_directory"),
+    "data": ("rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
+    "models": ("loading", "lora_linear", "adapters"),
+    "text": ("template", "masking", "rendering", "context"),
+    "tree": (
+        "batches", "layout", "kernels", "flex", "attention", "forward", "verification", "loss", "generation", "scoring",
+        "fill_mask",
+    ),
+    "training": ("speed", "optimizer", "loop", "checkpoints"),
+    "metrics": ("classification", "texts", "significance", "formatting", "tasks"),
+    "evaluation": ("sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting"),
+    "run": ("checks", "job", "selection", "retained", "tuning", "seeds_and_folds", "plan"),
+    "report": ("reading", "results", "verdict", "report", "charts", "terminal", "page", "comparison"),
+    "finetune": (),
+    "predict": ("tokens", "tuned", "chat_terminal", "replies", "chat"),
+    "cli": (
+        "verb", "output", "progress", "task_arguments", "run", "init", "train", "evaluate", "predict", "ask", "fill",
+        "chat", "compare", "show", "help", "allocator", "main", "__main__",
+    ),
+}  # fmt: skip
+
+
+def modules() -> list[str]:
+    """Every module in order, as in "tree.batches"; a package's ``__init__`` comes after its modules."""
+    found = []
+    for name, inside in ORDER.items():
+        found += [name] if not inside else [*(f"{name}.{module}" for module in inside), f"{name}.__init__"]
+    return found
+
+
+def source_of(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """What a source imports from this package, wherever and however, as in "tree.batches.Batch" or "tree.Batch"."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["loratory" if node.level else "", node.module]))
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("loratory").lstrip(".") for name in names if name.split(".")[0] == "loratory")
+
+
+def package_graph() -> dict[str, set[str]]:
+    """The packages that each package imports."""
+    graph: dict[str, set[str]] = {name: set() for name in ORDER}
+    for module in modules():
+        own = module.split(".")[0]
+        graph[own] |= {name.split(".")[0] for name in imports_of(source_of(module))} - {own}
+    return graph
+
+
+def summary_of(module: str) -> str:
+    """The first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(source_of(module))) or "").splitlines()[0]
+
+
+def package_table() -> str:
+    """The packages with one line each, in Markdown."""
+    rows = ["| `src/loratory/` | what it is |", "| --- | --- |"]
+    for name, inside in ORDER.items():
+        label, module = (f"`{name}/`", f"{name}.__init__") if inside else (f"`{name}.py`", name)
+        rows.append(f"| {label} | {summary_of(module)} |")
+    return "\n".join(rows) + "\n"
+
+
+def module_tables() -> str:
+    """The modules of each package with one line each, in Markdown."""
+    parts = []
+    for name, inside in ORDER.items():
+        if inside:
+            docstring = ast.get_docstring(ast.parse(source_of(f"{name}.__init__"))) or ""
+            rows = [f"| `{module}.py` | {summary_of(f'{name}.{module}')} |" for module in inside]
+            parts.append(f"## `{name}/`\n\n{docstring}\n\n| module | what it is |\n| --- | --- |\n" + "\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    for package, imported in package_graph().items():
+        print(f"{package:<11} <- {', '.join(name for name in ORDER if name in imported) or 'nothing'}")

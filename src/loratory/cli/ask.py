@@ -1,0 +1,54 @@
+"""``loratory ask``: one question, one streamed answer."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import tyro
+
+from loratory.cli.verb import Verb
+from loratory.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AskFlags:
+    """Asks a model one question and streams its answer."""
+
+    text: tyro.conf.Positional[str]
+    """The user message."""
+    run: Path | None = None
+    """A run directory or an adapter folder; without it, the base model answers."""
+    model: str = ModelConfig().name
+    """Hub id or folder of the base model."""
+    system: str | None = None
+    """System message; a run brings its own."""
+    max_new_tokens: int = 200
+    """Maximum number of tokens in the answer."""
+    force: bool = False
+    """Accept a base model whose weights differ from those that the adapter was trained on."""
+    json: bool = False
+    """Print {"answer": ...} once the answer is complete."""
+
+
+def execute(arguments: list[str]) -> None:
+    flags = tyro.cli(AskFlags, args=arguments, prog="loratory ask")
+    pieces = _answer(flags)
+    if flags.json:
+        print(json.dumps({"answer": "".join(pieces).strip()}, ensure_ascii=False))
+        return
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _answer(flags: AskFlags) -> Iterable[str]:
+    from loratory.predict import ask, load, load_plain
+
+    if flags.run is not None:
+        return load(flags.run, force=flags.force).ask(flags.text, flags.system, flags.max_new_tokens)
+    base, renderer = load_plain(flags.model)
+    return ask(base.model, renderer, flags.text, flags.system, flags.max_new_tokens)
+
+
+VERB = Verb("ask", '"TEXT"', AskFlags, ('loratory ask "Where is the nearest star?" --run runs/papers',), None, execute)

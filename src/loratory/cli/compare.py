@@ -1,0 +1,51 @@
+"""``loratory compare``: two runs on the same test examples."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import tyro
+
+from loratory.cli.output import print_wide
+from loratory.cli.verb import Verb
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareFlags:
+    """Compares two runs on the same test examples: which is better, and which settings differ."""
+
+    a: tyro.conf.Positional[Path]
+    """A run directory."""
+    b: tyro.conf.Positional[Path]
+    """Another run directory; differences are B - A."""
+    json: bool = False
+    """Print the comparison as JSON."""
+    html: Path | None = None
+    """Also write the comparison as a page."""
+
+
+def execute(arguments: list[str]) -> None:
+    flags = tyro.cli(CompareFlags, args=arguments, prog="loratory compare")
+    from loratory.report import compare_runs, comparison_page, read_pair, render_comparison
+    from loratory.storage import write_text
+
+    pair = read_pair(flags.a, flags.b)
+    comparison = compare_runs(*pair)
+    if flags.html:
+        write_text(flags.html, comparison_page(*pair, comparison))
+    if flags.json:
+        print(json.dumps(comparison, ensure_ascii=False))
+        return
+    print_wide(render_comparison(comparison))
+    if flags.html:
+        print(f"Page: {flags.html}")
+
+
+VERB = Verb(
+    "compare",
+    "RUN_A RUN_B",
+    CompareFlags,
+    ("loratory compare runs/papers runs/papers-rank-16 --html comparison.html",),
+    None,
+    execute,
+)

@@ -1,0 +1,64 @@
+"""``loratory fill``: what a masked language model predicts for each mask of a text."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import tyro
+
+from loratory.cli.verb import Verb
+from loratory.config import BUILTIN_MASKED
+from loratory.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FillFlags:
+    """Shows the most likely tokens for each mask of a text, by a masked language model."""
+
+    text: tyro.conf.Positional[str]
+    """The text, with masks written as [MASK], <mask> or {mask}."""
+    run: Path | None = None
+    """A run directory or an adapter folder; without it, the base model answers."""
+    model: str = BUILTIN_MASKED
+    """Hub id or folder of the base model."""
+    top: int = 5
+    """How many tokens to show for each mask."""
+    force: bool = False
+    """Accept a base model whose weights differ from those that the adapter was trained on."""
+    json: bool = False
+    """Print tokens and probabilities as JSON."""
+
+
+def execute(arguments: list[str]) -> None:
+    flags = tyro.cli(FillFlags, args=arguments, prog="loratory fill")
+    if flags.top < 1:
+        raise UserError("There is nothing to show", "--top", "1 or more", str(flags.top))
+    from loratory.predict import load, load_plain
+    from loratory.tree import complete
+
+    if flags.run is not None:
+        tuned = load(flags.run, force=flags.force)
+        model, renderer, name = tuned.model, tuned.renderer, str(flags.run)
+    else:
+        base, renderer = load_plain(flags.model)
+        model, name = base.model, flags.model
+    if not renderer.masked:
+        raise UserError("Only a masked language model can fill in masks", name, fix="use loratory ask")
+    masks, text = complete(model, renderer, flags.text, flags.top)
+    if flags.json:
+        guesses = [[{"token": token, "probability": p} for token, p in mask] for mask in masks]
+        print(json.dumps({"masks": guesses, "text": text}, ensure_ascii=False))
+        return
+    for mask in masks:
+        print("  ".join(f"{token.strip() or token!r} {p:.1%}" for token, p in mask))
+    print(text)
+
+
+VERB = Verb(
+    "fill",
+    '"... [MASK] ..."',
+    FillFlags,
+    ('loratory fill "The model was trained on a small [MASK]." --model answerdotai/ModernBERT-base',),
+    None,
+    execute,
+)

@@ -1,0 +1,125 @@
+"""Flags over the settings of a task file, and the examples that such settings give."""
+
+import argparse
+import dataclasses
+import importlib.resources
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from loratory.config import Config, ModelConfig, check_config
+
+if TYPE_CHECKING:
+    from loratory.data import Example, TaskFile
+    from loratory.text import Renderer, TokenizedExample
+
+Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --section.key
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Checks the data, measures baselines, fine-tunes, measures again and writes a report.
+
+    The argument is a task file, or a data file with --answer; the default is the built-in task on the built-in model.
+    """
+
+    config: Settings = dataclasses.field(default_factory=Config)
+    answer: str | None = None
+    """The answer column, if a data file is given instead of a task file."""
+    overwrite: bool = False
+    """Replace an existing run."""
+    yes: bool = False
+    """Start without asking for confirmation; without a terminal, nothing is asked anyway."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+def builtin_task() -> Path:
+    """The task file that comes with the package."""
+    return Path(str(importlib.resources.files("loratory") / "builtin" / "task.toml"))
+
+
+def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "TaskFile | None"]:
+    """Parses flags over the settings of the task file or data file that the first argument names.
+
+    The default is the built-in task. For a data file, the guessed task file is returned too; it has not been written.
+    """
+    has_name = bool(arguments) and not arguments[0].startswith("-")
+    rest, task_file = arguments[1:] if has_name else arguments, None
+    if has_name and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
+        rest, task_file = _guess(arguments[0], rest)
+        config = Config.parse(task_file.toml, task_file.path)
+    else:
+        config = Config.load(arguments[0] if has_name else builtin_task())
+    parsed = tyro.cli(
+        flags, args=rest, default=flags(config=config), prog=f"loratory {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    parsed = dataclasses.replace(parsed, config=_with_booleans(parsed.config))
+    check_config(parsed.config, "command line")
+    return parsed, task_file
+
+
+def _is_data(name: str) -> bool:
+    from loratory.data import is_data
+
+    return is_data(name)
+
+
+def _guess(data: str, arguments: list[str]) -> tuple[list[str], "TaskFile"]:
+    """The guessed task file for a data file, and the arguments that are left. Raises UserError."""
+    from loratory.data import check_not_overwriting, guess_task_file
+    from loratory.models import is_masked
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--answer", default="")
+    parser.add_argument("--model.name", dest="model", default=ModelConfig().name)
+    given, rest = parser.parse_known_args(arguments)
+    task_file = guess_task_file(data, given.answer, is_masked, given.model)
+    check_not_overwriting(task_file)
+    return [*rest, "--model.name", given.model], task_file
+
+
+def _with_booleans(config: Config) -> Config:
+    """Template arguments arrive as text; ``enable_thinking false`` means the boolean."""
+    booleans = {"true": True, "false": False}
+    arguments = {k: booleans.get(v, v) if isinstance(v, str) else v for k, v in config.prompt.template_kwargs.items()}
+    return dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, template_kwargs=arguments))
+
+
+def confirmation(yes: bool, task_file: "TaskFile | None") -> Callable[[], bool]:
+    """Returns the function that asks whether to start; if so, it writes the guessed task file."""
+
+    def confirm() -> bool:
+        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+            print("Start? [Y/n] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+                return False
+        if task_file:
+            from loratory.storage import write_text
+
+            write_text(task_file.path, task_file.toml)
+            print(f"  Task file: {task_file.path}", file=sys.stderr)
+        return True
+
+    return confirm
+
+
+def render_examples(
+    config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
+) -> tuple[list["TokenizedExample"], "Renderer"]:
+    """Some of the training examples as the model sees them."""
+    from loratory.data import load_split
+    from loratory.models import load_tokenizer
+    from loratory.run import check_kind
+    from loratory.text import check_system_is_shown, renderer_for, tokenize, with_mask_count
+
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
+    text = load_tokenizer(config.model)
+    check_kind(config, text, config.model.name)
+    renderer = with_mask_count([*split.train, *split.validation], renderer_for(text, split.prompt))
+    if split.prompt.system is not None:
+        check_system_is_shown(renderer)
+    return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer

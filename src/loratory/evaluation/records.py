@@ -1,0 +1,84 @@
+"""Predictions on disk: one JSON line an example, and what was noted of each system."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from loratory.data import LABEL_SEPARATOR, Example
+from loratory.evaluation.evaluate_system import EvalRecord, Prediction
+from loratory.metrics import TASKS
+from loratory.storage import write_json, write_json_lines
+from loratory.tree import Rule
+
+ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
+
+
+def save_record(
+    run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example], task: str
+) -> None:
+    """predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
+    for folder, examples, predictions in (
+        (ON_VALIDATION, validation, record.validation),
+        (ON_TEST, test, record.test),
+    ):
+        write_json_lines(run / folder / f"{record.name}.jsonl", lines(examples, predictions, task))
+    meta = {key: getattr(record, key) for key in ("name", "note", "seconds", "seconds_per_example")}
+    meta["rule"] = record.rule.name if record.rule else None
+    meta["prior"] = list(record.rule.prior) if record.rule else None
+    meta["threshold"] = record.rule.threshold if record.rule else None
+    write_json(run / "systems" / f"{record.name}.json", meta)
+
+
+def lines(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> list[dict]:
+    """Predictions as the run directory keeps them."""
+    return [_line(i, e, p, task) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
+
+
+def _line(index: int, example: Example, prediction: Prediction, task: str) -> dict:
+    expected = LABEL_SEPARATOR.join(example.answers) if task == "labels" else example.answer
+    line = {"index": index, "expected": expected, **dataclasses.asdict(prediction)}
+    right = (expected,) if task == "labels" else example.answers
+    line["correct"] = prediction.answer in right if prediction.failure is None else not prediction.failure
+    line = {key: value for key, value in line.items() if value is not None or key not in ("turns", "failure")}
+    if not TASKS[task].is_binary:
+        line["worth"] = TASKS[task].score(line, example.answers)
+    return line
+
+
+def headline(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> tuple[str, float]:
+    """The name of the task's headline, and its value."""
+    found = lines(examples, predictions, task)
+    score = [TASKS[task].score(line, e.answers) for line, e in zip(found, examples, strict=True)]
+    return TASKS[task].metric_label, sum(score) / max(1, len(score))
+
+
+def load_record(run: Path, name: str) -> EvalRecord:
+    """What ``save_record`` wrote."""
+    meta = json.loads((run / "systems" / f"{name}.json").read_text())
+    validation, test = (_predictions(run / folder / f"{name}.jsonl") for folder in (ON_VALIDATION, ON_TEST))
+    rule = saved_rule(run, name)
+    return EvalRecord(name, meta["note"], rule, validation, test, meta["seconds"], meta["seconds_per_example"])
+
+
+def _predictions(path: Path) -> tuple[Prediction, ...]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return tuple(
+        Prediction(row["answer"], row["log_probs"], row["probabilities"], _turns(row.get("turns")), row.get("failure"))
+        for row in rows
+    )
+
+
+def _turns(read: list[list] | None) -> tuple[tuple[float, int], ...] | None:
+    return None if read is None else tuple((value, count) for value, count in read)
+
+
+def is_measured(run: Path, name: str) -> bool:
+    """Whether a system's answers are complete on disk."""
+    return (run / "systems" / f"{name}.json").exists()
+
+
+def saved_rule(run: Path, name: str) -> Rule | None:
+    """The rule of a measured system."""
+    meta = json.loads((run / "systems" / f"{name}.json").read_text())
+    return Rule(meta["rule"], tuple(meta["prior"]), meta.get("threshold")) if meta["rule"] else None

@@ -1,0 +1,110 @@
+"""Reads a run directory: settings, log, predictions of every system, seed and fold."""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratory.config import PROMPTING, TUNED
+from loratory.errors import UserError
+from loratory.metrics import TASKS, Task
+from loratory.storage import read_metrics
+
+REFERENCES = ("linear", "embed", "copy")
+ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SystemResults:
+    """One system: what was noted about it, and its predictions (lines of the contract); validation may be empty."""
+
+    name: str
+    facts: dict[str, Any]
+    test: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory says, as read from its files."""
+
+    folder: Path
+    config: str
+    """The text of config.toml."""
+    settings: dict[str, Any]
+    """What it says."""
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    events: list[dict[str, Any]]
+    systems: dict[str, SystemResults]
+    seeds: dict[int, dict[str, SystemResults]]
+    """The tuned systems once more, trained with each further seed."""
+    folds: list[dict[str, SystemResults]]
+    """The systems on each fold of a cross-validation."""
+    part_events: list[dict[str, Any]]
+    """The log of the further seeds and of the folds."""
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run directory. Raises UserError like ``build_report``."""
+    systems = _read_systems(folder)
+    if not systems:
+        fix = "let the run finish: repeat the command that started it"
+        raise UserError("No system was measured in this run", str(folder), expected="systems/<name>.json", fix=fix)
+    seed_folders = sorted(folder.glob("seeds/*/"), key=lambda path: int(path.name))
+    seeds = {int(path.name): _read_systems(path) for path in seed_folders}
+    expected = [
+        [line["expected"] for line in system.test] for part in (systems, *seeds.values()) for system in part.values()
+    ]
+    if not expected[0] or any(answers != expected[0] for answers in expected):
+        raise UserError("The systems were not measured on the same test examples", str(folder / "predictions"))
+    config, data = _read_text(folder / "config.toml"), json.loads(_read_text(folder / "data.json"))
+    fold_folders = [folder / "folds" / str(k + 1) for k in range(data.get("folds") or 0)]
+    return Run(
+        folder=folder,
+        config=config,
+        settings=tomllib.loads(config),
+        environment=json.loads(_read_text(folder / "environment.json")),
+        data=data,
+        events=read_metrics(folder),
+        systems=systems,
+        seeds=seeds,
+        folds=[_read_systems(path) for path in fold_folders],
+        part_events=[event for path in (*seed_folders, *fold_folders) for event in read_metrics(path)],
+    )
+
+
+def _read_systems(folder: Path) -> dict[str, SystemResults]:
+    """The systems measured in a run, or in one seed or fold of it; none if there is no such folder."""
+    return {name: _read_system(folder, name) for name in ALL_SYSTEMS if (folder / "systems" / f"{name}.json").exists()}
+
+
+def _read_system(folder: Path, name: str) -> SystemResults:
+    validation = folder / "predictions" / "validation" / f"{name}.jsonl"
+    return SystemResults(
+        name=name,
+        facts=json.loads(_read_text(folder / "systems" / f"{name}.json")),
+        test=_read_lines(folder / "predictions" / f"{name}.jsonl"),
+        validation=_read_lines(validation) if validation.exists() else [],
+    )
+
+
+def _read_text(path: Path) -> str:
+    if not path.exists():
+        raise UserError("A file of the run is missing", str(path), fix="let the run finish, or start it anew")
+    return path.read_text(encoding="utf-8")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): JSON may hold U+2028 and its like unescaped inside a string.
+    return [json.loads(line) for line in _read_text(path).split("\n") if line]
+
+
+def events_named(run: Run, event: str) -> list[dict[str, Any]]:
+    return [e for e in run.events if e["event"] == event]
+
+
+def task_of(run: Run) -> Task:
+    return TASKS[run.data["task"]]

@@ -1,0 +1,108 @@
+"""The systems of a run, made for its job: what a person would otherwise pick, and the tuned model."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from loratory.config import SYSTEMS, TUNED
+from loratory.data import Example, draw_few_shot, has_answer_slot
+from loratory.evaluation import (
+    PromptedModel,
+    System,
+    classifier_system,
+    code_system,
+    conversation_system,
+    copy_rule,
+    copy_system,
+    embedding_classifier,
+    fill_mask_system,
+    generation_system,
+    is_measured,
+    label_scoring_system,
+    linear_classifier,
+    linear_multilabel_classifier,
+    masked_text_system,
+    most_similar,
+    multilabel_classifier_system,
+    shots_that_fit,
+)
+from loratory.events import ProgressCallback
+from loratory.metrics import task_variant
+from loratory.run.job import Job
+from loratory.text import longest_answer
+
+FEW_SHOT_SYSTEMS = ("few-shot", "few-shot-choose")
+BASELINE_SYSTEMS = ("prompt", "prompt-choose", *FEW_SHOT_SYSTEMS, "linear", "embed", "copy")
+TUNED_SYSTEMS = TUNED
+
+
+def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
+    """The systems of ``names`` that the settings ask for; few-shot prompting only where an example fits the prompt."""
+    chosen = job.config.run.systems or SYSTEMS[job.config.task]
+    found = [name for name in names if name in chosen]
+    if has_answer_slot(job.split.prompt):  # a solved text beside a text with a blank is nothing that a model has seen
+        return [name for name in found if name not in FEW_SHOT_SYSTEMS]
+    if any(name in FEW_SHOT_SYSTEMS for name in found) and not few_shot(job)[0]:
+        return [name for name in found if name not in FEW_SHOT_SYSTEMS]
+    return found
+
+
+def pending_systems(job: Job, names: Sequence[str]) -> list[str]:
+    """Those of ``selected_systems`` that are not measured yet."""
+    return [name for name in selected_systems(job, names) if not is_measured(job.run, name)]
+
+
+def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]:
+    """How to make a system that needs no tuning."""
+
+    def make(progress: ProgressCallback) -> System:
+        seed, budget = job.config.train.seed, job.config.train.token_budget
+        if name == "copy":
+            return copy_system(*copy_rule(job.split.train))
+        if name == "linear" and job.config.task == "labels":
+            found = linear_multilabel_classifier(job.split.train, job.split.labels)
+            return multilabel_classifier_system(*found, job.split.validation, progress)
+        if name == "linear" and job.config.task == "choice":
+            return classifier_system(*most_similar(job.split.train))
+        if name == "linear":
+            return classifier_system(*linear_classifier(job.split.train, seed))
+        if name == "embed":
+            found = embedding_classifier(job.base, job.renderer, job.split.train, job.layout, budget, seed, progress)
+            return classifier_system(*found)
+        shots, note = few_shot(job) if name.startswith("few-shot") else ((), None)
+        return prompted(job, job.base.model, name, shots, note, progress)
+
+    return make
+
+
+def few_shot(job: Job) -> tuple[tuple[Example, ...], str]:
+    """The examples that few-shot prompts show, and a note on how many fit."""
+    selected_systems = draw_few_shot(job.split.train, job.config.prompt.few_shot, job.config.train.seed)
+    rows = [*job.split.validation, *job.split.test]
+    shots = shots_that_fit(selected_systems, rows, job.renderer, job.base.text.max_length)
+    return shots, f"{len(shots)} of {len(selected_systems)} few-shot examples fit"
+
+
+def prompted(
+    job: Job, model: nn.Module, name: str, shots: tuple[Example, ...], note: str | None, progress: ProgressCallback
+) -> System:
+    """The model, answering freely or choosing among the labels, as the system's name says."""
+    budget = job.config.train.token_budget
+    longest = longest_answer(job.split.train, job.renderer)
+    prompting = PromptedModel(model, job.renderer, job.layout, shots, longest, budget)
+    if task_variant(job.config) == "fill-text":
+        return masked_text_system(prompting)
+    if job.config.task == "code":
+        return code_system(prompting, job.config.code.seconds if job.config.code.run else None, note)
+    if job.config.task == "dialogue":
+        return conversation_system(prompting)
+    if name.endswith("choose"):
+        return label_scoring_system(prompting, job.split.validation, job.config.task, note, progress)
+    if job.renderer.masked:
+        return fill_mask_system(prompting, tuned=name in TUNED)
+    return generation_system(prompting, note)
+
+
+def tuned_system(job: Job, model: nn.Module, name: str) -> Callable[[ProgressCallback], System]:
+    """How to make a tuned system."""
+    return lambda progress: prompted(job, model, name, (), None, progress)
