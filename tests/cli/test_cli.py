@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from loratory.cli import allocator
 from loratory.cli import main as cli
 from loratory.cli.main import main
 
@@ -124,36 +125,36 @@ def started(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(sys, "argv", ["loratory", "run"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "loratory.cli", "run", "task.toml"])
-    for name in cli.ALLOCATOR:
+    for name in allocator.ALLOCATOR:
         monkeypatch.setenv(name, "1")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     return calls
 
 
 def test_the_program_starts_anew_with_an_allocator_that_keeps_memory(started):
-    cli.keep_freed_memory()
+    allocator.keep_freed_memory()
     assert started == [(sys.executable, [sys.executable, "-m", "loratory.cli", "run", "task.toml"])]
-    assert {name: os.environ[name] for name in cli.ALLOCATOR} == cli.ALLOCATOR
-    cli.keep_freed_memory()
+    assert {name: os.environ[name] for name in allocator.ALLOCATOR} == allocator.ALLOCATOR
+    allocator.keep_freed_memory()
     assert len(started) == 1, "once"
 
 
 def test_an_allocator_that_somebody_set_up_is_left_alone(started, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
-    cli.keep_freed_memory()
+    allocator.keep_freed_memory()
     assert started == []
 
 
 @pytest.mark.parametrize("library", [("glibc", "2.34"), ("musl", "1.2"), ("", "")])
 def test_an_allocator_that_would_not_gain_is_left_alone(started, monkeypatch, library):
     monkeypatch.setattr(platform, "libc_ver", lambda: library)
-    cli.keep_freed_memory()
+    allocator.keep_freed_memory()
     assert started == []
 
 
 def test_a_program_on_standard_input_is_not_started_anew(started, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-", "run"])
-    cli.keep_freed_memory()
+    allocator.keep_freed_memory()
     assert started == []
 
 

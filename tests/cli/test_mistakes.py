@@ -14,6 +14,7 @@ from conftest import SHARED, needs_shared
 from loratory.cli.main import main
 from loratory.config import Config, config_to_dict
 from loratory.storage import run_directory as runs
+from loratory.storage.files import write_json
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 ROWS = [(f"{animal} number {i}", sound) for i in range(6) for animal, sound in (("cow", "moo"), ("cat", "meow"))]
@@ -164,7 +165,7 @@ def begin(folder: Path, task: Path, finished: bool, **changes: Any) -> None:
     """A run as it stands after its beginning."""
     config = Config.load(task)
     runs.create_run(folder, False)
-    runs.write_json(folder / runs.REQUESTED_SETTINGS, {**config_to_dict(config), **changes})
+    write_json(folder / runs.REQUESTED_SETTINGS, {**config_to_dict(config), **changes})
     runs.write_config(folder, config)
     if finished:
         (folder / "report.json").write_text("{}")

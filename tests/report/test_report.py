@@ -228,19 +228,19 @@ def test_comparisons_count_the_pairs(tmp_path):
     [
         (60, 80, 150, True, True,
          r"Tuning helped: 75\.0 % against 30\.0 % for the best prompting \(prompt\) on 200 test examples"
-         r" \(p < 0\.001\), and the tuned model is above a linear model's 40\.0 % \(p < 0\.001\)\."),
+         r" \(p < 0\.001\), and the tuned model beats a linear model's 40\.0 % \(p < 0\.001\)\."),
         (60, 190, 150, True, False,
          r"Tuning helped: .*, but a linear model reaches 95\.0 % \(p < 0\.001\) and trains in seconds\."),
         (60, 152, 150, True, False,
-         r"Tuning helped: .*, but a linear model reaches 76\.0 % and trains in seconds: no measurable .*"),
+         r"Tuning helped: .*, but a linear model reaches 76\.0 % and trains in seconds: no significant .*"),
         (60, 148, 150, True, False,
-         r"Tuning helped: .*, but a linear model reaches 74\.0 % and trains in seconds: no measurable .*"),
+         r"Tuning helped: .*, but a linear model reaches 74\.0 % and trains in seconds: no significant .*"),
         (150, 80, 152, False, True,
-         r"Tuning did not help: 76\.0 % against 75\.0 % .* no measurable difference \(p = 0\.50\), but the tuned .*"),
+         r"Tuning did not help: 76\.0 % against 75\.0 % .* no significant difference \(p = 0\.50\), but the tuned .*"),
         (150, 150, 150, False, False,
          r"Tuning did not help: .* \(p = 1\.00\), and a linear model reaches 75\.0 % .*"),
         (150, 190, 60, False, False,
-         r"Tuning did not help, it made the answers worse: .* \(p < 0\.001\), and a linear model .*"),
+         r"Tuning did not help; it made the answers worse: .* \(p < 0\.001\), and a linear model .*"),
         (60, None, 150, True, None, r"Tuning helped: .* \(p < 0\.001\)\."),
     ],
 )  # fmt: skip
@@ -263,10 +263,10 @@ def test_a_better_prompting_that_validation_passed_over_is_told(tmp_path):
         exactly(tmp_path, name, set(range(count)))
     verdict = build_report(tmp_path)["verdict"]
     assert verdict["before"] == "prompt"
-    says = " The best prompting there was few-shot with 50.0 %, which 100 validation examples did not show."
+    says = " On the test examples, few-shot was the best prompting (50.0 %); 100 validation examples did not show it."
     assert verdict["sentence"].endswith(says)
     exactly(tmp_path, "few-shot", set(range(61)))
-    assert "The best prompting there" not in build_report(tmp_path)["verdict"]["sentence"]
+    assert "was the best prompting" not in build_report(tmp_path)["verdict"]["sentence"]
 
 
 def test_a_slow_linear_model_is_not_said_to_take_seconds(tmp_path):
@@ -279,7 +279,7 @@ def test_only_baselines_measured(tmp_path):
     verdict = report["verdict"]
     assert (verdict["before"], verdict["after"], verdict["helped"]) == ("few-shot", "few-shot", False)
     assert report["comparisons"] == [] and verdict["beats_linear"] is None
-    assert verdict["sentence"] == "Nothing was tuned yet: linear is the best so far, 60.0 % on 200 test examples."
+    assert verdict["sentence"] == "Nothing has been tuned yet: linear is the best so far, 60.0 % on 200 test examples."
     assert "loratory predict" not in page_of(tmp_path).text
 
 

@@ -608,7 +608,7 @@ def test_fill_on_the_command_line(capsys):
     assert main(["fill", "no mask"]) == 2
     assert "The text has no mask" in capsys.readouterr().err
     assert main(["fill", "a [MASK]", "--model", "builtin"]) == 2
-    assert "Only masked language models" in capsys.readouterr().err
+    assert "Only a masked language model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])

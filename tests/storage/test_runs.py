@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from loratory.config import AdapterConfig, Config, DataConfig, PromptConfig, TrainConfig
 from loratory.errors import UserError
+from loratory.machine.environment import git_state, versions
 from loratory.storage import run_directory as runs
+from loratory.storage.files import atomic_folder, sha256_of, write_json, write_json_lines, write_text
 
 CONFIG = Config(
     data=DataConfig(train=("a.csv", "ünï cödé.csv"), answer='quo"te', limit_test=3),
@@ -30,8 +32,8 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 
 def test_a_text_is_written_whole_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    runs.write_text(path, "old, and longer")
-    runs.write_text(path, "nëw")
+    write_text(path, "old, and longer")
+    write_text(path, "nëw")
     assert everything(tmp_path) == {"new": None, "new/a.txt": "nëw".encode()}
 
 
@@ -48,24 +50,24 @@ def test_a_text_that_fails_leaves_the_old_one_and_no_rest(tmp_path, monkeypatch,
     if where == "rename":
         monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises((OSError, UnicodeEncodeError)):
-        runs.write_text(path, "new" * 10_000 + ("\ud800" if where == "write" else ""))
+        write_text(path, "new" * 10_000 + ("\ud800" if where == "write" else ""))
     monkeypatch.undo()
     assert everything(tmp_path) == {"a.txt": b"old"}
 
 
 def test_json_lines_are_one_object_a_line_whatever_the_text_holds(tmp_path):
     rows = [{"answer": "two\nlines"}, {"answer": "\u2028 ü"}, {}]
-    runs.write_json_lines(tmp_path / "a.jsonl", rows)
+    write_json_lines(tmp_path / "a.jsonl", rows)
     lines = (tmp_path / "a.jsonl").read_bytes().split(b"\n")
     assert [json.loads(line) for line in lines[:-1]] == rows and lines[-1] == b""
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "runs" / "adapter"
-    with runs.atomic_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "old.txt").write_text("old")
         assert not path.exists()
-    with runs.atomic_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "new.txt").write_text("new")
         assert everything(path) == {"old.txt": b"old"}
@@ -81,7 +83,7 @@ def test_a_folder_whose_making_fails_leaves_the_old_one_or_none(tmp_path, error:
         path.mkdir()
         (path / "old.txt").write_text("old")
     found = everything(tmp_path)
-    with pytest.raises(error), runs.atomic_folder(path) as temporary:
+    with pytest.raises(error), atomic_folder(path) as temporary:
         (temporary / "half.txt").write_text("half")
         raise error
     assert everything(tmp_path) == found
@@ -137,7 +139,7 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path):
 
 def begun(run: Path, config: Config) -> None:
     runs.create_run(run, False)
-    runs.write_json(run / runs.REQUESTED_SETTINGS, runs.config_to_dict(config))
+    write_json(run / runs.REQUESTED_SETTINGS, runs.config_to_dict(config))
     runs.write_config(run, config)
 
 
@@ -217,7 +219,7 @@ def test_changed_data_are_noticed(tmp_path):
     data = tmp_path / "a.csv"
     data.write_text("text,label\na,b\n")
     record = {"files": runs.file_records([str(data), "hub:owner/name"])}
-    runs.write_json(tmp_path / "data.json", record)
+    write_json(tmp_path / "data.json", record)
     runs.check_same_data(tmp_path, {"files": runs.file_records([str(data), "hub:owner/name"])})
     data.write_text("text,label\na,c\n")
     with pytest.raises(UserError, match="data changed"):
@@ -230,10 +232,10 @@ def test_the_hash_is_of_the_bytes_in_order(tmp_path):
     a.write_bytes(b"abc")
     b.write_bytes(b"")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc"
-    assert runs.sha256_of([a]) == runs.sha256_of([b, a]) == known
-    assert runs.sha256_of([a, a]) != known
+    assert sha256_of([a]) == sha256_of([b, a]) == known
+    assert sha256_of([a, a]) != known
 
 
 def test_versions_name_what_decides_the_numbers_and_git_is_optional(tmp_path):
-    assert {"loratory", "torch", "transformers"} <= set(runs.versions())
-    assert runs.git_state(tmp_path) is None
+    assert {"loratory", "torch", "transformers"} <= set(versions())
+    assert git_state(tmp_path) is None

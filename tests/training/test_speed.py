@@ -123,13 +123,13 @@ def test_products_in_bfloat16_leave_weights_and_gradients_in_float32_and_lie_clo
 SCRIPT = """
 import dataclasses, json
 import numpy as np, torch, transformers
-from loratory.adapters import attach
+from loratory.models import attach_adapter
 from loratory.config import AdapterConfig, TrainConfig
 from loratory.models import LoadedModel, LoadedTokenizer
-from loratory.optim import make_optimizer
-from loratory.render import TokenizedExample
-from loratory.train import train
-from loratory.verify import choose_layout
+from loratory.training.optimizer import make_optimizer
+from loratory.text.rendering import TokenizedExample
+from loratory.training.loop import train
+from loratory.tree.verification import choose_layout
 
 def sequence(ids, trained):
     weights = np.array([0.0] * (len(ids) - trained) + [1.0] * trained, dtype=np.float32)
@@ -145,7 +145,7 @@ def model():
             if "norm" not in name:
                 parameter.normal_(0, 0.15)
     text = LoadedTokenizer(None, (), False, 64)
-    return attach(LoadedModel(base, text, "tiny", None, ""), AdapterConfig(rank=2), 0)
+    return attach_adapter(LoadedModel(base, text, "tiny", None, ""), AdapterConfig(rank=2), 0)
 
 draw = np.random.default_rng(0)
 prefix = draw.integers(0, 64, 12).tolist()

@@ -142,7 +142,7 @@ def test_soft_caps_and_sinks_of_these_models_matter(make, monkeypatch):
 
 def test_trees_longer_than_a_chunk_of_rows_are_exact(monkeypatch):
     for name, value in {"CUT_ROWS": 2, "CHUNK_COST": 4, "SAVED_KEYS": 5}.items():
-        monkeypatch.setattr(f"loratory.kernels.{name}", value)
+        monkeypatch.setattr(f"loratory.tree.kernels.{name}", value)
     sequences = [sequence(ids, 3) for name in ("three levels", "duplicates") for ids in CASES[name]]
     for family in ("gpt2", "gemma3"):
         assert_same(model_of(family), sequences, TREE, tolerance(family))

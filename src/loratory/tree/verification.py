@@ -106,7 +106,7 @@ def _distinct_inputs(sequences: Sequence[TokenizedExample]) -> list[TokenizedExa
     found = list({s.masked_ids.tobytes(): s for s in sequences if s.masked_ids is not None}.values())
     if len(found) > 1:
         return found
-    turned = {name: getattr(found[0], name)[::-1].copy() for name in ("token_ids", "shown_ids", "loss_weights")}
+    turned = {name: getattr(found[0], name)[::-1].copy() for name in ("token_ids", "masked_ids", "loss_weights")}
     return [*found, dataclasses.replace(found[0], **turned)]
 
 
