@@ -1,26 +1,43 @@
-# Every target sets up what it needs: Python 3.11+ and make are enough.
+# Every target sets up what it needs: Python 3.11+ and make are enough. uv is used if it is installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+UV ?= $(shell command -v uv 2>/dev/null)
+ifneq ($(UV),)
+# auto: a CPU build of PyTorch on a machine without a GPU; empty: whatever the index offers.
+TORCH_BACKEND ?= auto
+MAKE_VENV = $(UV) venv --quiet --python $(PYTHON) $(VENV)
+INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --constraint constraints.txt \
+          $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
+else
+# Modules are compiled on first use instead, which makes the set-up faster.
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+endif
 export HF_HUB_OFFLINE ?= 1
+export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: setup demo examples test test-slow docs docs-test wheel lint format clean
+.PHONY: setup demo examples check test test-slow docs docs-test site wheel lint format clean
 
 setup: $(VENV)/.ready
 
-# What the package needs; modules are compiled when they are first used, which makes the set-up faster.
+# What the package needs.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=...)"; exit 2; }
 	@echo "Setting up $(VENV) (a few minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) torch==2.13.0
-	@$(PIP) --editable .
+	@test -x $(BIN)/python || $(MAKE_VENV)
+	@$(INSTALL) torch==2.13.0
+	@$(INSTALL) --editable .
 	@touch $@
 
-# And what its developers need.
+# What its developers need in addition.
 $(VENV)/.ready: $(VENV)/.installed
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# What the documentation site needs in addition.
+$(VENV)/.site: $(VENV)/.installed
+	@$(INSTALL) --editable '.[site]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -29,19 +46,28 @@ demo: $(VENV)/.installed
 examples: $(VENV)/.installed
 	$(BIN)/python examples/run.py
 
+# Before every commit: linters, and the tests that take milliseconds.
+check: lint
+	$(BIN)/python -m pytest -m 'not slow and not thorough'
+
 test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# Writes the pages that are generated from the code.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
 
 docs-test: $(VENV)/.installed
 	$(BIN)/python docs/run_blocks.py docs/tutorial.md
 
-# Without isolation, so that no network is needed; the building leaves nothing but dist/.
+site: $(VENV)/.site
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "Written: site/index.html"
+
+# Without isolation, so that no network is needed; the build leaves nothing but dist/.
 wheel: setup
 	rm -rf build
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
@@ -57,4 +83,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info runs/demo
+	rm -rf $(VENV) build dist site src/*.egg-info runs/demo

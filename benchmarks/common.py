@@ -1,7 +1,7 @@
-"""What the benchmark scripts share: the machine, a child process with its peak memory, a result on disk.
+"""Shared by the benchmark scripts: description of the machine, child processes with peak memory, result files.
 
-Standard library only. On Linux a child's peak memory begins at its parent's, so a script that measures children must
-stay small itself: it imports neither PyTorch nor Loratory.
+Standard library only. On Linux, a child's peak memory starts at that of its parent, so a script that measures children
+must stay small: it imports neither PyTorch nor Loratory.
 """
 
 import datetime
@@ -25,18 +25,18 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 @dataclass(frozen=True)
 class Child:
-    """A process that has ended."""
+    """A finished process."""
 
     code: int
     seconds: float
-    """Wall time of the whole process, its imports included."""
+    """Wall time of the whole process, including imports."""
     peak_memory_bytes: int
-    """The most resident memory that it, or a process that it waited for, held."""
+    """Peak resident memory of the process and of the processes that it waited for."""
     output: str
 
 
 def run_child(command: Sequence[str | Path]) -> Child:
-    """Runs a command to its end. Its standard error goes to ours, its standard input is empty."""
+    """Runs a command to its end. Standard error is inherited, standard input is empty."""
     print(f"$ {' '.join(map(str, command))}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -51,7 +51,7 @@ def run_child(command: Sequence[str | Path]) -> Child:
 
 
 def run_json(command: Sequence[str | Path]) -> dict[str, Any]:
-    """What a script printed on its last line. Raises RuntimeError where it failed."""
+    """Runs a script and parses the JSON on its last line of output. Raises RuntimeError if the script fails."""
     child = run_child(command)
     if child.code != 0:
         raise RuntimeError(f"exit code {child.code}: {' '.join(map(str, command))}")
@@ -59,18 +59,18 @@ def run_json(command: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor as Linux names it."""
+    """The name of the processor, from /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of packages."""
+    """The installed versions of packages."""
     return {name: version(name) for name in packages}
 
 
 def provenance(benchmark: str) -> dict[str, Any]:
-    """What a later reader needs to know about a result: which script, when, where, by which command."""
+    """The origin of a result: benchmark, date, command and machine."""
     return {
         "benchmark": benchmark,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -85,12 +85,12 @@ def provenance(benchmark: str) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    """Writes the whole file or nothing, and prints the result as the last line."""
+    """Writes the result atomically and prints it as the last line of output."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(json.dumps(result, indent=1) + "\n")
     Path(temporary).chmod(0o644)
     Path(temporary).replace(path)
-    print(f"Written: {path}", file=sys.stderr)
+    print(f"Wrote {path}", file=sys.stderr)
     print(json.dumps(result))

@@ -1,11 +1,12 @@
-"""The examples of throughput.py through TRL's SFTTrainer: LoRA by PEFT, or full fine-tuning. Needs an environment with
-TRL; nothing of Loratory.
+"""Trains on the examples of throughput.py with TRL's SFTTrainer: LoRA with PEFT, or full fine-tuning.
+
+Needs an environment with TRL, and does not import Loratory.
 
     /path/to/trl/python benchmarks/peer_trl.py SHAPE [--data shared] [--adapter lora] [--examples 64] [--batch-size 4]
 
-Prints one JSON object. A first step on a batch of its own warms up and is not counted. Settings are TRL's own but for
-activation checkpointing, which is off because it makes TRL slower. ``--batch-size`` is sequences a step; with
-``--packing`` rows of 2,048 tokens.
+Prints one JSON object. The first step, on a separate batch, is a warm-up and not counted. Settings are TRL's defaults
+except that gradient checkpointing is off, because it makes TRL slower. ``--batch-size`` is sequences per step; with
+``--packing``, rows of 2,048 tokens.
 """
 
 import argparse
@@ -52,33 +53,33 @@ def main() -> None:
     print(json.dumps(measure(parser.parse_args())))
 
 
-def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Trains once and says what was seen."""
-    clock = StepClock(asked.device)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Trains once and returns the measurements."""
+    clock = StepClock(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(asked, folder, clock)
-        lengths = counted_lengths(trainer, asked.batch_size)
+        trainer = make_trainer(args, folder, clock)
+        lengths = counted_lengths(trainer, args.batch_size)
         trainer.train()
     step_seconds = [later - earlier for earlier, later in itertools.pairwise(clock.step_ends)]
     seconds = sum(step_seconds)
     return {
         "engine": "trl",
-        "shape": asked.shape,
-        "data": asked.data,
-        "adapter": asked.adapter,
-        "dtype": asked.dtype,
-        "device": asked.device,
-        "packing": asked.packing,
-        "batch_size": asked.batch_size,
+        "shape": args.shape,
+        "data": args.data,
+        "adapter": args.adapter,
+        "dtype": args.dtype,
+        "device": args.device,
+        "packing": args.packing,
+        "batch_size": args.batch_size,
         "examples": len(lengths),
         "seconds": seconds,
         "examples_per_second": len(lengths) / seconds,
         "step_seconds": step_seconds,
         "tokens": sum(lengths),
-        "peak_memory_bytes": peak_memory_bytes(asked.device),
+        "peak_memory_bytes": peak_memory_bytes(args.device),
         "versions": {name: version(name) for name in ("trl", "torch", "transformers", "peft")},
         "cpu": cpu_name(),
-        "gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
 
@@ -88,7 +89,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass
 class StepClock(TrainerCallback):
-    """When each step ended. From one end to the next, so that the making of batches is in it as in throughput.py."""
+    """The time at which each step ended. A step's time runs from the end of the step before, to include batching."""
 
     device: str
     step_ends: list[float] = field(default_factory=list)
@@ -100,22 +101,22 @@ class StepClock(TrainerCallback):
         print(f"step {len(self.step_ends)}", file=sys.stderr, flush=True)
 
 
-def make_trainer(asked: argparse.Namespace, folder: str, clock: StepClock) -> SFTTrainer:
-    """The trainer over the warm-up batch and the counted examples, in this order."""
-    model = random_model(asked)
-    drawn = list(rows(asked.data, max(asked.examples, asked.batch_size), model.config.vocab_size))
+def make_trainer(args: argparse.Namespace, folder: str, clock: StepClock) -> SFTTrainer:
+    """The trainer on the warm-up batch followed by the counted examples."""
+    model = random_model(args)
+    drawn = list(rows(args.data, max(args.examples, args.batch_size), model.config.vocab_size))
     settings = SFTConfig(
         output_dir=folder,
         num_train_epochs=1,
-        per_device_train_batch_size=asked.batch_size,
+        per_device_train_batch_size=args.batch_size,
         train_sampling_strategy="sequential",
         learning_rate=1e-4,
         max_length=LONGEST,
-        packing=asked.packing,
-        completion_only_loss=True,  # with ids instead of texts it is not TRL's default
+        packing=args.packing,
+        completion_only_loss=True,  # not the default of TRL for token ids
         gradient_checkpointing=False,
-        use_cpu=asked.device == "cpu",
-        bf16=asked.dtype == "bfloat16",
+        use_cpu=args.device == "cpu",
+        bf16=args.dtype == "bfloat16",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -123,28 +124,28 @@ def make_trainer(asked: argparse.Namespace, folder: str, clock: StepClock) -> SF
     return SFTTrainer(
         model=model,
         args=settings,
-        train_dataset=as_dataset(drawn[: asked.batch_size] + drawn[: asked.examples]),
+        train_dataset=as_dataset(drawn[: args.batch_size] + drawn[: args.examples]),
         processing_class=number_tokenizer(model.config.vocab_size),
-        peft_config=lora() if asked.adapter == "lora" else None,
+        peft_config=lora() if args.adapter == "lora" else None,
         callbacks=[clock],
     )
 
 
-def random_model(asked: argparse.Namespace) -> PreTrainedModel:
-    """In the number format asked; for full fine-tuning in float32, because bfloat16 swallows small updates."""
-    config = LlamaConfig(**SHAPES[asked.shape], tie_word_embeddings=True, max_position_embeddings=4096)
+def random_model(args: argparse.Namespace) -> PreTrainedModel:
+    """A model in ``args.dtype``; for full fine-tuning in float32, because bfloat16 rounds small updates away."""
+    config = LlamaConfig(**SHAPES[args.shape], tie_word_embeddings=True, max_position_embeddings=4096)
     torch.manual_seed(0)
-    dtype = DTYPES[asked.dtype] if asked.adapter == "lora" else torch.float32
+    dtype = DTYPES[args.dtype] if args.adapter == "lora" else torch.float32
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def lora() -> LoraConfig:
-    """Loratory's defaults."""
+    """LoRA with the defaults of Loratory."""
     return LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def as_dataset(examples: list[tuple[list[int], list[int]]]) -> Dataset:
-    """Prompt and answer as ids, with the mask of the answer."""
+    """Prompt and answer as token ids, with a mask for the answer."""
     return Dataset.from_dict(
         {
             "input_ids": [prompt + answer for prompt, answer in examples],
@@ -154,14 +155,14 @@ def as_dataset(examples: list[tuple[list[int], list[int]]]) -> Dataset:
 
 
 def number_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of that many words: the trainer wants one, though the examples are ids already."""
+    """A tokenizer with ``vocab_size`` words. The trainer requires one, although the examples are token ids."""
     words = {str(i): i for i in range(vocab_size)}
-    made = Tokenizer(WordLevel(words, unk_token="0"))
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="0", bos_token="1", eos_token="2")
+    tokenizer = Tokenizer(WordLevel(words, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="0", bos_token="1", eos_token="2")
 
 
 def counted_lengths(trainer: SFTTrainer, batch_size: int) -> list[int]:
-    """Lengths of the sequences after the first step; packing puts several into a row, in an order of its own."""
+    """Lengths of the sequences after the first step. With packing, a row contains several, in a different order."""
     after_first = trainer.train_dataset.select(range(batch_size, len(trainer.train_dataset)))
     if "seq_lengths" in after_first.column_names:
         return [length for row in after_first["seq_lengths"] for length in row]
@@ -172,14 +173,14 @@ def counted_lengths(trainer: SFTTrainer, batch_size: int) -> list[int]:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """The most memory that was held so far: of the GPU where one is used, else resident memory of this process."""
+    """Peak memory so far: allocated GPU memory on "cuda", otherwise resident memory of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def cpu_name() -> str:
-    """The processor as Linux names it."""
+    """The name of the processor, from /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 

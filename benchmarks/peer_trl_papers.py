@@ -1,9 +1,9 @@
-"""What ``loratory train`` does in whole_command.py, written with TRL: a model folder and conversations to an adapter.
+"""The counterpart in TRL of ``loratory train`` in whole_command.py: trains an adapter on conversations.
 
     /path/to/trl/python benchmarks/peer_trl_papers.py MODEL_FOLDER DATA.jsonl --out FOLDER --batch-size 8
 
-A line of the data has "prompt" and "completion", lists of messages. Settings are TRL's own but for activation
-checkpointing, which is off because it makes TRL slower. Nothing is measured here: whole_command.py times the process.
+Each line of the data has "prompt" and "completion", both lists of messages. Settings are TRL's defaults except that
+gradient checkpointing is off, because it makes TRL slower. whole_command.py measures time and memory of the process.
 """
 
 import argparse
@@ -24,19 +24,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
-    asked = parser.parse_args()
-    trainer = make_trainer(asked)
+    args = parser.parse_args()
+    trainer = make_trainer(args)
     trainer.train()
-    trainer.save_model(str(asked.out / "adapter"))
+    trainer.save_model(str(args.out / "adapter"))
 
 
-def make_trainer(asked: argparse.Namespace) -> SFTTrainer:
-    """LoRA with Loratory's defaults; the loss is on the completion, as TRL does with prompts and completions."""
+def make_trainer(args: argparse.Namespace) -> SFTTrainer:
+    """LoRA with the defaults of Loratory. The loss is on the completion, TRL's default for this data format."""
     settings = SFTConfig(
-        output_dir=str(asked.out),
+        output_dir=str(args.out),
         num_train_epochs=1,
-        per_device_train_batch_size=asked.batch_size,
-        learning_rate=asked.learning_rate,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
         max_length=2048,
         gradient_checkpointing=False,
         use_cpu=True,
@@ -46,10 +46,10 @@ def make_trainer(asked: argparse.Namespace) -> SFTTrainer:
         disable_tqdm=True,
     )
     return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.bfloat16),
+        model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16),
         args=settings,
-        train_dataset=Dataset.from_list([json.loads(line) for line in asked.data.read_text().splitlines()]),
-        processing_class=AutoTokenizer.from_pretrained(asked.model),
+        train_dataset=Dataset.from_list([json.loads(line) for line in args.data.read_text().splitlines()]),
+        processing_class=AutoTokenizer.from_pretrained(args.model),
         peft_config=LoraConfig(
             r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),

@@ -1,4 +1,4 @@
-"""A folder with random weights of Qwen2.5-0.5B's shape and a real tokenizer: what whole_command.py trains.
+"""Writes the model for whole_command.py: random weights in the shape of Qwen2.5-0.5B, with a real tokenizer.
 
 python benchmarks/random_qwen.py FOLDER --tokenizer FOLDER
 """
@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     config = Qwen2Config(
-        **SHAPES[asked.shape],
+        **SHAPES[args.shape],
         vocab_size=151936,
         max_position_embeddings=32768,
         tie_word_embeddings=True,
@@ -42,8 +42,8 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(asked.folder)
-    tokenizer.save_pretrained(asked.folder)
+    model.save_pretrained(args.folder)
+    tokenizer.save_pretrained(args.folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether time and memory stay in proportion: one training on 16, 160 and 1,600 examples, each a process of its own.
+"""Scaling of time and memory: the same training on 16, 160 and 1,600 examples, each in a separate process.
 
 python benchmarks/scaling.py [SHAPE] [--out FILE.json]
 """
@@ -17,17 +17,17 @@ BASE, FACTORS = 16, (1, 10, 100)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES, nargs="?", default="tiny-10m")
-    parser.add_argument("--base", type=int, default=BASE, help="examples of the smallest training")
+    parser.add_argument("--base", type=int, default=BASE, help="number of examples in the smallest training")
     parser.add_argument("--out", type=Path, help="default: in benchmarks/results/")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     script = FOLDER / "throughput.py"
-    runs = [run_json([sys.executable, script, asked.shape, "--examples", str(asked.base * f)]) for f in FACTORS]
-    result = {**provenance("scaling"), "shape": asked.shape, **summary(runs), "runs": runs}
-    save(result, asked.out or RESULTS / f"scaling-{asked.shape}.json")
+    runs = [run_json([sys.executable, script, args.shape, "--examples", str(args.base * f)]) for f in FACTORS]
+    result = {**provenance("scaling"), "shape": args.shape, **summary(runs), "runs": runs}
+    save(result, args.out or RESULTS / f"scaling-{args.shape}.json")
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds an example and memory at each size, and the largest size's over the smallest's."""
+    """Seconds per example and peak memory at each size, and the ratios of the largest size to the smallest."""
     sizes = [
         {
             "examples": run["examples"],

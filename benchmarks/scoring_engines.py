@@ -1,9 +1,9 @@
-"""The two ways to an answer that scoring.py compares; it runs this script in processes of its own.
+"""The two engines that scoring.py compares; scoring.py runs this script in separate processes.
 
-Every paper is a prompt of 150 tokens that all share and a text of its own. Loratory sums the log-probabilities of
-labels of 3 to 7 tokens, which are the same for all papers. Transformers generates up to 7 tokens greedily, in
-left-padded batches of papers of like length. A random model hardly ever ends an answer early, so all 7 are generated; a
-batch of a trained model goes on to its longest answer too.
+Every paper is a shared prompt of 150 tokens followed by its own text. Loratory sums the log-probabilities of labels of
+3 to 7 tokens, which are the same for all papers. Transformers generates up to 7 tokens greedily, in left-padded batches
+of papers of similar length. A random model rarely stops early, so almost all answers have 7 tokens; with a trained
+model, a batch also runs until its longest answer ends.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from loratory.config import TrainConfig
 from loratory.tree import Layout, choose_layout, completion_log_probs, scored_sequence
 
 BATCHES = (1, 8, 16, 32)
-SEARCHED = 32  # papers on which the best batch is looked for
-LABEL_TOKENS = (3, 7)  # fewest and most, the end included
+SEARCHED = 32  # papers on which the best batch size is determined
+LABEL_TOKENS = (3, 7)  # minimum and maximum, including the end-of-sequence token
 DTYPE, DEVICE = "bfloat16", "cpu"
 
 
 @dataclass(frozen=True)
 class Work:
-    """The same for both, and how Loratory found that it may compute it."""
+    """The workload of both engines, and Loratory's layout for it."""
 
     model: PreTrainedModel
     layout: Layout
@@ -49,40 +49,42 @@ def main() -> None:
     parser.add_argument("--papers", type=int, required=True)
     parser.add_argument("--labels", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=1, help="of Transformers, where its memory is measured")
-    asked = parser.parse_args()
-    keep_freed_memory()  # for both
-    work = make_work(asked.shape, asked.papers, asked.labels)
-    if asked.task == "times":
-        print(json.dumps(take_turns(work, asked.repeats)))
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="batch size of Transformers; memory is measured at it"
+    )
+    args = parser.parse_args()
+    keep_freed_memory()  # for both engines
+    work = make_work(args.shape, args.papers, args.labels)
+    if args.task == "times":
+        print(json.dumps(take_turns(work, args.repeats)))
         return
-    if asked.task == "loratory":
+    if args.task == "loratory":
         score(work, work.prompts)
     else:
-        generate(work.model, work.prompts, asked.batch_size)
+        generate(work.model, work.prompts, args.batch_size)
     print(json.dumps({"peak_memory_bytes": peak_memory_bytes(DEVICE)}))
 
 
 def make_work(shape: str, papers: int, labels: int) -> Work:
-    """Random weights, papers and labels."""
+    """A workload with random weights, papers and labels."""
     model = random_model(shape, DTYPE, DEVICE)
     vocab_size = model.config.vocab_size
     draw = random.Random(1)
     lengths = [draw.randint(*LABEL_TOKENS) for _ in range(labels)]
-    made = [[*(draw.randrange(3, vocab_size) for _ in range(length - 1)), EOS] for length in lengths]
+    label_ids = [[*(draw.randrange(3, vocab_size) for _ in range(length - 1)), EOS] for length in lengths]
     prompts = [np.array(prompt, dtype=np.int64) for prompt, _ in rows("shared", papers, vocab_size)]
-    probes = [scored_sequence(prompt, label) for prompt in prompts[:4] for label in made]
-    return Work(model, choose_layout(model, probes, "tree"), prompts, made)
+    probes = [scored_sequence(prompt, label) for prompt in prompts[:4] for label in label_ids]
+    return Work(model, choose_layout(model, probes, "tree"), prompts, label_ids)
 
 
 def take_turns(work: Work, repeats: int) -> dict[str, Any]:
-    """The best batch of Transformers on a few papers, then seconds of both on all of them."""
-    few = work.prompts[:: max(1, len(work.prompts) // SEARCHED)][:SEARCHED]
-    score(work, few[:4])  # both warm up
-    generate(work.model, few[:4], 4)
-    searched = {size: seconds_of(lambda size=size: generate(work.model, few, size)) for size in BATCHES}
+    """Finds the best batch size of Transformers on a few papers, then times both engines on all papers."""
+    sample = work.prompts[:: max(1, len(work.prompts) // SEARCHED)][:SEARCHED]
+    score(work, sample[:4])  # warm-up
+    generate(work.model, sample[:4], 4)
+    searched = {size: seconds_of(lambda size=size: generate(work.model, sample, size)) for size in BATCHES}
     best = min(searched, key=lambda size: searched[size])
-    print(f"Transformers is fastest at a batch of {best}: {searched}", file=sys.stderr)
+    print(f"Transformers is fastest with a batch size of {best}: {searched}", file=sys.stderr)
     seconds: dict[str, list[float]] = {"loratory": [], "transformers": []}
     for _ in range(repeats):
         seconds["loratory"].append(seconds_of(lambda: score(work, work.prompts)))
@@ -91,7 +93,7 @@ def take_turns(work: Work, repeats: int) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "batch_size": best,
-        "searched_papers": len(few),
+        "searched_papers": len(sample),
         "searched_seconds": {str(size): value for size, value in searched.items()},
         "versions": versions("loratory", "torch", "transformers"),
         "threads": torch.get_num_threads(),
@@ -105,13 +107,13 @@ def seconds_of(work: Callable[[], None]) -> float:
 
 
 def score(work: Work, prompts: Sequence[np.ndarray]) -> None:
-    """Loratory: all labels of every paper."""
+    """Loratory: scores all labels for every paper."""
     completions, budget = [work.labels] * len(prompts), TrainConfig().token_budget
     completion_log_probs(work.model, prompts, completions, work.layout, budget, lambda done, total: None)
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], batch_size: int) -> None:
-    """Transformers: a greedy answer to every paper, papers of like length together."""
+    """Transformers: generates a greedy answer to every paper, in batches of papers of similar length."""
     settings = GenerationConfig(do_sample=False, max_new_tokens=LABEL_TOKENS[1], eos_token_id=EOS, pad_token_id=0)
     by_length = sorted(prompts, key=len)
     for start in range(0, len(by_length), batch_size):

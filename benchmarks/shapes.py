@@ -1,6 +1,7 @@
-"""Model shapes and made-up examples that every benchmark shares. Imports nothing of Loratory: peers use it too.
+"""Model shapes and random examples shared by all benchmarks.
 
-Weights and tokens are random, because speed does not depend on their values.
+Does not import Loratory, because the scripts of other libraries use it too. Weights and tokens are random, because
+speed does not depend on their values.
 """
 
 import random
@@ -26,13 +27,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class DataShape:
-    """Tokens of a prompt that all examples share, of an example's own text, and of its answer."""
+    """Token counts of the shared prompt, of an example's own text, and of its answer."""
 
     shared: int
     own: tuple[int, int, int]
-    """Fewest, mean, most."""
+    """Minimum, mean and maximum."""
     answer: tuple[int, int]
-    """Fewest, most; the last one is the end-of-sequence token."""
+    """Minimum and maximum, including the end-of-sequence token."""
 
 
 DATA = {
@@ -43,7 +44,7 @@ DATA = {
 
 
 def rows(data: str, count: int, vocab_size: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
-    """``count`` pairs of prompt ids and answer ids."""
+    """Yields ``count`` pairs of prompt ids and answer ids."""
     shape, draw = DATA[data], random.Random(seed)
     fewest, mean, most = shape.own
 

@@ -1,8 +1,8 @@
-"""The tables and the picture of docs/performance.md, from the recorded results.
+"""Makes the tables and the chart of docs/performance.md from the recorded results.
 
     python benchmarks/tables.py [--results FOLDER] [--picture FILE.svg]
 
-Prints Markdown. Needs matplotlib, which Loratory itself does not: pip install matplotlib.
+Prints Markdown. Needs matplotlib, which is not a dependency of Loratory: pip install matplotlib.
 """
 
 import argparse
@@ -19,36 +19,36 @@ Result = dict[str, Any]
 
 DATA_WORDS = {"shared": "shared prompt", "unshared": "nothing shared", "long-answers": "long answers"}
 ADAPTER_WORDS = {"lora": "LoRA", "full": "full fine-tuning"}
-GREY, BLUE = "#77808b", "#3b82d6"  # both stand out from white and from black
+GREY, BLUE = "#77808b", "#3b82d6"  # readable on white and on black
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, default=FOLDER.parent / "docs" / "img" / "throughput.svg")
-    asked = parser.parse_args()
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(asked.results.glob("*.json"))]
-    tables = [make([r for r in found if r.get("benchmark") == kind]) for kind, make in TABLES.items()]
+    args = parser.parse_args()
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(args.results.glob("*.json"))]
+    tables = [make([r for r in results if r.get("benchmark") == kind]) for kind, make in TABLES.items()]
     print("\n\n".join(table for table in tables if table))
-    draw([r for r in found if r.get("benchmark") in WORK], asked.picture)
+    draw([r for r in results if r.get("benchmark") in WORK], args.picture)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, or nothing where there are no rows."""
+    """A table, or an empty text if there are no rows."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
 def side_by_side(results: Sequence[Result]) -> str:
     header = (
-        "work",
+        "workload",
         "Loratory, examples/s",
         "TRL, examples/s (best batch)",
-        "ratio",
-        "memory, of TRL's",
+        "speedup",
+        "memory relative to TRL",
         "roofline",
     )
     return markdown(
@@ -68,7 +68,13 @@ def side_by_side(results: Sequence[Result]) -> str:
 
 
 def whole_command(results: Sequence[Result]) -> str:
-    header = ("work", "Loratory, s an example", "TRL, s an example (best batch)", "ratio", "memory, of TRL's")
+    header = (
+        "workload",
+        "Loratory, s per example",
+        "TRL, s per example (best batch)",
+        "speedup",
+        "memory relative to TRL",
+    )
     return markdown(
         header,
         [
@@ -85,7 +91,13 @@ def whole_command(results: Sequence[Result]) -> str:
 
 
 def scoring(results: Sequence[Result]) -> str:
-    header = ("work", "scored, papers/s", "generated, papers/s (best batch)", "ratio", "memory, of generating")
+    header = (
+        "workload",
+        "Loratory (scoring), papers/s",
+        "Transformers (generation), papers/s (best batch)",
+        "speedup",
+        "memory relative to Transformers",
+    )
     return markdown(
         header,
         [
@@ -103,7 +115,7 @@ def scoring(results: Sequence[Result]) -> str:
 
 def scaling(results: Sequence[Result]) -> str:
     return markdown(
-        ("work", "examples", "s an example", "peak memory, GiB"),
+        ("workload", "examples", "s per example", "peak memory, GiB"),
         [
             (
                 r["shape"],
@@ -137,7 +149,7 @@ WORK: dict[str, Callable[[Result], str]] = {"side-by-side": side_by_side_work, "
 
 
 def number(value: float) -> str:
-    """Three digits, which is more than the noise of a timing allows."""
+    """Three significant digits, which is already more than the noise of timings justifies."""
     return f"{value:#.3g}".rstrip(".")
 
 
@@ -149,18 +161,18 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-# ---- picture ---------------------------------------------------------------------------------------------------------
+# ---- chart -----------------------------------------------------------------------------------------------------------
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """A bar for each comparison with TRL: how many times as fast Loratory is. Without a background, for any page."""
+    """A bar chart of Loratory's speed relative to TRL, one bar per comparison; transparent, to suit any page."""
     if not results:
         return
     ordered = sorted(results, key=lambda r: r["ratio"])
     names = [WORK[r["benchmark"]](r) for r in ordered]
     settings = {
-        "svg.fonttype": "none",  # text stays text: small, and read by machines
-        "svg.hashsalt": "loratory",  # the same results give the same file
+        "svg.fonttype": "none",  # keeps text as text: small, and readable by machines
+        "svg.hashsalt": "loratory",  # makes the file reproducible
         "font.family": "sans-serif",
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
     }
@@ -169,8 +181,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         bars = axes.barh(names, [r["ratio"] for r in ordered], color=BLUE, height=0.62)
         axes.bar_label(bars, [times(r["ratio"]) for r in ordered], padding=4)
         axes.axvline(1, color=GREY, linewidth=1.2, linestyle="--", zorder=0)
-        axes.set_xlabel("examples a second, as a multiple of TRL's (dashed)")
-        axes.set_xlim(0, 1.12 * max(1, ordered[-1]["ratio"]))
+        axes.set_xlabel("examples per second, as a multiple of TRL's (dashed)")
+        axes.set_xlim(0, 1.12 * max(1, ordered[-1]["speedup"]))
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         path.parent.mkdir(parents=True, exist_ok=True)

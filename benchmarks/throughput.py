@@ -1,9 +1,9 @@
-"""Loratory's training loop on random weights: examples a second, peak memory, and the share of what the cores can do.
+"""Measures Loratory's training loop on random weights: examples per second, peak memory, share of the roofline.
 
     python benchmarks/throughput.py SHAPE [--data shared] [--adapter lora] [--examples 64] [--batch-size 16]
 
-Prints one JSON object. A first step on a batch of its own warms up and is not counted. ``roofline`` is the time that
-the products which cannot be avoided would take at the measured GEMM peak, as a share of the time that was taken.
+Prints one JSON object. The first step, on a separate batch, is a warm-up and not counted. ``roofline`` is the time that
+the unavoidable matrix products would take at the measured GEMM peak, as a share of the measured time.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from loratory.tree import choose_layout
 LEARNING_RATE = 1e-4
 GEMM_ROWS = 2048
 GEMM_REPEATS = 5
-# Products of 2 FLOP a parameter and row: forward and the input's gradient, and with full fine-tuning the weight's.
+# 2 FLOP per parameter and row for each product: forward, gradient of the input, and in full fine-tuning of the weight.
 FLOP_PER_PARAMETER = {"lora": 4, "full": 6}
 
 
@@ -48,48 +48,48 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the matrix products")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", choices=("on", "off"), default="on")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     keep_freed_memory()  # as the command line does
-    print(json.dumps(measure(asked)))
+    print(json.dumps(measure(args)))
 
 
-def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Builds the model, measures the GEMM peak, trains, and says what was seen."""
-    # Full fine-tuning keeps its weights in float32, as the command does.
-    base = random_model(asked.shape, "float32" if asked.adapter == "full" else asked.dtype, asked.device)
-    floor = Floor.of(base, FLOP_PER_PARAMETER[asked.adapter])
-    gemm_flops = gemm_peak(base, DTYPES[asked.dtype], asked.device)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Builds the model, measures the GEMM peak, trains, and returns the measurements."""
+    # Full fine-tuning keeps float32 weights, as the loratory command does.
+    base = random_model(args.shape, "float32" if args.adapter == "full" else args.dtype, args.device)
+    floor = Floor.of(base, FLOP_PER_PARAMETER[args.adapter])
+    gemm_flops = gemm_peak(base, DTYPES[args.dtype], args.device)
     print(f"GEMM peak: {gemm_flops / 1e12:.2f} TFLOP/s", file=sys.stderr)
-    drawn = tokenized(asked.data, max(asked.examples, asked.batch_size), base.config.vocab_size)
-    if asked.device == "cuda":
+    drawn = tokenized(args.data, max(args.examples, args.batch_size), base.config.vocab_size)
+    if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    counted = drawn[: asked.examples]
-    timed_stage = timed_training(base, drawn[: asked.batch_size], counted, asked)
-    seconds = sum(timed_stage.step_seconds)
-    model_flops = floor.flops(timed_stage.unique_tokens, trained_tokens(counted))
+    counted = drawn[: args.examples]
+    timed = timed_training(base, drawn[: args.batch_size], counted, args)
+    seconds = sum(timed.step_seconds)
+    model_flops = floor.flops(timed.unique_tokens, trained_tokens(counted))
     return {
         "engine": "loratory",
-        "shape": asked.shape,
-        "data": asked.data,
-        "adapter": asked.adapter,
-        "dtype": asked.dtype,
-        "device": asked.device,
-        "batch_size": asked.batch_size,
-        "token_budget": asked.token_budget,
-        "compile": asked.compile,
+        "shape": args.shape,
+        "data": args.data,
+        "adapter": args.adapter,
+        "dtype": args.dtype,
+        "device": args.device,
+        "batch_size": args.batch_size,
+        "token_budget": args.token_budget,
+        "compile": args.compile,
         "examples": len(counted),
         "seconds": seconds,
         "examples_per_second": len(counted) / seconds,
-        "step_seconds": timed_stage.step_seconds,
-        "tokens": timed_stage.tokens,
-        "unique_tokens": timed_stage.unique_tokens,
-        "peak_memory_bytes": peak_memory_bytes(asked.device),
+        "step_seconds": timed.step_seconds,
+        "tokens": timed.tokens,
+        "unique_tokens": timed.unique_tokens,
+        "peak_memory_bytes": peak_memory_bytes(args.device),
         "gemm_flops": gemm_flops,
         "model_flops": model_flops,
         "roofline": model_flops / seconds / gemm_flops,
         "versions": versions("loratory", "torch", "transformers", "peft"),
         "cpu": cpu_name(),
-        "gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
 
@@ -102,7 +102,7 @@ class Timed:
     """The counted steps."""
 
     step_seconds: list[float]
-    """From the end of one step to the end of the next, so that the making of batches is in it."""
+    """From the end of one step to the end of the next, to include batching."""
     tokens: int
     unique_tokens: int
 
@@ -111,21 +111,21 @@ def timed_training(
     base: PreTrainedModel,
     warm_up: Sequence[Sequence[TokenizedExample]],
     counted: Sequence[Sequence[TokenizedExample]],
-    asked: argparse.Namespace,
+    args: argparse.Namespace,
 ) -> Timed:
     """One step on ``warm_up``, then one epoch over ``counted``."""
-    settings = TrainConfig(epochs=1, batch_size=asked.batch_size, token_budget=asked.token_budget)
-    model = attach_adapter(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=asked.adapter), seed=0)
+    settings = TrainConfig(epochs=1, batch_size=args.batch_size, token_budget=args.token_budget)
+    model = attach_adapter(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=args.adapter), seed=0)
     optimizer = make_optimizer(model, settings)
     layout = choose_layout(base, [sequence for group in warm_up for sequence in group], "tree")
-    low = DTYPES[asked.dtype] if asked.adapter == "full" else None
-    layout = dataclasses.replace(layout, compiled=asked.compile == "on", autocast_dtype=low)
+    low = DTYPES[args.dtype] if args.adapter == "full" else None
+    layout = dataclasses.replace(layout, compiled=args.compile == "on", autocast_dtype=low)
     for _ in train(model, warm_up, optimizer, settings, LEARNING_RATE, layout):
-        wait_for(asked.device)
+        wait_for(args.device)
     seconds, tokens, unique_tokens = [], 0, 0
     before = time.perf_counter()
     for result in train(model, counted, optimizer, settings, LEARNING_RATE, layout):
-        wait_for(asked.device)
+        wait_for(args.device)
         now = time.perf_counter()
         seconds.append(now - before)
         before = now
@@ -136,16 +136,16 @@ def timed_training(
 
 
 def trained_tokens(examples: Sequence[Sequence[TokenizedExample]]) -> int:
-    """Rows that must reach the head: no two made-up examples share a context, so each trained token has its own."""
+    """Rows that need the head: random examples share no context with an answer, so every target has its own row."""
     return sum(int((sequence.loss_weights > 0).sum()) for group in examples for sequence in group)
 
 
-# ---- the least that must be computed ---------------------------------------------------------------------------------
+# ---- minimal cost ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What cannot be avoided: the linear layers on each unique token, the head on each row that predicts a target."""
+    """The unavoidable work: the linear layers for each unique token, the head for each row that predicts a target."""
 
     layer_parameters: int
     head_parameters: int
@@ -167,16 +167,16 @@ def layer_weights(model: PreTrainedModel) -> list[Tensor]:
 
 
 def gemm_peak(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the fastest of the model's own matrix products, in the number format of products."""
+    """FLOP/s of the fastest of the model's matrix products, in ``dtype``."""
     by_shape = {weight.shape: weight.detach().to(dtype) for weight in layer_weights(model)}
     return max(gemm_flops(weight, device) for weight in by_shape.values())
 
 
 @torch.no_grad()
 def gemm_flops(weight: Tensor, device: str) -> float:
-    """FLOP/s of a product with ``weight``, the best of a few."""
+    """FLOP/s of a product with ``weight``, the best of several repeats."""
     rows = torch.randn(GEMM_ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    calls = 20 if device == "cuda" else 1  # on a GPU one call is over before the next can be timed
+    calls = 20 if device == "cuda" else 1  # a single call on a GPU is too short to time
     best = float("inf")
     for _ in range(GEMM_REPEATS):
         wait_for(device)

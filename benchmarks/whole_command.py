@@ -1,11 +1,12 @@
-"""The whole command on real papers: ``loratory train`` against a TRL script, in seconds for each example more.
+"""Compares ``loratory train`` with a TRL script on real papers, in seconds per additional example.
 
     python benchmarks/whole_command.py --tokenizer FOLDER --papers FILE.jsonl --trl-python /path/to/trl/python
         [--out FILE.json]
 
-The model has Qwen2.5-0.5B's shape and random weights. Each command runs on few and on more papers; the difference of
-the two wall times over the papers added is free of imports, loading and planning, which ``seconds`` still shows. The
-papers of a smaller run are the first ones of a larger one. TRL runs at several batch sizes and its best counts.
+The model has the shape of Qwen2.5-0.5B and random weights. Each command runs on a small and on a larger number of
+papers. The difference of the wall times, divided by the number of added papers, excludes imports, loading and planning;
+``seconds`` includes them. A larger run starts with the papers of the smaller one. TRL runs with several batch sizes, of
+which the fastest counts.
 """
 
 import argparse
@@ -26,13 +27,13 @@ Paper = dict[str, str]
 TASK = FOLDER.parent / "examples" / "arxiv-category" / "task.toml"
 LORATORY_PAPERS, TRL_PAPERS = (32, 96), (8, 16)
 TRL_BATCHES = (1, 8)
-HELD_OUT = 8  # papers of validation and test each, which the command wants but does not measure
+HELD_OUT = 8  # papers each for validation and test, which the command requires but does not evaluate
 LEARNING_RATE = 2e-4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs share."""
+    """What all runs have in common."""
 
     model: Path
     papers: list[Paper]
@@ -46,29 +47,29 @@ def main() -> None:
     parser.add_argument("--papers", type=Path, required=True, help='lines with "title", "abstract" and "category"')
     parser.add_argument("--trl-python", type=Path, required=True, help="the Python of an environment with TRL")
     parser.add_argument("--out", type=Path, default=RESULTS / "whole-command.json")
-    parser.add_argument("--shape", default="qwen2.5-0.5b", help=argparse.SUPPRESS)  # "tiny" to try the script
-    asked = parser.parse_args()
+    parser.add_argument("--shape", default="qwen2.5-0.5b", help=argparse.SUPPRESS)  # "tiny" to test the script
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        save(compare(asked, Path(folder)), asked.out)
+        save(compare(args, Path(folder)), args.out)
 
 
-def compare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Makes the model, runs everything, and sets Loratory against TRL's best batch."""
+def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Makes the model, runs everything, and compares Loratory with TRL at its best batch size."""
     model = folder / "model"
-    # A process of its own, because this one must stay small: see common.py.
-    shape = ["--tokenizer", asked.tokenizer, "--shape", asked.shape]
+    # In a separate process, because this one must stay small: see common.py.
+    shape = ["--tokenizer", args.tokenizer, "--shape", args.shape]
     checked(run_child([sys.executable, FOLDER / "random_qwen.py", model, *shape]))
-    papers = balanced([json.loads(line) for line in asked.papers.read_text(encoding="utf-8").splitlines()])
+    papers = balanced([json.loads(line) for line in args.papers.read_text(encoding="utf-8").splitlines()])
     setting = Setting(model, papers, tomllib.loads(TASK.read_text(encoding="utf-8"))["prompt"], folder)
     loratory = added_cost(setting.papers, {n: loratory_train(setting, n) for n in LORATORY_PAPERS})
     trl = [
-        {"batch_size": b, **added_cost(papers, {n: trl_train(setting, asked.trl_python, n, b) for n in TRL_PAPERS})}
+        {"batch_size": b, **added_cost(papers, {n: trl_train(setting, args.trl_python, n, b) for n in TRL_PAPERS})}
         for b in TRL_BATCHES
     ]
-    best = min(trl, key=lambda found: found["seconds_per_character"])
+    best = min(trl, key=lambda result: result["seconds_per_character"])
     return {
         **provenance("whole-command"),
-        "shape": asked.shape,
+        "shape": args.shape,
         "environment": environment(folder),
         "trl_batch_size": best["batch_size"],
         "seconds_per_example": {
@@ -85,7 +86,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def added_cost(papers: Sequence[Paper], runs: dict[int, Child]) -> dict[str, Any]:
-    """What the papers that only the larger run has took. Few papers differ in length: so also for each character."""
+    """The cost of the papers that only the larger run has, also per character, because few papers differ in length."""
     few, many = sorted(runs)
     seconds = runs[many].seconds - runs[few].seconds
     characters = sum(len(p["title"]) + len(p["abstract"]) for p in papers[few:many])
@@ -101,15 +102,15 @@ def added_cost(papers: Sequence[Paper], runs: dict[int, Child]) -> dict[str, Any
 
 
 def environment(folder: Path) -> dict[str, Any]:
-    """What Loratory chose and recorded about the machine."""
-    found = json.loads((folder / f"run-{LORATORY_PAPERS[-1]}" / "environment.json").read_text(encoding="utf-8"))
-    return {key: found[key] for key in ("dtype", "threads", "batches", "versions")}
+    """What Loratory recorded about its environment."""
+    record = json.loads((folder / f"run-{LORATORY_PAPERS[-1]}" / "environment.json").read_text(encoding="utf-8"))
+    return {key: record[key] for key in ("dtype", "threads", "batches", "versions")}
 
 
 def checked(child: Child) -> Child:
-    """The child, if it ended well."""
+    """Returns the child if it succeeded; exits otherwise."""
     if child.code != 0:
-        raise SystemExit(f"A command failed with exit code {child.code}; what it said stands above")
+        raise SystemExit(f"A command failed with exit code {child.code}; see its output above")
     return child
 
 
@@ -117,7 +118,7 @@ def checked(child: Child) -> Child:
 
 
 def loratory_train(setting: Setting, count: int) -> Child:
-    """``loratory train`` on the first papers."""
+    """Runs ``loratory train`` on the first ``count`` papers."""
     held_out = setting.papers[-2 * HELD_OUT :]
     parts = {"train": setting.papers[:count], "validation": held_out[:HELD_OUT], "test": held_out[HELD_OUT:]}
     files = {name: write_lines(setting.folder / f"{name}-{count}.jsonl", rows) for name, rows in parts.items()}
@@ -136,7 +137,7 @@ def loratory_train(setting: Setting, count: int) -> Child:
 
 
 def trl_train(setting: Setting, python: Path, count: int, batch_size: int) -> Child:
-    """The same with TRL."""
+    """Runs the TRL script on the first ``count`` papers."""
     labels = ", ".join(sorted({paper["category"] for paper in setting.papers}))
     rows = [conversation(setting.prompt, paper, labels) for paper in setting.papers[:count]]
     data = write_lines(setting.folder / f"conversations-{count}.jsonl", rows)
@@ -146,7 +147,7 @@ def trl_train(setting: Setting, python: Path, count: int, batch_size: int) -> Ch
 
 
 def conversation(prompt: dict[str, str], paper: Paper, labels: str) -> dict[str, list[dict[str, str]]]:
-    """A paper as TRL takes it: the messages of the prompt, and the answer."""
+    """A paper in TRL's format: the messages of the prompt, and of the completion."""
     texts = {"system": prompt["system"].format(labels=labels), "user": prompt["user"].format(**paper)}
     messages = [{"role": role, "content": text} for role, text in texts.items()]
     return {"prompt": messages, "completion": [{"role": "assistant", "content": paper["category"]}]}
@@ -156,7 +157,7 @@ def conversation(prompt: dict[str, str], paper: Paper, labels: str) -> dict[str,
 
 
 def balanced(papers: Sequence[Paper]) -> list[Paper]:
-    """One paper of each category after another, so that even the smallest run has them all."""
+    """Interleaves the categories, so that even the smallest run has papers of all of them."""
     by_category: dict[str, list[Paper]] = {}
     for paper in papers:
         by_category.setdefault(paper["category"], []).append(paper)
@@ -169,7 +170,7 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def as_toml(sections: dict[str, dict[str, Any]]) -> str:
-    """A task file; texts and numbers are written alike in JSON and TOML."""
+    """A task file. Strings and numbers have the same syntax in JSON and TOML."""
     return "\n".join(
         f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
         for name, values in sections.items()

@@ -1,4 +1,4 @@
-"""Random models and made-up examples as Loratory takes them, and what is read off the machine while they run."""
+"""Random models and examples for Loratory, with helpers for peak memory and GPU synchronization."""
 
 import resource
 
@@ -13,14 +13,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def random_model(shape: str, dtype: str, device: str) -> PreTrainedModel:
-    """A Llama of that shape, made in its number format, so that no larger copy adds to the peak memory."""
+    """A Llama model of this shape, created in ``dtype``, so that no larger copy adds to the peak memory."""
     config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=4096)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).to(device).eval()
 
 
 def tokenized(data: str, count: int, vocab_size: int) -> list[list[TokenizedExample]]:
-    """``count`` examples of one sequence each; the answer is trained."""
+    """``count`` examples of one sequence each, with the answer as targets."""
     return [[_example(prompt, answer)] for prompt, answer in rows(data, count, vocab_size)]
 
 
@@ -31,13 +31,13 @@ def _example(prompt: list[int], answer: list[int]) -> TokenizedExample:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """The most memory that was held so far: of the GPU where one is used, else resident memory of this process."""
+    """Peak memory so far: allocated GPU memory on "cuda", otherwise resident memory of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def wait_for(device: str) -> None:
-    """Returns when the device has done all that it was given; a GPU works on while Python goes ahead."""
+    """Waits until the device has finished its work, because a GPU runs asynchronously."""
     if device == "cuda":
         torch.cuda.synchronize()

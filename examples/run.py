@@ -1,7 +1,7 @@
-"""Runs examples on the built-in models with a small budget: ``python examples/run.py [NAME ...] [--full]``.
+"""Runs the examples on the built-in models: ``python examples/run.py [NAME ...] [--full]``.
 
-An example whose data is not there is passed over, and said to be. ``--full``: with the budget of its own task file, and
-what it found is written into the README of its folder.
+By default each example runs with a small budget, to check that it works. ``--full`` uses the budget of the task file
+and writes the results to the README of the example's folder. Examples with missing data are skipped, with a message.
 """
 
 import argparse
@@ -27,29 +27,29 @@ def main() -> None:
     known = sorted(path.name for path in EXAMPLES.glob("[a-z]*/"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*known, []], metavar="NAME", help=", ".join(known))
-    parser.add_argument("--full", action="store_true", help="with the whole budget")
-    asked = parser.parse_args()
+    parser.add_argument("--full", action="store_true", help="use the budget of the task files and write the READMEs")
+    args = parser.parse_args()
     prepare()
-    for name in asked.names or known:
+    for name in args.names or known:
         folder = EXAMPLES / name
         missing = missing_data(folder)
         if missing:
-            print(f"{name}: passed over, there is no {missing}")
+            print(f"{name}: skipped, {missing} does not exist")
             continue
-        reports = {file: run(file, asked.full) for file in files_of(folder)}
+        reports = {file: run(file, args.full) for file in files_of(folder)}
         for report in reports.values():
             print(f"{name}: {report['verdict']['sentence']}", flush=True)
-        if asked.full:
+        if args.full:
             (folder / "README.md").write_text(page(folder, reports), encoding="utf-8")
 
 
 def files_of(folder: Path) -> list[Path]:
-    """A folder's task files, or its program."""
+    """The task files of a folder, or its program."""
     return sorted(folder.glob("*.toml")) or [folder / "run.py"]
 
 
 def prepare() -> None:
-    """Makes the data of ``title-choice``."""
+    """Creates the data of ``title-choice``."""
     for part in ("train", "test"):
         out = ROOT / "runs" / "data" / f"title-choice-{part}.jsonl"
         script = EXAMPLES / "title-choice" / "prepare.py"
@@ -57,13 +57,13 @@ def prepare() -> None:
 
 
 def missing_data(folder: Path) -> str | None:
-    """The first file of an example's data that is not there."""
+    """The first missing training file of an example, or None."""
     files = [path for task in folder.glob("*.toml") for path in Config.load(task).data.train]
     return next((path for path in files if not Path(path).exists()), None)
 
 
 def run(file: Path, full: bool) -> Report:
-    """Runs a task file or a program; its report."""
+    """Runs a task file or a program and returns its report."""
     name = file.parent.name if file.stem in ("task", "run") else f"{file.parent.name}-{file.stem}"
     if file.suffix == ".py":
         command = [sys.executable, file, *([] if full else ["--small"])]
@@ -73,35 +73,34 @@ def run(file: Path, full: bool) -> Report:
     return json.loads((RUNS / name / "report.json").read_text())
 
 
-# ---- its page --------------------------------------------------------------------------------------------------------
+# ---- README ----------------------------------------------------------------------------------------------------------
 
 
 def page(folder: Path, reports: dict[Path, Report]) -> str:
-    """What the example is; for each of its files the command, and what it found."""
+    """The README of an example: its description, and for each of its files the command and the results."""
     parts = [f"# {folder.name}", about(next(iter(reports)))]
     for file, report in reports.items():
-        parts += [f"```\n{command_of(file)}\n```", *found(report)]
+        parts += [f"```sh\n{command_of(file)}\n```", *results(report)]
     return "\n\n".join(parts) + "\n"
 
 
-def found(report: Report) -> list[str]:
-    """The table, and its sentences."""
-    if report["task"] not in TASKS:  # the program that knows it has registered it for itself
+def results(report: Report) -> list[str]:
+    """The table of systems, and the sentences below it."""
+    if report["task"] not in TASKS:  # a custom task, registered only in its own program
         key = next(iter(report["systems"][0]["metrics"]))
         name, second = report["metric"], (key.replace("_", " "), key)
     else:
         name, second = TASKS[report["task"]].metric_label, TASKS[report["task"]].secondary_metric
     rows = [row(system, second[1]) for system in report["systems"]]
     table = [f"| system | {name} | 95 % interval | {second[0]} |", "| --- | --- | --- | --- |", *rows]
-    counts = f"{report['train_examples']:,} training, {report['test_examples']:,} test examples"
-    seconds = report["seconds"]["total"]
-    facts = f"{counts}, {report['total_parameters'] / 1e6:.1f} million parameters of which "
-    facts += f"{report['trainable_parameters']:,} train; {duration(seconds)}."
+    facts = f"{report['train_examples']:,} training examples, {report['test_examples']:,} test examples; "
+    facts += f"{report['total_parameters'] / 1e6:.1f} million parameters, {report['trainable_parameters']:,} of them "
+    facts += f"trainable; total time {duration(report['seconds']['total'])}."
     return ["\n".join(table), report["verdict"]["sentence"], report["forgetting"]["sentence"], facts]
 
 
 def about(file: Path) -> str:
-    """The comment that a task file begins with, or a program's first paragraph."""
+    """The first comment of a task file, or the first paragraph of a program's docstring."""
     if file.suffix == ".py":
         return file.read_text(encoding="utf-8").split('"""')[1].split("\n\n")[0]
     lines = file.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Settings: the task file and the flags are views of one set of dataclasses; a mistake names its key."""
+"""Settings: task file and flags set the same dataclasses, and error messages name the key."""
 
 import dataclasses
 import importlib
@@ -119,7 +119,7 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "prompt": PromptConfig, "c
 
 
 def consistent(fields: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Without the combinations that contradict each other."""
+    """Resets the settings that contradict each other."""
     fields["code"]["run"] = False
     if fields["adapter"]["kind"] == "full":
         fields["adapter"] |= {"rslora": False, "dora": False, "lora_plus": 1.0, "layers": "all"}
@@ -134,7 +134,7 @@ drawn_fields = st.fixed_dictionaries({key: st.fixed_dictionaries(FIELDS[kind]) f
 )
 
 
-def built(fields: dict[str, dict[str, Any]]) -> Config:
+def make_config(fields: dict[str, dict[str, Any]]) -> Config:
     return Config(**{key: kind(**fields[key]) for key, kind in SECTIONS.items()})
 
 
@@ -144,7 +144,7 @@ def from_toml(folder: Path, content: str) -> Config:
     return Config.load(path)
 
 
-def test_the_drawn_fields_are_all_fields():
+def test_the_generated_settings_cover_all_fields():
     for section, kind in SECTIONS.items():
         assert set(FIELDS[kind]) == {f.name for f in dataclasses.fields(kind)}, section
     assert {f.name for f in dataclasses.fields(Config)} == {"task", *SECTIONS}
@@ -152,20 +152,20 @@ def test_the_drawn_fields_are_all_fields():
 
 @given(drawn_fields)
 @settings(derandomize=True, deadline=None, max_examples=60)
-def test_settings_survive_being_written_and_read(fields: dict[str, dict[str, Any]]):
-    config = built(fields)
+def test_settings_survive_a_round_trip(fields: dict[str, dict[str, Any]]):
+    config = make_config(fields)
     values = config_to_dict(config)
     assert config_from_dict(values, "test") == config
     assert config_to_dict(config_from_dict(values, "test")) == values
 
 
-def test_an_unknown_task_is_named_with_its_nearest(tmp_path):
-    with pytest.raises(UserError, match="task has a value") as caught:
+def test_an_unknown_task_suggests_the_most_similar_one(tmp_path):
+    with pytest.raises(UserError, match="task has an invalid value") as caught:
         from_toml(tmp_path, "task = 'clasification'")
     assert "did you mean 'classification'?" in str(caught.value)
 
 
-def test_an_empty_task_file_is_all_defaults(tmp_path):
+def test_an_empty_task_file_gives_the_defaults(tmp_path):
     assert from_toml(tmp_path, "") == Config()
 
 
@@ -173,7 +173,7 @@ def test_an_empty_task_file_is_all_defaults(tmp_path):
 
 
 @needs_shared
-def test_every_key_of_the_contract_keeps_its_name_and_meaning():
+def test_the_keys_of_the_contract_keep_their_names_and_meanings():
     folder = SHARED / "contract"
     config = Config.load(folder / "task.toml")
     assert config.task == "classification"
@@ -215,13 +215,13 @@ def test_data_paths_are_relative_to_the_task_file(tmp_path, monkeypatch):
     assert config.model.name == str(folder / "model")
 
 
-def test_a_hub_id_is_left_as_it_is(tmp_path):
+def test_a_hub_id_is_not_resolved_to_a_path(tmp_path):
     assert from_toml(tmp_path, 'model.name = "owner/name"').model.name == "owner/name"
     (tmp_path / "builtin").mkdir()
     assert from_toml(tmp_path, 'model.name = "builtin"').model.name == "builtin"
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_hub_id_is_left_as_it_is(tmp_path):
         ("[adapter]\nzzzz = 1", "'adapter.zzzz'", "known keys: kind, rank, alpha, rslora, dora"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(tmp_path, content: str, key: str, hint: str):
+def test_an_unknown_key_suggests_the_most_similar_one(tmp_path, content: str, key: str, hint: str):
     with pytest.raises(UserError) as caught:
         from_toml(tmp_path, content)
     assert key in caught.value.what
@@ -272,7 +272,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path, content: str, key: str, hint
         ("task = true", "task"),
     ],
 )
-def test_a_wrong_type_names_its_key(tmp_path, content: str, key: str):
+def test_a_value_of_the_wrong_type_names_its_key(tmp_path, content: str, key: str):
     with pytest.raises(UserError) as caught:
         from_toml(tmp_path, content)
     assert re.match(rf"{re.escape(key)} (has the wrong type|must be a section)", caught.value.what)
@@ -313,7 +313,7 @@ def test_a_wrong_type_names_its_key(tmp_path, content: str, key: str):
         ("run.systems", ["prmpt"]),
     ],
 )
-def test_a_value_that_no_run_could_use_names_its_key(key: str, value: Any):
+def test_a_value_out_of_range_names_its_key(key: str, value: Any):
     section, name = key.split(".")
     with pytest.raises(UserError) as caught:
         config_from_dict({section: {name: value}}, "here")
@@ -321,7 +321,7 @@ def test_a_value_that_no_run_could_use_names_its_key(key: str, value: Any):
     assert "here" in str(caught.value.where)
 
 
-def test_a_text_may_stand_for_a_list_of_one_file_and_a_whole_number_for_a_number():
+def test_a_string_is_accepted_as_a_list_of_one_file_and_an_integer_as_a_number():
     config = config_from_dict({"data": {"train": "a.csv"}, "adapter": {"dropout": 0}}, "here")
     assert config.data.train == ("a.csv",)
     assert config.adapter.dropout == 0 and isinstance(config.adapter.dropout, float)
@@ -332,7 +332,7 @@ def test_a_text_may_stand_for_a_list_of_one_file_and_a_whole_number_for_a_number
     [(b"[train\nepochs = 3", "not valid TOML"), (b"[train]\nepochs = 3\nepochs = 4", "not valid TOML"),
      (b"task = '\xff'", "not UTF-8")],
 )  # fmt: skip
-def test_a_broken_task_file_is_named(tmp_path, content: bytes, what: str):
+def test_a_malformed_task_file_is_named(tmp_path, content: bytes, what: str):
     path = tmp_path / "task.toml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=what) as caught:
@@ -340,14 +340,14 @@ def test_a_broken_task_file_is_named(tmp_path, content: bytes, what: str):
     assert caught.value.where == str(path)
 
 
-def test_a_task_file_that_is_missing_or_a_folder_is_named(tmp_path):
+def test_a_task_file_that_does_not_exist_or_is_a_folder_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "none.toml", tmp_path / "no" / "none.toml"):
         with pytest.raises(UserError) as caught:
             Config.load(path)
         assert caught.value.where == str(path)
 
 
-def test_the_message_of_an_error_holds_all_its_parts():
+def test_an_error_message_contains_all_its_parts():
     error = UserError("what", "where", "expected", "found", "fix")
     assert str(error).splitlines() == [
         "what", "  where: where", "  expected: expected", "  found: found", "  fix: fix"
@@ -421,7 +421,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "run.threads": (["1"], 1),
     "run.systems": (["prompt", "tuned"], ("prompt", "tuned")),
 }
-# The values above contradict other ones: tried alone, with what else they need.
+# Flags that contradict others: tested one at a time, with the other flags that they need.
 ALONE: dict[str, list[str]] = {
     "adapter.kind": [],
     "data.folds": ["--data.test"],
@@ -441,22 +441,22 @@ def flag(key: str) -> str:
 
 @pytest.fixture
 def settings_of(monkeypatch, tmp_path, capsys):
-    """The settings that a command line comes to, without training."""
+    """Returns the settings that a command line results in, without training."""
     module = importlib.import_module("loratory.finetune")
-    seen: list[Config] = []
+    configs: list[Config] = []
 
-    def instead(config: Config, *_: Any) -> Path:
-        seen.append(config)
+    def record_config(config: Config, *_: Any) -> Path:
+        configs.append(config)
         return tmp_path
 
-    monkeypatch.setattr(module, "train_only", instead)
+    monkeypatch.setattr(module, "train_only", record_config)
 
-    def of(*arguments: str) -> Config:
+    def parse(*arguments: str) -> Config:
         assert main(["train", *arguments]) == 0
         capsys.readouterr()
-        return seen.pop()
+        return configs.pop()
 
-    return of
+    return parse
 
 
 def test_every_key_has_a_flag_in_the_help(capsys, monkeypatch):
@@ -467,7 +467,7 @@ def test_every_key_has_a_flag_in_the_help(capsys, monkeypatch):
         assert {flag(key) for key in keys()} <= shown
 
 
-def test_every_flag_sets_its_key_and_no_other(settings_of):
+def test_every_flag_sets_its_key_only(settings_of):
     assert set(FLAGS) == keys()
     for group in (FLAGS.keys() - set(ALONE), *({key} for key in ALONE)):
         words = [word for key in group for word in (flag(key), *FLAGS[key][0])]
@@ -475,24 +475,24 @@ def test_every_flag_sets_its_key_and_no_other(settings_of):
         values = config_to_dict(settings_of(*words, *more))
         for key in group:
             section, _, name = key.rpartition(".")
-            found, expected = (values[section] if section else values)[name], FLAGS[key][1]
-            assert (tuple(found) if isinstance(expected, tuple) else found) == expected, key
+            value, expected = (values[section] if section else values)[name], FLAGS[key][1]
+            assert (tuple(value) if isinstance(expected, tuple) else value) == expected, key
 
 
-def test_a_flag_changes_its_key_alone_and_the_task_file_the_rest(tmp_path, settings_of):
+def test_a_flag_overrides_one_key_of_the_task_file(tmp_path, settings_of):
     config = from_toml(tmp_path, "[data]\ntrain = 'a.csv'\nanswer = 'label'\n[train]\nepochs = 7\nseed = 5")
-    found = settings_of(str(tmp_path / "task.toml"), "--train.seed", "6")
-    assert found == dataclasses.replace(config, train=dataclasses.replace(config.train, seed=6))
+    overridden = settings_of(str(tmp_path / "task.toml"), "--train.seed", "6")
+    assert overridden == dataclasses.replace(config, train=dataclasses.replace(config.train, seed=6))
 
 
 @pytest.mark.parametrize(("words", "rate"), [(["auto"], "auto"), (["3e-4"], 3e-4), (["1"], 1.0)])
-def test_the_learning_rate_flag_understands_a_word_and_a_number(settings_of, words: list[str], rate: Any):
+def test_the_learning_rate_flag_accepts_auto_and_a_number(settings_of, words: list[str], rate: Any):
     assert settings_of("--train.learning-rate", *words).train.learning_rate == rate
 
 
 @pytest.mark.parametrize("word", ["false", "False"])
-def test_a_truth_value_of_a_template_argument_is_no_text_on_the_command_line(settings_of, word: str):
-    # A template asks `enable_thinking is false`, for which the text "false" is something else.
+def test_a_boolean_template_argument_is_parsed_on_the_command_line(settings_of, word: str):
+    # A template tests `enable_thinking is false`, which does not hold for the string "false".
     assert settings_of("--prompt.template-kwargs", "enable_thinking", word).prompt.template_kwargs == {
         "enable_thinking": False
     }
@@ -507,13 +507,13 @@ def test_a_truth_value_of_a_template_argument_is_no_text_on_the_command_line(set
         ("[data]\nfolds = 5\n[train]\nseeds = 3", "data.folds"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(tmp_path, content: str, key: str):
+def test_contradicting_settings_are_rejected(tmp_path, content: str, key: str):
     with pytest.raises(UserError) as caught:
         from_toml(tmp_path, content)
     assert key in str(caught.value)
 
 
-def test_flags_are_checked_as_the_task_file_is(capsys):
+def test_flags_are_checked_like_the_task_file(capsys):
     assert main(["train", "--train.epochs", "0"]) == 2
     assert "train.epochs" in capsys.readouterr().err
     with pytest.raises(UserError):

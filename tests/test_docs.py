@@ -17,7 +17,7 @@ from loratory.tree.batches import build_batch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 SPEC = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
 assert SPEC and SPEC.loader
 generate = importlib.util.module_from_spec(SPEC)
@@ -33,10 +33,10 @@ def text_of(page: Path) -> str:
 # ---- generated pages -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", generate.PAGES)
-def test_a_generated_page_is_current(name: str, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "57")  # the terminal at hand must not matter
-    assert text_of(DOCS / name) == generate.PAGES[name](), "run: python docs/generate.py"
+@pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: path.name)
+def test_a_generated_page_is_current(path: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "57")  # the width of the terminal must not matter
+    assert text_of(path) == generate.PAGES[path](), "run: python docs/generate.py"
 
 
 def test_every_setting_is_on_both_pages_and_says_what_it_means():
@@ -60,7 +60,7 @@ def test_what_is_called_required_is(key: str, tmp_path):
     values = {"train": (str(tmp_path / "a.csv"),), "answer": "y"}
     assert load_split(DataConfig(**values), PromptConfig(), 0).labels == ("a", "b")
     values.pop(key.removeprefix("data."))
-    with pytest.raises(UserError, match=r"No training data|not named"):
+    with pytest.raises(UserError, match=r"No training data|No answer column"):
         load_split(DataConfig(**values), PromptConfig(), 0)
 
 
@@ -142,14 +142,14 @@ def test_commands_and_flags_exist(page: Path):
     assert {command.split()[0] for command in commands} <= {*VERBS, "VERB", "--version", "--help"}
     flags = {flag for command in commands for flag in re.findall(r"(?<=\s)--[a-z][\w.-]*", command)}
     known = set(re.findall(r"--[a-z][\w.-]*", text_of(DOCS / "command-line.md")))
-    assert flags <= {*known, "--help"}
+    assert flags <= {*known, "--help", "--help-all"}
 
 
 @by_page
 def test_tests_and_make_targets_that_are_named_exist(page: Path):
-    for name in re.findall(r"\btests/\w+\.py\b", text_of(page)):
+    for name in re.findall(r"\btests/[\w/]+\.py\b", text_of(page)):
         assert (ROOT / name).exists(), name
-    for name, test in re.findall(r"\(\.\./(tests/\w+\.py)\) \| `(\w+)`", text_of(page)):
+    for name, test in re.findall(r"\(\.\./(tests/[\w/]+\.py)\) \| `(\w+)`", text_of(page)):
         assert f"def {test}(" in text_of(ROOT / name), test
     targets = re.findall(r"^([\w-]+):", text_of(ROOT / "Makefile"), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)(?:\w+=\S+ )*make ([\w-]+)", text_of(page), re.MULTILINE)) <= set(targets)

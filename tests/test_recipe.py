@@ -1,4 +1,4 @@
-"""The recipe of the built-in model: what it reads, what it asks, and that a run is a function of its seed."""
+"""The recipe of the built-in model: its inputs, its documents, and that a run depends only on its seed."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ TOPICS = ("glaciers", "enzymes", "galaxies", "harmonics", "markets", "lattices",
 
 @pytest.fixture(scope="module")
 def papers_file(tmp_path_factory) -> Path:
-    """Papers whose other fields hold words that occur nowhere else."""
+    """Papers whose other fields contain words that occur nowhere else."""
     draw, path = random.Random(0), tmp_path_factory.mktemp("papers") / "papers.jsonl"
     with path.open("w") as file:
         for n in range(240):
@@ -66,7 +66,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_only_title_and_abstract_are_read(work):
+def test_only_titles_and_abstracts_are_read(work):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     text = tokenizer.decode(Windows(work, 1).tokens.astype(int))
     assert "glaciers" in text
@@ -83,7 +83,7 @@ def test_held_out_papers_are_not_trained_on(work):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-def test_every_form_asks_what_the_paper_answers(form, source):
+def test_the_answer_of_every_form_comes_from_the_paper(form, source):
     for seed in range(20):
         [paper] = source.others[seed : seed + 1]
         questions = form([paper], source, random.Random(seed))
@@ -95,13 +95,13 @@ def test_every_form_asks_what_the_paper_answers(form, source):
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in SEVERAL_TURNS], ids=lambda form: form.__name__)
-def test_several_turns_ask_the_same_of_each_paper(form, source):
+def test_several_papers_give_one_turn_each(form, source):
     questions = form(source.others[:3], source, random.Random(0))
     assert len(questions.turns) == 3
 
 
 @pytest.mark.parametrize("form", SEVERAL_TURNS, ids=lambda form: form.__name__)
-def test_a_choice_lists_every_answer_and_may_repeat_it(form, source):
+def test_multiple_choice_lists_every_answer_and_may_repeat_it(form, source):
     repeated = 0
     for seed in range(20):
         questions = form(source.others[seed : seed + 1 + seed % 3], source, random.Random(seed))
@@ -111,7 +111,7 @@ def test_a_choice_lists_every_answer_and_may_repeat_it(form, source):
     assert repeated
 
 
-def test_conversations_are_what_the_chat_template_makes(source, work):
+def test_conversations_equal_those_of_the_chat_template(source, work):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     assert tokenizer.chat_template == CHAT_TEMPLATE
     for seed, form in enumerate(FORMS):
@@ -120,15 +120,15 @@ def test_conversations_are_what_the_chat_template_makes(source, work):
         assert tokenizer.apply_chat_template(as_dicts, tokenize=False) == chat(messages)
 
 
-def test_a_document_is_a_function_of_its_draws(source):
-    def made(seed: int) -> list[str]:
+def test_documents_depend_only_on_their_random_draws(source):
+    def documents(seed: int) -> list[str]:
         draw = random.Random(seed)
         return [make_document(source.others[n : n + 8], source, draw) for n in range(50)]
 
-    assert made(1) == made(1) != made(2)
+    assert documents(1) == documents(1) != documents(2)
 
 
-def test_documents_are_packed_whole_where_they_fit():
+def test_few_documents_cross_a_window_boundary():
     draw = random.Random(0)
     documents = [np.full(draw.randint(5, 150), n, dtype=np.uint16) for n in range(500)]
     tokens = np.concatenate(list(packed(iter(documents), 100, 999)))
@@ -141,7 +141,7 @@ def test_documents_are_packed_whole_where_they_fit():
     assert sum(cut) < 0.15 * len(cut)
 
 
-def test_windows_cover_the_token_file_once_and_carry_the_token_that_follows(work):
+def test_windows_cover_the_token_file_once_and_include_the_next_token(work):
     windows = Windows(work, 64)
     rows = windows.rows(range(len(windows)))
     assert rows.shape == (len(windows), 65)
@@ -149,7 +149,7 @@ def test_windows_cover_the_token_file_once_and_carry_the_token_that_follows(work
     assert rows[:, :-1].flatten().tolist() == windows.tokens[:-1].tolist()
 
 
-def test_every_step_reads_windows_of_its_length_that_no_other_step_reads(work):
+def test_every_step_reads_different_windows_of_its_length(work):
     settings = dataclasses.replace(TINY, long_every=8)
     steps = [inputs_of(batches) for batches in recipe.batches_of(work, settings, 0, 16)]
     lengths = [{len(row) for row in step} for step in steps]
@@ -163,7 +163,7 @@ def inputs_of(batches) -> list[tuple[int, ...]]:
     return [tuple(row.tolist()) for inputs, *_ in batches for row in inputs]
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_zero():
+def test_the_learning_rate_warms_up_stays_constant_and_decays_to_zero():
     rates = [learning_rate_at(step, 100, TINY) for step in range(101)]
     assert rates[0] == TINY.learning_rate / 5
     assert set(rates[4:76]) == {TINY.learning_rate}
@@ -174,9 +174,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
 
 
 @pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
-def test_the_same_seed_makes_the_same_weights_and_an_interruption_changes_nothing(
-    papers_file, tmp_path, monkeypatch, steps
-):
+def test_the_same_seed_gives_the_same_weights_with_or_without_interruption(papers_file, tmp_path, monkeypatch, steps):
     folders = [tmp_path / name for name in ("whole", "again", "resumed")]
     for folder in folders:
         make_corpus([papers_file], folder, TINY, HELD_OUT, None)
@@ -201,13 +199,13 @@ def test_the_same_seed_makes_the_same_weights_and_an_interruption_changes_nothin
     assert [m["step"] for m in read_metrics(folders[2])] == list(range(1, steps + 1))
 
 
-def test_training_learns(work):
+def test_training_lowers_the_loss(work):
     pretrained(work, 60)
     losses = [m["loss"] for m in read_metrics(work)]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_run_can_be_made_longer_until_its_learning_rate_falls(work, monkeypatch):
+def test_a_run_can_be_extended_until_its_learning_rate_decays(work, monkeypatch):
     monkeypatch.setattr(recipe, "SAVE_SECONDS", 0.0)
     append = recipe.append_metric
 
@@ -230,7 +228,7 @@ def test_a_run_can_be_made_longer_until_its_learning_rate_falls(work, monkeypatc
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_every_parameter_is_trained_once_by_one_optimizer(work, optimizer):
+def test_every_parameter_is_trained_by_exactly_one_optimizer(work, optimizer):
     settings = dataclasses.replace(TINY, optimizer=optimizer)
     model = recipe.make_model(work, settings, resolve_machine("cpu", "float32", 0))
     groups = make_optimizer(model, settings).param_groups
@@ -246,7 +244,7 @@ def test_every_parameter_is_trained_once_by_one_optimizer(work, optimizer):
     assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_hidden_tokens_are_predicted_where_they_were():
+def test_masked_tokens_are_the_targets():
     rows = torch.arange(4, 4 + 2 * 101).reshape(2, 101)
     settings = dataclasses.replace(TINY, masked=0.3)
     inputs, chosen, targets = hidden_tokens(rows, settings, 3, torch.Generator().manual_seed(0))
@@ -259,7 +257,7 @@ def test_hidden_tokens_are_predicted_where_they_were():
     assert 0.6 < (inputs.flatten()[chosen] == 3).float().mean() < 0.95
 
 
-def test_a_masked_model_learns_by_the_same_recipe(work, tmp_path):
+def test_the_recipe_trains_a_masked_language_model(work, tmp_path):
     settings = dataclasses.replace(TINY, masked=0.3)
     machine = resolve_machine("cpu", "float32", 0)
     model = recipe.pretrain(work, settings, machine, 1.0, 60, compiled=False)
@@ -270,5 +268,5 @@ def test_a_masked_model_learns_by_the_same_recipe(work, tmp_path):
     recipe.save(model, work, tmp_path / "model")
     read = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     ids = torch.arange(8)[None]
-    # Saving has rounded the trained one's rotary frequencies too.
+    # Saving also rounded the rotary frequencies of the trained model.
     assert torch.allclose(read(input_ids=ids).logits, model.float()(input_ids=ids).logits, atol=0.05)

@@ -1,8 +1,8 @@
-"""A task of one's own: the answer is a number, and a near miss is worth something.
+"""Defines a custom task: the answer is a number, and a near miss gets a partial score.
 
     python examples/number/run.py [--small]
 
-How many sentences has an abstract? The papers are the invented ones that come with the package.
+The model counts the sentences of an abstract. The papers are fictional and come with the package.
 """
 
 import json
@@ -21,26 +21,26 @@ OUT = Path(__file__).parents[2] / "runs"
 
 
 def closeness(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    """1 for the right number, 1/2 beside it, 1/3 two away; 0 for what is no number."""
-    found = re.search(r"\d+", line["answer"])
-    return 1 / (1 + abs(int(found[0]) - int(answers[0]))) if found else 0.0
+    """1 for the right number, 1/2 if it is off by one, 1/3 if it is off by two, and so on; 0 without a number."""
+    number = re.search(r"\d+", line["answer"])
+    return 1 / (1 + abs(int(number[0]) - int(answers[0]))) if number else 0.0
 
 
-def right(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """The share of numbers that are exactly right."""
+def exactly_right(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """The share of answers that equal the expected number."""
     return {"right": sum(line["answer"] == line["expected"] for line in lines) / len(lines)}
 
 
-# What an answer is worth, what stands beside it in the report, and what the tuned model is held against.
+# How an answer is scored, what the report shows next to the score, and which systems are compared.
 TASKS["number"] = Task(
     metric="closeness",
     metric_label="closeness",
     score=closeness,
-    counts=False,
-    others=right,
-    second=("exactly right", "right"),
-    called="closeness",
-    said=lambda system: f"{system['value']:.2f}",
+    is_binary=False,
+    extra_metrics=exactly_right,
+    secondary_metric=("exactly right", "right"),
+    headline_name="closeness",
+    format_value=lambda system: f"{system['value']:.2f}",
 )
 SYSTEMS["number"] = ("prompt", "few-shot", "tuned")
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write(papers: Path, out: Path) -> None:
-    """The abstracts with the number of their sentences."""
+    """Writes the abstracts, each with its number of sentences."""
     abstracts = [json.loads(line)["abstract"] for line in papers.read_text(encoding="utf-8").splitlines()]
     rows = [{"abstract": text, "sentences": str(len(re.findall(r"[.?!](\s|$)", text)))} for text in abstracts]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Papers -> rows that each ask which of six titles belongs to an abstract, the other five of the same category.
+"""Creates the data of the example: each row has an abstract, its title, and five other titles of the same category.
 
     python examples/title-choice/prepare.py PAPERS.jsonl OUT.jsonl
 
-Papers have "title", "abstract" and "category".
+The papers have the fields "title", "abstract" and "category".
 """
 
 import json
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def choices(papers: list[dict[str, str]], draw: random.Random) -> list[dict[str, object]]:
-    """One row a paper, where its category has enough other titles."""
+    """One row per paper whose category has enough other titles."""
     titles = defaultdict(set)
     for paper in papers:
         titles[paper["category"]].add(paper["title"])

@@ -1,11 +1,11 @@
-"""Short runs of the recipe at a fixed time each, to choose its settings:
+"""Short runs of the recipe, each for a fixed time, to choose its settings:
 
     python recipes/builtin/ablate.py --papers FILE.jsonl.xz ... --labelled train.jsonl --work FOLDER --minutes 6
         base adamw:optimizer=adamw,learning_rate=2e-3 shallow:layers=4
 
-Each run is a name and what it changes of the recipe; its time counts from the first step after compilation, and the
-learning rate falls towards its end. The results are added to ``ablations.jsonl`` in ``work``. ``labelled`` papers have
-a "category", which no model reads: a linear model on the run's hidden states says how well they tell fields apart.
+Each run has a name and the settings that it changes. Its time starts after the first, compiling step, and its learning
+rate decays towards the end. Results are appended to ``ablations.jsonl`` in ``work``. The ``labelled`` papers have a
+"category", which no language model reads: a linear probe on the hidden states measures how well they separate fields.
 """
 
 import argparse
@@ -46,20 +46,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--recipe", choices=RECIPES, default="cpu")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     keep_freed_memory()
     machine = resolve_machine("auto", "auto", 0, products="auto")
-    labelled = [json.loads(line) for line in asked.labelled.read_text(encoding="utf-8").splitlines()]
-    for run in asked.runs:
+    labelled = [json.loads(line) for line in args.labelled.read_text(encoding="utf-8").splitlines()]
+    for run in args.runs:
         name, _, changes = run.partition(":")
         settings = dataclasses.replace(
-            RECIPES[asked.recipe], **dict(setting(part) for part in changes.split(",") if part)
+            RECIPES[args.recipe], **dict(setting(part) for part in changes.split(",") if part)
         )
-        work = asked.work / name
-        make_corpus(asked.papers, work, settings, HELD_OUT, PAPERS)
-        result = {"name": name, "changes": changes, "minutes": asked.minutes}
-        result |= ablation(work, settings, machine, asked.minutes, labelled)
-        with (asked.work / "ablations.jsonl").open("a") as file:
+        work = args.work / name
+        make_corpus(args.papers, work, settings, HELD_OUT, PAPERS)
+        result = {"name": name, "changes": changes, "minutes": args.minutes}
+        result |= ablation(work, settings, machine, args.minutes, labelled)
+        with (args.work / "ablations.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
 
@@ -85,7 +85,7 @@ def ablation(
 def train_for(
     model: PreTrainedModel, work: Path, settings: Settings, machine: Machine, seconds: float
 ) -> tuple[int, float]:
-    """Trains on short windows for the time. Returns the tokens read and the mean loss of the last tenth of steps."""
+    """Trains on short windows for ``seconds``. Returns the tokens read and the mean loss of the last tenth of steps."""
     optimizer = make_optimizer(model, settings)
     loss_of = make_loss(model, settings, compiled=True)
     windows = Windows(work, settings.window)
@@ -106,7 +106,7 @@ def train_for(
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, labelled: list[dict[str, str]]) -> float:
-    """Accuracy of logistic regression on mean hidden states of papers that it was not fitted on."""
+    """Linear probe: accuracy of logistic regression on mean hidden states, on papers that it was not fitted on."""
     chosen = labelled[: FITTED + PROBED]
     states = []
     for row in chosen:

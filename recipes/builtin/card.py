@@ -1,9 +1,9 @@
-"""The model card, written from what a run left behind:
+"""Writes the model card from the files of a pretraining run:
 
     python recipes/builtin/card.py --work FOLDER --out FOLDER/README.md [--ablations ablations.jsonl]
         [--results NAME=results.json ...]
 
-``work`` is the folder of ``pretrain.py``, ``results`` are files of ``real_papers.py``.
+``work`` is the working folder of ``pretrain.py``; ``results`` are files written by ``real_papers.py``.
 """
 
 import argparse
@@ -23,13 +23,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ablations", type=Path)
     parser.add_argument("--results", nargs="*", default=[], metavar="NAME=FILE")
-    asked = parser.parse_args()
-    parts = [about(asked.work), measured(read(asked.work / "evaluation.json"))]
-    for name, _, path in (text.partition("=") for text in asked.results):
+    args = parser.parse_args()
+    parts = [about(args.work), measured(read(args.work / "evaluation.json"))]
+    for name, _, path in (text.partition("=") for text in args.results):
         parts.append(on_real_papers(name, read(Path(path))))
-    if asked.ablations:
-        parts.append(chosen_by([json.loads(line) for line in asked.ablations.read_text().splitlines()]))
-    write_text(asked.out, "\n".join([*parts, LIMITS]))
+    if args.ablations:
+        parts.append(chosen_by([json.loads(line) for line in args.ablations.read_text().splitlines()]))
+    write_text(args.out, "\n".join([*parts, LIMITS]))
 
 
 def read(path: Path) -> Record:
@@ -37,9 +37,9 @@ def read(path: Path) -> Record:
 
 
 def about(work: Path) -> str:
-    """What it is, and the run that made it."""
+    """What the model is and how it was trained."""
     recipe = read(work / "recipe.json")
-    # A resumed run repeats the steps since its checkpoint: of each, the last line counts.
+    # A resumed run repeats the steps since its last checkpoint; the last log line of each step counts.
     steps = list({m["step"]: m for m in read_metrics(work) if m["event"] == "step"}.values())
     tokens, hours = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps) / 3600
     tail = steps[-max(1, len(steps) // 50) :]
@@ -68,17 +68,17 @@ contexts of {recipe["context"]:,} tokens.
 """
 
 
-def measured(found: Record) -> str:
-    head = f"## On {found['papers']:,} papers that it never read\n\n"
-    if "hidden_found" in found:
-        return f"""{head}Of the {found["hidden_share"]:.0%} of tokens that were hidden it finds
-{found["hidden_found"]:.1%} ({found["hidden_loss"]:.3f} nats a token).
+def measured(metrics: Record) -> str:
+    head = f"## On {metrics['papers']:,} papers that it never read\n\n"
+    if "hidden_found" in metrics:
+        return f"""{head}Of the {metrics["hidden_share"]:.0%} of tokens that were hidden it finds
+{metrics["hidden_found"]:.1%} ({metrics["hidden_loss"]:.3f} nats a token).
 """
-    titles = "\n".join(f"| {t['paper']} | {cell(t['model'])} |" for t in found["titles"])
-    return f"""{head}{found["bits_per_byte"]:.3f} bits a byte; the right one of six titles for
-{found["title_choice"]:.0%} of abstracts (chance: 17 %).
+    titles = "\n".join(f"| {t['paper']} | {cell(t['model'])} |" for t in metrics["titles"])
+    return f"""{head}{metrics["bits_per_byte"]:.3f} bits a byte; the right one of six titles for
+{metrics["title_choice"]:.0%} of abstracts (chance: 17 %).
 
-Its own titles for {len(found["titles"])} of those abstracts, greedy, unedited:
+Its own titles for {len(metrics["titles"])} of those abstracts, greedy, unedited:
 
 | the paper | the model |
 | --- | --- |
@@ -90,11 +90,11 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def on_real_papers(name: str, found: Record) -> str:
-    """Each system of each model, the mean over the seeds and the range."""
-    models, settings = found["models"], found["settings"]
-    systems = list(dict.fromkeys(system for own in models.values() for system in own))
-    rows = [f"| {s} | " + " | ".join(spread(own.get(s)) for own in models.values()) + " |" for s in systems]
+def on_real_papers(name: str, results: Record) -> str:
+    """Each system of each model: mean and range over the seeds."""
+    models, settings = results["models"], results["settings"]
+    systems = list(dict.fromkeys(system for scores in models.values() for system in scores))
+    rows = [f"| {s} | " + " | ".join(spread(scores.get(s)) for scores in models.values()) + " |" for s in systems]
     head = f"| system | {' | '.join(models)} |\n|{' --- |' * (len(models) + 1)}"
     changed = ", ".join(f"`{text}`" for text in settings["set"]) or "none"
     return f"""## {name}
@@ -108,8 +108,8 @@ Settings that differ from `examples/arxiv-category/task.toml`: {changed}.
 """
 
 
-def spread(own: dict[str, float] | None) -> str:
-    return f"{own['mean']:.1%} ({own['lowest']:.1%} to {own['highest']:.1%})" if own else ""
+def spread(score: dict[str, float] | None) -> str:
+    return f"{score['mean']:.1%} ({score['lowest']:.1%} to {score['highest']:.1%})" if score else ""
 
 
 def chosen_by(runs: Sequence[Record]) -> str:

@@ -1,4 +1,4 @@
-"""Papers -> tokenizer, held-out papers, and one memory-mapped file of all documents' tokens."""
+"""The corpus: papers -> tokenizer, held-out papers, and a memory-mapped file with the tokens of all documents."""
 
 import dataclasses
 import json
@@ -18,16 +18,18 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-SAMPLE = 30_000  # papers that the vocabulary and the rarity of words are taken from
-AT_ONCE = 2000
-WAITING = 64  # documents that a window is filled from
+SAMPLE = 30_000  # papers on which the tokenizer is trained and word frequencies are counted
+AT_ONCE = 2000  # documents tokenized at once
+WAITING = 64  # documents among which a window is packed
 
 Ids = NDArray[np.uint16]
 
 
 def make_corpus(files: Sequence[Path], work: Path, settings: Settings, held_out: int, most: int | None) -> None:
-    """Everything that training reads, in ``work``. The first ``held_out`` papers are never trained on; ``most``: papers
-    after them that are, all if None."""
+    """Writes everything that training reads to ``work``.
+
+    The first ``held_out`` papers are held out. At most ``most`` of the following papers are used, all of them if None.
+    """
     work.mkdir(parents=True, exist_ok=True)
     papers = read_papers(files)
     rows = [json.dumps(dataclasses.asdict(paper)) + "\n" for paper in islice(papers, held_out)]
@@ -41,14 +43,14 @@ def make_corpus(files: Sequence[Path], work: Path, settings: Settings, held_out:
 
 
 def documents(papers: Sequence[Paper], source: Source, settings: Settings) -> Iterator[str]:
-    """One a paper; a conversation of several turns is about the papers that follow too."""
+    """One document per paper; a multi-turn conversation also covers the papers that follow."""
     draw = random.Random(settings.seed)
     for start in range(len(papers)):
         yield make_document(papers[start : start + MOST_TURNS], source, draw, settings.plain)
 
 
 def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, digits one by one."""
+    """Trains a byte-level BPE tokenizer that splits numbers into digits."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -73,25 +75,25 @@ def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokeni
 
 
 def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work: Path, settings: Settings) -> int:
-    """``tokens.bin``: 16-bit ids, each document cut to the context, packed. Returns how many ids."""
-    found = (
+    """Writes ``tokens.bin``: packed 16-bit ids, each document truncated to the context. Returns the number of ids."""
+    token_ids = (
         np.array(ids[: settings.context], dtype=np.uint16)
         for some in batched(texts, AT_ONCE)
         for ids in tokenizer(some, add_special_tokens=False)["input_ids"]
     )
     written = 0
     with (work / "tokens.bin").open("wb") as file:
-        for ids in packed(found, settings.window, tokenizer.pad_token_id):
+        for ids in packed(token_ids, settings.window, tokenizer.pad_token_id):
             ids.tofile(file)
             written += len(ids)
     return written
 
 
 def packed(documents: Iterator[Ids], window: int, filler: int) -> Iterator[Ids]:
-    """The documents, in an order in which few lie across a multiple of ``window``.
+    """Yields the documents in an order in which few of them cross a window boundary.
 
-    The oldest one begins a window, and the longest that fit of some that wait come behind it. What then is left of the
-    window is filled; the oldest one begins in it where that would be more than an eighth.
+    Of the waiting documents, the longest that fits into the rest of the window comes next. If none fits and at most an
+    eighth of the window is left, the rest is padded with ``filler``; if more is left, the oldest document starts there.
     """
     waiting = list(islice(documents, WAITING))
     room = 0
@@ -112,7 +114,7 @@ def batched(items: Iterator[str], count: int) -> Iterator[list[str]]:
 
 
 class Windows:
-    """The token file as rows of equal length, each with one token more, which the last one predicts."""
+    """The token file as rows of ``length`` tokens, each followed by the token that its last one predicts."""
 
     def __init__(self, work: Path, length: int):
         tokens = np.memmap(work / "tokens.bin", dtype=np.uint16, mode="r")

@@ -1,7 +1,7 @@
-"""A paper as a document to read: plain text, or a conversation about it.
+"""Documents for pretraining: a paper as plain text, or a conversation about it.
 
-What is asked can be answered from the paper itself: no label of any kind is made up for it, so that sorting papers into
-fields stays unseen. A document is a function of the paper, of the draws, and of nothing else.
+Every question can be answered from the paper itself. No document contains labels, so that classifying papers into
+fields remains an unseen task. A document depends only on the papers and the random draws.
 """
 
 import math
@@ -28,13 +28,13 @@ Messages = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Words:
-    """In how many of so many papers each word occurs."""
+    """Document frequencies: the number of papers, and in how many of them each word occurs."""
 
     papers: int
     counts: dict[str, int]
 
     def rarity(self, word: str) -> float:
-        """The inverse document frequency, natural log; 0 for a word that is too rare to be a term."""
+        """The inverse document frequency, as a natural log; 0 for a word too rare to be a term."""
         count = self.counts.get(word, 0)
         return math.log(self.papers / count) if count >= 5 else 0.0
 
@@ -55,29 +55,29 @@ def sentences_of(text: str) -> list[str]:
 
 
 def keywords(paper: Paper, words: Words) -> str:
-    """The words that are rare elsewhere and frequent here."""
-    found = Counter(words_of(paper.text))
-    ranked = sorted(found, key=lambda w: (-(found[w] ** 0.5) * words.rarity(w), w))
+    """The words that are frequent in this paper and rare in others."""
+    counts = Counter(words_of(paper.text))
+    ranked = sorted(counts, key=lambda w: (-(counts[w] ** 0.5) * words.rarity(w), w))
     return ", ".join(ranked[:KEYWORDS])
 
 
 def summary(paper: Paper, words: Words) -> str:
-    """The sentence that says most of what the title says."""
+    """The sentence of the abstract that shares most with the title, weighted by rarity."""
     title = set(words_of(paper.title))
 
-    def said(sentence: str) -> float:
-        own = set(words_of(sentence))
-        return sum(words.rarity(w) for w in own & title) / (10 + len(own)) ** 0.5
+    def overlap(sentence: str) -> float:
+        in_sentence = set(words_of(sentence))
+        return sum(words.rarity(w) for w in in_sentence & title) / (10 + len(in_sentence)) ** 0.5
 
-    return max(sentences_of(paper.abstract), key=said)
+    return max(sentences_of(paper.abstract), key=overlap)
 
 
-# ---- what is asked ---------------------------------------------------------------------------------------------------
+# ---- questions -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Questions:
-    """One instruction, and for each paper the text that it is about and the answer."""
+    """An instruction, and for each paper the text to which it applies and the answer."""
 
     instruction: str
     turns: list[tuple[str, str]]
@@ -85,7 +85,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Source:
-    """What questions are made from: other papers to choose among, and how rare words are."""
+    """Material for questions: other papers, as wrong options, and document frequencies."""
 
     others: Sequence[Paper]
     words: Words
@@ -142,24 +142,24 @@ FORMS: dict[Form, float] = {
     choose_title: 0.22,
     choose_keywords: 0.3,
 }
-SEVERAL_TURNS = {choose_title: 0.7, choose_keywords: 0.7}  # share of a form's conversations that ask about several
-FEW_HAVE_SEVERAL_TURNS = 0.1  # of the other forms
+SEVERAL_TURNS = {choose_title: 0.7, choose_keywords: 0.7}  # share of multi-turn conversations, by form
+FEW_HAVE_SEVERAL_TURNS = 0.1  # the same for all other forms
 
 
 def choice(
     instruction: str, papers: Sequence[Paper], source: Source, draw: random.Random, answer: Callable[[Paper], str]
 ) -> Questions:
-    """The answers of the papers and of some others, listed once in the instruction.
+    """Multiple choice: the instruction lists the answers of the papers and of some others.
 
-    One paper is asked about with its abstract. Of several, each turn draws a paper and a sentence of it: an answer can
-    be right more than once, so that what is left over tells nothing.
+    A single paper is shown by its abstract. With several papers, each turn draws a paper and one of its sentences. An
+    answer can be correct more than once, so that options cannot be ruled out by elimination.
     """
     listed = [*papers, *others_of(papers, source, draw)]
     if len(papers) == 1:
         turns = [(papers[0].abstract, answer(papers[0]))]
     else:
-        asked = draw.choices(listed, k=draw.randint(2, MOST_TURNS))
-        turns = [(draw.choice(sentences_of(paper.abstract)), answer(paper)) for paper in asked]
+        drawn = draw.choices(listed, k=draw.randint(2, MOST_TURNS))
+        turns = [(draw.choice(sentences_of(paper.abstract)), answer(paper)) for paper in drawn]
     options = [answer(paper) for paper in listed]
     draw.shuffle(options)
     form = draw.randrange(3)
@@ -168,19 +168,19 @@ def choice(
 
 
 def others_of(papers: Sequence[Paper], source: Source, draw: random.Random) -> list[Paper]:
-    """Papers to choose wrongly: one or more, so that there are at most MOST_OPTIONS in all."""
+    """Papers for the wrong options: at least one, and in total at most MOST_OPTIONS options."""
     return draw.sample(source.others, min(len(source.others), draw.randint(1, max(1, MOST_OPTIONS - len(papers)))))
 
 
 def as_text(paper: Paper, draw: random.Random) -> str:
-    """A paper with or without its title, as people would paste it."""
+    """A paper with or without its title, in one of the forms in which people paste it."""
     if draw.random() < 0.4:
         return paper.abstract
     return draw.choice((paper.text, f"Title: {paper.title}\nAbstract: {paper.abstract}"))
 
 
 def in_two(paper: Paper, draw: random.Random) -> tuple[str, str]:
-    """Some sentences of the abstract, and the rest; an abstract of one sentence is cut between words."""
+    """The first sentences of the abstract, and the rest; an abstract of one sentence is split between words."""
     parts = sentences_of(paper.abstract)
     parts = parts if len(parts) > 1 else paper.abstract.split()
     cut = draw.randint(1, max(1, len(parts) - 1))
@@ -191,7 +191,7 @@ def in_two(paper: Paper, draw: random.Random) -> tuple[str, str]:
 
 
 def make_document(papers: Sequence[Paper], source: Source, draw: random.Random, plain: float = PLAIN) -> str:
-    """The first of the papers as plain text, or a conversation about it; one of several turns is about others too."""
+    """The first paper as plain text, or a conversation about it; several turns cover several papers."""
     if draw.random() < plain:
         return papers[0].text + END
     form = draw.choices(list(FORMS), list(FORMS.values()))[0]
@@ -201,15 +201,15 @@ def make_document(papers: Sequence[Paper], source: Source, draw: random.Random, 
 
 
 def conversation(questions: Questions, draw: random.Random) -> Messages:
-    """The instruction as a system message, before every text, or after it."""
+    """The messages, with the instruction as a system message, before every text, or after every text."""
     place = draw.randrange(3)
     messages: Messages = [("system", questions.instruction)] if place == 0 else []
     for text, answer in questions.turns:
-        asked = (text, f"{questions.instruction}\n\n{text}", f"{text}\n\n{questions.instruction}")[place]
-        messages += [("user", asked), ("assistant", answer)]
+        content = (text, f"{questions.instruction}\n\n{text}", f"{text}\n\n{questions.instruction}")[place]
+        messages += [("user", content), ("assistant", answer)]
     return messages
 
 
 def chat(messages: Messages) -> str:
-    """What the chat template makes of the messages."""
+    """The messages as the chat template renders them."""
     return "".join(f"{TURN}{role}\n{content}{STOP}\n" for role, content in messages)

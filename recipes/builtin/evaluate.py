@@ -1,5 +1,8 @@
-"""What a pretrained model is worth on papers that it never saw: bits a byte and a choice among titles, or, of a masked
-language model, the hidden tokens that it finds."""
+"""Evaluates a pretrained model on held-out papers.
+
+Causal models: bits per byte, and the accuracy of choosing a title. Masked language models: the accuracy on masked
+tokens.
+"""
 
 import dataclasses
 import json
@@ -26,28 +29,28 @@ from loratory.training import mean_loss
 from loratory.tree import Layout, completion_log_probs
 
 OPTIONS = 6
-CHOICES = 300  # papers asked for their title
+CHOICES = 300  # papers for the choice among titles
 TITLES = 5
 TOKEN_BUDGET = 4096
 HIDDEN = 0.15
 
 
 def evaluate(model: PreTrainedModel, work: Path, settings: Settings) -> dict[str, Any]:
-    """Figures on the held-out papers."""
+    """Metrics on the held-out papers."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     papers = held_out_papers(work)
     started = time.perf_counter()
     measure = masked_figures if settings.masked else causal_figures
-    found = {"papers": len(papers), **measure(model, tokenizer, papers, settings)}
-    found["seconds"] = time.perf_counter() - started
-    print(json.dumps(found, indent=2, ensure_ascii=False), flush=True)
-    return found
+    metrics = {"papers": len(papers), **measure(model, tokenizer, papers, settings)}
+    metrics["seconds"] = time.perf_counter() - started
+    print(json.dumps(metrics, indent=2, ensure_ascii=False), flush=True)
+    return metrics
 
 
 def causal_figures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, papers: Sequence[Paper], settings: Settings
 ) -> dict[str, Any]:
-    """With titles for the first few papers."""
+    """Metrics of a causal model, with generated titles for the first few papers."""
     layout = Layout("tree", "the model is known", plain_head=True)
     return {
         "bits_per_byte": bits_per_byte(model, tokenizer, papers, layout),
@@ -60,25 +63,25 @@ def causal_figures(
 def masked_figures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, papers: Sequence[Paper], settings: Settings
 ) -> dict[str, Any]:
-    """Of one token in seven, hidden as in training: the mean loss in nats, and how many are found."""
+    """Mean loss in nats and accuracy on a share of HIDDEN of the tokens, masked as in training."""
     draw = torch.Generator().manual_seed(0)
     shares = dataclasses.replace(settings, masked=HIDDEN)
-    loss = found = hidden = 0.0
+    loss = correct = hidden = 0.0
     for paper in papers:
         row = torch.from_numpy(encode(tokenizer, paper.text + END))[None]
         inputs, chosen_H, targets_H = hidden_tokens(row, shares, tokenizer.mask_token_id, draw)
         states = model.model(input_ids=inputs.to(model.device)).last_hidden_state[0, chosen_H]  # type: ignore[operator]
         logits = model.decoder(model.head(states)).float().cpu()  # type: ignore[operator]
         loss += float(cross_entropy(logits, targets_H, reduction="sum"))
-        found += int((logits.argmax(1) == targets_H).sum())
+        correct += int((logits.argmax(1) == targets_H).sum())
         hidden += len(targets_H)
-    return {"hidden_share": HIDDEN, "hidden_loss": loss / hidden, "hidden_found": found / hidden}
+    return {"hidden_share": HIDDEN, "hidden_loss": loss / hidden, "hidden_found": correct / hidden}
 
 
 def bits_per_byte(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, papers: Sequence[Paper], layout: Layout
 ) -> float:
-    """Cross-entropy of plain papers and their end, in bits, over their bytes in UTF-8. The first token is given."""
+    """Cross-entropy of plain papers and their end token, in bits per UTF-8 byte; the first token is given."""
     sequences = [trained(tokenizer, paper.text + END) for paper in papers]
     nats = mean_loss(model, [[s] for s in sequences], layout, TOKEN_BUDGET)
     tokens = sum(len(s.token_ids) - 1 for s in sequences)
@@ -93,17 +96,17 @@ def trained(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedExample:
 def title_choice(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, papers: Sequence[Paper], layout: Layout
 ) -> float:
-    """Share of abstracts whose own title, among those of five other papers, is the most probable answer a token."""
+    """Share of abstracts whose title has the highest mean log-probability per token among six titles."""
     draw = random.Random(0)
     prompts, completions = [], []
     for paper in papers:
         options = [paper.title, *draw.sample([p.title for p in papers if p is not paper], OPTIONS - 1)]
         listed = "; ".join(draw.sample(options, OPTIONS))
-        asked = chat([("user", f"Which of these titles belongs to the abstract: {listed}\n\n{paper.abstract}")])
-        prompts.append(encode(tokenizer, f"{asked}{TURN}assistant\n"))
+        prompt = chat([("user", f"Which of these titles belongs to the abstract: {listed}\n\n{paper.abstract}")])
+        prompts.append(encode(tokenizer, f"{prompt}{TURN}assistant\n"))
         completions.append([encode(tokenizer, option + STOP).tolist() for option in options])
-    found = completion_log_probs(model, prompts, completions, layout, TOKEN_BUDGET, lambda done, total: None)
-    means = [scores / [len(c) for c in own] for scores, own in zip(found, completions, strict=True)]
+    log_probs = completion_log_probs(model, prompts, completions, layout, TOKEN_BUDGET, lambda done, total: None)
+    means = [scores / [len(c) for c in titles] for scores, titles in zip(log_probs, completions, strict=True)]
     return float(np.mean([scores.argmax() == 0 for scores in means]))
 
 
@@ -113,11 +116,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
 
 @torch.no_grad()
 def title_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, paper: Paper) -> str:
-    """The greedy title of an abstract."""
-    asked = chat([("user", f"Write a title for this abstract.\n\n{paper.abstract}")])
-    ids = torch.from_numpy(encode(tokenizer, f"{asked}{TURN}assistant\n"))[None].to(next(model.parameters()).device)
+    """A title for an abstract, by greedy decoding."""
+    prompt = chat([("user", f"Write a title for this abstract.\n\n{paper.abstract}")])
+    ids = torch.from_numpy(encode(tokenizer, f"{prompt}{TURN}assistant\n"))[None].to(next(model.parameters()).device)
     stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    found = model.generate(  # type: ignore[operator]
+    generated = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=40,
@@ -125,4 +128,4 @@ def title_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, paper: Paper)
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)).strip()

@@ -1,4 +1,4 @@
-"""The optimizer of pretraining: Muon for the layers' matrices, AdamW for embeddings and norms."""
+"""The optimizer for pretraining: Muon for the matrices of the layers, AdamW for embeddings and norms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ BETAS = (0.9, 0.95)
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers as one: their groups side by side, one state."""
+    """Several optimizers as one, with all parameter groups and a shared state."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
         for part in parts:
-            own = {id(p) for group in part.param_groups for p in group["params"]}
-            part.param_groups = [g for g in self.param_groups if all(id(p) in own for p in g["params"])]
+            ids = {id(p) for group in part.param_groups for p in group["params"]}
+            part.param_groups = [g for g in self.param_groups if all(id(p) in ids for p in g["params"])]
             part.state = self.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -28,8 +28,12 @@ class Together(torch.optim.Optimizer):
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Learning rates are AdamW's: Muon's updates are scaled to the size of AdamW's (Liu et al., "Muon is Scalable for
-    LLM Training", 2025). A group's rate is the step's times its ``scale``; vectors are not decayed."""
+    """Makes the optimizer of ``settings``.
+
+    Muon's updates are scaled to the size of AdamW's, so that both use the same learning rate (Liu et al., "Muon is
+    Scalable for LLM Training", 2025). A group's learning rate is that of the step times its ``scale``. Vectors have no
+    weight decay.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
     tables = [p for p in model.parameters() if id(p) in embeddings]

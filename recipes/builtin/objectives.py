@@ -1,6 +1,6 @@
-"""What a row of tokens teaches: to say the token that follows, or the ones that are hidden.
+"""Pretraining objectives: next-token prediction and masked language modeling.
 
-R: rows.  L: length of a row.  H: hidden tokens of all rows.
+R: rows.  L: length of a row.  H: masked tokens of all rows.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 Batch = tuple[Tensor, ...]
-"""What the objective's loss takes; the last one holds the targets."""
+"""The arguments of the loss; the last one holds the targets."""
 Loss = Callable[..., Float[Tensor, ""]]
 
-MASKED, REPLACED = 0.8, 0.1  # of the hidden tokens; the others stay as they are, and are predicted all the same
+MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens; the others stay unchanged but are predicted as well
 
 
 def next_tokens(rows: Int64[Tensor, "R L+1"]) -> Batch:
@@ -23,15 +23,17 @@ def next_tokens(rows: Int64[Tensor, "R L+1"]) -> Batch:
 
 
 def next_token_loss(model: nn.Module, inputs: Int64[Tensor, "R L"], targets: Int64[Tensor, "R L"]) -> Tensor:
-    """The sum of the cross-entropies, in nats, of every token but the first of each row."""
+    """Summed cross-entropy, in nats, of every token except the first of each row."""
     states = model.model(input_ids=inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
     logits = model.lm_head(states).flatten(0, 1).float()  # type: ignore[operator]
     return cross_entropy(logits, targets.flatten(), reduction="sum")
 
 
 def hidden_tokens(rows: Int64[Tensor, "R L+1"], settings: Settings, mask_id: int, draw: torch.Generator) -> Batch:
-    """The rows with a share of their tokens hidden, as many in each; where they are, counted over all rows; what they
-    were (Devlin et al., "BERT", 2019, with a larger share as in Wettig et al., 2023)."""
+    """Masks the same number of random tokens in each row and returns the rows, flat indices and original ids.
+
+    Devlin et al., "BERT", 2019, with a larger share of masked tokens as in Wettig et al., 2023.
+    """
     inputs = rows[:, :-1].clone()
     count = max(1, round(settings.masked * inputs.shape[1]))
     chosen = torch.rand(inputs.shape, generator=draw).topk(count, dim=1).indices
@@ -47,7 +49,7 @@ def hidden_tokens(rows: Int64[Tensor, "R L+1"], settings: Settings, mask_id: int
 def hidden_token_loss(
     model: nn.Module, inputs: Int64[Tensor, "R L"], chosen_H: Int64[Tensor, " H"], targets_H: Int64[Tensor, " H"]
 ) -> Tensor:
-    """The sum of the cross-entropies, in nats, of the hidden tokens."""
+    """Summed cross-entropy, in nats, of the masked tokens."""
     states = model.model(input_ids=inputs).last_hidden_state.flatten(0, 1)[chosen_H]  # type: ignore[operator]
     logits = model.decoder(model.head(states)).float()  # type: ignore[operator]
     return cross_entropy(logits, targets_H, reduction="sum")

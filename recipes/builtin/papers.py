@@ -1,4 +1,4 @@
-"""Titles and abstracts; nothing else of a record is ever read, so that no label can reach the model."""
+"""Reads titles and abstracts of papers, and no other field, so that no label can reach the model."""
 
 import json
 import lzma
@@ -19,7 +19,7 @@ class Paper:
 
 
 def read_papers(files: Iterable[Path]) -> Iterator[Paper]:
-    """The papers of jsonl or jsonl.xz files, one file after another, white space made single."""
+    """Yields the papers of jsonl or jsonl.xz files in order, with whitespace collapsed."""
     for path in files:
         with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
             for line in file:

@@ -1,11 +1,11 @@
-"""How the model that comes with the package was made, in one command:
+"""Pretrains the model that comes with the package, in one command:
 
     python recipes/builtin/pretrain.py --papers FILE.jsonl.xz ... --work recipes/builtin/work --out FOLDER
         [--recipe cpu] [--minutes 120 | --steps 5000] [--set learning_rate=3e-3 ...]
 
-``papers`` are jsonl (or jsonl.xz) files with "title" and "abstract"; nothing else of a record is read. What exists in
-``work`` is not made again: started anew, the command goes on from the newest checkpoint as if it had never stopped. A
-run whose learning rate has not begun to fall can be given more ``steps``.
+``papers`` are jsonl or jsonl.xz files with "title" and "abstract"; no other field is read. Files that exist in ``work``
+are not made again: the same command resumes from the newest checkpoint, with the same result as an uninterrupted run.
+The number of ``steps`` can be increased until the learning rate begins to decay.
 """
 
 import argparse
@@ -65,10 +65,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="folder for the finished model")
     parser.add_argument("--recipe", choices=RECIPES, default="cpu")
-    parser.add_argument("--held-out", type=int, default=2000, help="papers to measure on, the first ones")
-    parser.add_argument("--count", type=int, help="papers to train on; all by default")
-    parser.add_argument("--minutes", type=float, default=120.0, help="for training, measured on this machine first")
-    parser.add_argument("--steps", type=int, help="in place of minutes")
+    parser.add_argument("--held-out", type=int, default=2000, help="number of first papers to hold out for evaluation")
+    parser.add_argument("--count", type=int, help="number of papers to train on; all by default")
+    parser.add_argument("--minutes", type=float, default=120.0, help="training time; gives the number of steps")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of --minutes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--set", type=setting, nargs="*", default=[], metavar="KEY=VALUE", help="changes the recipe")
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value in the key's type."""
+    """Parses KEY=VALUE, with the value in the type of the setting."""
     key, _, value = text.partition("=")
     return key, type(getattr(Settings(), key))(value)
 
@@ -84,17 +84,17 @@ def setting(text: str) -> tuple[str, Any]:
 def pretrain(
     work: Path, settings: Settings, machine: Machine, minutes: float, steps: int | None, compiled: bool
 ) -> PreTrainedModel:
-    """The model after the whole schedule."""
+    """Trains the model for the whole schedule and returns it."""
     model = make_model(work, settings, machine)
     optimizer = make_optimizer(model, settings)
     steps = planned_steps(work, settings, machine, minutes, steps, compiled)
-    found, skipped = latest_checkpoint(work / "checkpoints")
-    if found:
-        load_checkpoint(found, model, optimizer)
+    checkpoint, skipped = latest_checkpoint(work / "checkpoints")
+    if checkpoint:
+        load_checkpoint(checkpoint, model, optimizer)
         repair_metrics(work)
-        print(" ".join([*skipped, f"Going on after step {found.step:,}"]), flush=True)
+        print(" ".join([*skipped, f"Resuming after step {checkpoint.step:,}"]), flush=True)
     saved = time.monotonic()
-    first = found.step if found else 0
+    first = checkpoint.step if checkpoint else 0
     for result in train(model, optimizer, work, settings, machine, compiled, first, steps):
         append_metric(work, "step", **result)
         step = result["step"]
@@ -136,12 +136,12 @@ def train(
 
 def make_loss(model: PreTrainedModel, settings: Settings, compiled: bool) -> Loss:
     loss_of = partial(hidden_token_loss if settings.masked else next_token_loss, model)
-    # One compilation for each of the two lengths.
+    # Compiled once for each of the two lengths.
     return torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
 
 def batches_of(work: Path, settings: Settings, first_step: int, steps: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each step: short windows, and in every ``long_every``-th step whole contexts."""
+    """The micro-batches of each step: short windows, and whole contexts in every ``long_every``-th step."""
     mask_id = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer").mask_token_id
     long_before = first_step // settings.long_every
     short = rows_of(work, settings, settings.window, settings.seed, first_step - long_before)
@@ -153,7 +153,7 @@ def batches_of(work: Path, settings: Settings, first_step: int, steps: int) -> I
 
 
 def rows_of(work: Path, settings: Settings, length: int, seed: int, first: int) -> Iterator[list[Tensor]]:
-    """The windows of one length, step after step from step ``first`` of that length on, in a new order each epoch."""
+    """The windows of one length for each step, from step ``first`` of that length on; reshuffled in each epoch."""
     windows = Windows(work, length)
     rows = settings.step_tokens // length
     whole_steps = len(windows) // rows * rows
@@ -170,7 +170,7 @@ def update(
     rate: float,
     max_grad_norm: float,
 ) -> tuple[float, float]:
-    """One optimizer step. Returns the mean loss in nats a target and the gradient's norm before clipping."""
+    """One optimizer step. Returns the mean loss in nats per target and the gradient norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     targets = sum(batch[-1].numel() for batch in batches)
     loss = 0.0
@@ -187,7 +187,10 @@ def update(
 
 
 def make_model(work: Path, settings: Settings, machine: Machine) -> PreTrainedModel:
-    """Random weights in float32, the same for a seed; matrices that write to the residual stream start smaller."""
+    """A model with random float32 weights, determined by the seed.
+
+    Matrices that write to the residual stream are initialized smaller, as in GPT-2 (Radford et al., 2019).
+    """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     torch.manual_seed(settings.seed)
     if settings.masked:
@@ -206,29 +209,29 @@ def make_model(work: Path, settings: Settings, machine: Machine) -> PreTrainedMo
 def planned_steps(
     work: Path, settings: Settings, machine: Machine, minutes: float, steps: int | None, compiled: bool
 ) -> int:
-    """As asked, or as planned when the run began, or as many as fit into ``minutes`` at the speed of the first few."""
+    """The number of steps: ``steps``, or the plan of the run being resumed, or as many as fit into ``minutes``."""
     plan = work / "plan.json"
     planned = json.loads(plan.read_text())["steps"] if plan.exists() else None
     if steps is None:
         steps = planned or measured_steps(work, settings, machine, minutes, compiled)
-    found, _ = latest_checkpoint(work / "checkpoints")
-    if planned and found and steps != planned and found.step > (1 - settings.decay) * min(steps, planned):
+    checkpoint, _ = latest_checkpoint(work / "checkpoints")
+    if planned and checkpoint and steps != planned and checkpoint.step > (1 - settings.decay) * min(steps, planned):
         sys.exit(f"The learning rate of the run in {work} has begun to fall towards step {planned}: it cannot change")
     write_json(plan, {"steps": steps})
     return steps
 
 
 def measured_steps(work: Path, settings: Settings, machine: Machine, minutes: float, compiled: bool) -> int:
-    """How many steps fit into ``minutes``; the model that is trained for it is thrown away."""
+    """How many steps fit into ``minutes``, measured on a few steps of a model that is then discarded."""
     model = make_model(work, settings, machine)
     optimizer = make_optimizer(model, settings)
-    few = list(train(model, optimizer, work, settings, machine, compiled, 0, 2 * settings.long_every))
-    last = [r["seconds"] for r in few[settings.long_every :]]  # both lengths are compiled by then
+    results = list(train(model, optimizer, work, settings, machine, compiled, 0, 2 * settings.long_every))
+    last = [r["seconds"] for r in results[settings.long_every :]]  # both lengths are compiled by then
     return max(1, int(minutes * 60 / (sum(last) / len(last))))
 
 
 def save(model: PreTrainedModel, work: Path, out: Path) -> None:
-    """A folder that any program can load, weights in bfloat16."""
+    """Saves the model to a standard Transformers folder, with bfloat16 weights."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     if model.can_generate():
         stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]

@@ -1,4 +1,4 @@
-"""What a pretraining run is: sizes, mix and schedule, by name."""
+"""The settings of a pretraining run, and named recipes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from transformers import ModernBertConfig, Qwen3Config
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the model, the documents and the schedule. Two runs with equal settings and steps give equal weights."""
+    """Model, documents and schedule. Two runs with equal settings and steps give equal weights."""
 
     vocabulary: int = 6144
     context: int = 2560
@@ -19,21 +19,20 @@ class Settings:
     plain: float = 0.45
     """Share of documents that are plain text; the others are conversations."""
     optimizer: str = "muon"
-    """muon: for the layers' matrices, AdamW for the rest. adamw: for all."""
+    """With "muon", Muon for the matrices of the layers and AdamW for the rest; with "adamw", AdamW for everything."""
     learning_rate: float = 6e-3
     weight_decay: float = 0.1
     warmup_steps: int = 100
     decay: float = 0.25
-    """Share of the steps, at the end, in which the learning rate falls to zero; before, it stays."""
+    """Share of the steps, at the end, over which the learning rate decays to zero; before, it is constant."""
     window: int = 512
-    """Tokens that are read together, and across whose multiples few documents lie; every ``long_every``-th step reads
-    whole contexts."""
+    """Tokens per sequence; few documents cross a window boundary. Every ``long_every``-th step reads whole contexts."""
     long_every: int = 16
     step_tokens: int = 8192
     micro_batch_tokens: int = 4096
     max_grad_norm: float = 1.0
     masked: float = 0.0
-    """Share of a window's tokens that a masked language model has to find; 0: a causal one, which predicts the next."""
+    """Share of tokens that a masked language model has to predict; 0 for a causal model."""
     seed: int = 0
 
 
@@ -56,7 +55,7 @@ RECIPES = {
 
 
 def causal_config(settings: Settings, pad_id: int, stop_id: int) -> Qwen3Config:
-    """Queries and keys are normalized, which keeps attention calm at the high learning rates of short runs."""
+    """Qwen3: it normalizes queries and keys, which keeps attention stable at the high learning rates of short runs."""
     return Qwen3Config(
         vocab_size=settings.vocabulary,
         hidden_size=settings.width,
@@ -74,7 +73,7 @@ def causal_config(settings: Settings, pad_id: int, stop_id: int) -> Qwen3Config:
 
 
 def masked_config(settings: Settings, pad_id: int) -> ModernBertConfig:
-    """Every layer sees the whole window: it is short."""
+    """ModernBERT with full attention in every layer, because windows are short."""
     return ModernBertConfig(
         vocab_size=settings.vocabulary,
         hidden_size=settings.width,
@@ -92,9 +91,9 @@ def masked_config(settings: Settings, pad_id: int) -> ModernBertConfig:
 
 
 def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
-    """Of optimizer step ``step`` (from 0): a rise, a plateau, and a fall to zero over the last share of the steps.
+    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, plateau, and linear decay to zero.
 
-    The plateau does not depend on ``steps``, so a run that has not begun to fall can be made longer.
+    The plateau does not depend on ``steps``, so a run can be extended until the decay begins.
     """
     rise = (step + 1) / (settings.warmup_steps + 1)
     fall = (steps - step) / max(1.0, settings.decay * steps)

@@ -1,4 +1,4 @@
-"""Every setting, stated once. A task file (TOML) and the command line's flags are views of these dataclasses."""
+"""The settings of a run: dataclasses that define the keys of a task file (TOML) and the command-line flags."""
 
 import dataclasses
 import tomllib
@@ -14,15 +14,11 @@ BUILTINS = BUILTIN, BUILTIN_MASKED = "builtin", "builtin-masked"
 
 Scalar = bool | int | float | str
 
-
 OnOff = Literal["on", "off"]
-
 
 PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
 
-
 TUNED = ("tuned", "tuned-choose")
-
 
 SYSTEMS = {
     "classification": (*PROMPTING, "linear", "embed", *TUNED),
@@ -33,11 +29,10 @@ SYSTEMS = {
     "code": ("prompt", "few-shot", "tuned"),
     "fill": ("prompt", "tuned"),
 }
-"""What each task can measure, in the order of a report."""
-
+"""The systems of each task, in the order of the report."""
 
 MASKED_TASKS = ("classification", "fill")
-"""What masked language models can do."""
+"""The tasks of masked language models."""
 
 
 @dataclass(frozen=True)
@@ -45,185 +40,186 @@ class ModelConfig:
     """The base model."""
 
     name: str = BUILTIN
-    """Hub id or folder; "builtin" and "builtin-masked" are the small demonstration models, causal and masked, that come
-    with the package."""
+    """Hub id or folder. "builtin" (causal) and "builtin-masked" are small demonstration models included in Loratory."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; resolved to a commit and recorded."""
+    """Branch, tag or commit on the hub. It is resolved to a commit, which is recorded."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N. auto: the GPU if there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Number format of the base model; auto times a matrix product and chooses."""
+    """Dtype of the base model's weights. auto: bfloat16 if it is fast on this device, otherwise float32; always float32
+    in full fine-tuning."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The examples."""
+    """The training, validation and test data."""
 
     train: tuple[str, ...] = ()
-    """Files (csv, tsv, json, jsonl, parquet) or "hub:owner/name"; relative to the task file."""
+    """Training data: csv, tsv, json, jsonl(.gz) or parquet files, relative to the task file, or "hub:owner/name"."""
     validation: tuple[str, ...] = ()
-    """The same; absent: split off train by seed, stratified by label."""
+    """Validation data, in the same formats as train. Not set: a share of train, see validation_share."""
     test: tuple[str, ...] = ()
-    """The same; absent: split off train by seed, stratified by label."""
+    """Test data, in the same formats as train. Not set: a share of train, see test_share."""
     answer: str = ""
-    """The column that holds the answer; for dialogue the one that holds the turns, "messages" or "conversations" if it
-    is not named."""
+    """Column with the answer. For dialogue: column with the turns, by default "messages" or "conversations"."""
     candidates: str | None = None
-    """For the task choice: the column that lists what can be chosen from, the answer among them."""
+    """For the task choice: column with the list of candidates, one of which is the answer."""
     limit_train: int | None = None
-    """At most so many training examples, stratified, by seed, applied after splitting."""
+    """Maximum number of training examples, sampled by seed and stratified by label after splitting."""
     limit_validation: int | None = None
-    """The same for validation."""
+    """Maximum number of validation examples, sampled by seed and stratified by label after splitting."""
     limit_test: int | None = None
-    """The same for test."""
+    """Maximum number of test examples, sampled by seed and stratified by label after splitting."""
     validation_share: float = 0.1
-    """Share of train that is split off when no validation file is given."""
+    """Share of train to split off if validation is not set, by seed and stratified by label; 0: no validation data."""
     test_share: float = 0.2
-    """Share of train that is split off when no test file is given."""
+    """Share of train to split off if test is not set, by seed and stratified by label."""
     retain: tuple[str, ...] = ()
-    """Files with a column "text" that the task does not cover: the loss on them before and after says what was
-    forgotten. None named: some texts that come with the package."""
+    """Files with a column "text" outside the task: the loss on them before and after training measures forgetting. Not
+    set: texts included in Loratory."""
     folds: int = 0
-    """Cross-validation: every row is tested by a model that was trained on the other folds; for small data. 0: off."""
+    """Number of cross-validation folds: each row is tested by a model trained on the other folds; 0: none."""
     overlong: Literal["error", "drop", "cut_prompt"] = "error"
-    """What happens to an example that does not fit the model's context. An answer is never cut."""
+    """If an example exceeds the model's context: stop with an error, drop it, or cut its prompt (never its answer)."""
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What the model is shown."""
+    """The prompt that the model sees."""
 
     system: str | None = None
-    """System message; {column} and {labels} are filled in."""
+    """System message. {column} and {labels} are replaced by the row's value and the list of labels."""
     user: str | None = None
-    """User message; default: every column but the answer, one a line. {mask} in it is where the answer stands, for
-    masked language models and for code that is filled into the middle."""
+    """User message. {column} and {labels} are replaced by the row's value and the list of labels; {mask} is the answer
+    slot of masked language models and fill-in-the-middle code. Not set: all columns except the answer, one per line."""
     words: dict[str, str] = field(default_factory=dict)
-    """For masked language models: what stands in the place of {mask} for a label, where it is not the label itself."""
+    """For masked language models: the word that stands for a label at {mask}. Not set: the label itself."""
     template_kwargs: dict[str, Scalar] = field(default_factory=dict)
-    """Arguments of the chat template, such as enable_thinking."""
+    """Arguments of the model's chat template, such as enable_thinking."""
     few_shot: int = 4
-    """Examples shown by the few-shot baselines, drawn once from train by seed; as many as fit."""
+    """Number of examples in few-shot prompts, drawn once from train by seed; fewer if they do not fit the context."""
     date: str = "auto"
-    """The day that a template with a date shows, YYYY-MM-DD; auto is the day of the run, recorded with it."""
+    """Date shown by chat templates that contain one, as YYYY-MM-DD. auto: the day of the run, which is recorded."""
 
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """How answers of the task code are tested."""
+    """How the answers of the task code are tested."""
 
     run: bool = False
-    """Run each answer with its row's tests, in a process that cannot write, connect or start others."""
+    """Run each answer with the tests of its row, in a sandbox that cannot use the network, start processes or write
+    outside a temporary folder. Off: answers are compared as text."""
     tests: str = ""
-    """The column with the tests, Python statements or a list of them; test_list or test if it is not named."""
+    """Column with the tests, as Python statements or a list of them. Not set: "test_list" or "test"."""
     prefix: str = ""
-    """The column whose text an answer continues; prompt, for rows with an entry_point, if it is not named."""
+    """Column with the text that the answer continues. Not set: "prompt", for rows with an "entry_point"."""
     suffix: str = ""
-    """The column whose text follows an answer, where it is filled into the middle."""
+    """Column with the text that follows the answer, for fill-in-the-middle."""
     seconds: float = 5.0
-    """How long a program may run."""
+    """Time limit of each program, in seconds."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Which parameters train."""
+    """Which parameters are trained."""
 
     kind: Literal["lora", "full"] = "lora"
-    """LoRA, or every parameter of the model."""
+    """lora: train LoRA branches on a frozen base model. full: train all parameters of the model."""
     rank: int = 8
-    """Width of the low-rank branch."""
+    """Rank of the LoRA branches."""
     alpha: int = 16
-    """The branch is scaled by alpha / rank."""
+    """LoRA branches are scaled by alpha / rank."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, which keeps large ranks from fading."""
+    """Scale LoRA branches by alpha / sqrt(rank) instead of alpha / rank (rank-stabilized LoRA), for large ranks."""
     dora: bool = False
-    """Train the length of each weight column apart from its direction; slower."""
+    """Train the magnitude and the direction of the weights separately (DoRA); slower."""
     lora_plus: float = 1.0
-    """The learning rate of the branch's second matrix (B) is this many times that of the first (A)."""
+    """Ratio of the learning rate of LoRA's matrix B to that of matrix A (LoRA+)."""
     dropout: float = 0.0
-    """Dropout before the branch; shared tokens share one draw."""
+    """Dropout probability on the input of LoRA branches. Tokens of a shared prefix share one dropout mask."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which modules get a branch: all linear layers but the one that gives the logits, or a list such as
-    ["q_proj", "v_proj"]."""
+    """Modules with a LoRA branch: a list such as ["q_proj", "v_proj"], or all linear layers except the output head and,
+    in mixture-of-experts models, experts and routers."""
     layers: Literal["all"] | tuple[int, ...] = "all"
-    """Which of the model's layers get branches: all, or a list of their numbers, from 0."""
+    """Layers with LoRA branches: all, or a list of layer numbers, starting at 0."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it is trained."""
+    """How the model is trained."""
 
     epochs: int = 3
-    """Passes over the training examples."""
+    """Number of passes over the training examples."""
     batch_size: int = 16
-    """Examples per optimizer step: a modelling choice. Memory is a matter of token_budget."""
+    """Examples per optimizer step. It does not affect memory; token_budget does."""
     learning_rate: Literal["auto"] | float | tuple[float, ...] = "auto"
-    """Peak learning rate; auto: by model width and adapter kind; a list: the best on validation."""
+    """Peak learning rate. auto: from the model's width and the kind of adapter. A list: each is tried, and the one with
+    the lowest validation loss is used."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """What the learning rate does after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup: float = 0.1
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the optimizer steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay; not applied to biases and norms."""
+    """Decoupled weight decay of AdamW; not applied to biases and norms."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0: never."""
+    """Maximum norm of the gradient, to which larger gradients are scaled down; 0: no gradient clipping."""
     token_budget: int = 2048
-    """Most tokens computed at once; changes memory and speed, not the result. A GPU is faster with more."""
+    """Maximum number of tokens per micro-batch. It affects memory and speed, not the result; raise it on a GPU."""
     batching: Literal["auto", "tree", "padded"] = "auto"
-    """auto: token trees where this model computes them exactly, right-padded batches elsewhere."""
+    """tree: token trees, or an error if they are not exact for this model. padded: right-padded batches. auto: token
+    trees if they are exact, otherwise padded."""
     keep: Literal["best", "last"] = "best"
-    """Which weights are kept: those of the epoch with the lowest loss on validation, or the last ones."""
+    """Weights to keep: those of the epoch with the lowest validation loss (best) or of the last step (last)."""
     early_stopping: int = 0
-    """Stop after so many epochs without a lower loss on validation; 0: never."""
+    """Stop after this many epochs without a lower validation loss; 0: never."""
     seed: int = 0
-    """Seed of the split, the order, the few-shot draw and the adapter's first weights."""
+    """Seed of the data split, the order of the examples, the few-shot examples, the initial adapter and dropout."""
     seeds: int = 1
-    """Train and measure with so many seeds (seed, seed + 1, ...) and report mean and spread; the first is delivered."""
+    """Number of seeds (seed, seed + 1, ...) to train and measure with; the final model is that of the first."""
     checkpoint_every: int = 50
-    """Optimizer steps between checkpoints; 0: only at the end and on interruption."""
+    """Optimizer steps between checkpoints; 0: only for the best epoch, at the end and on interruption."""
 
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """How it is computed. Each way gives the same result up to rounding; switch one off to see for yourself."""
+    """Optimizations of training. They do not change the result beyond rounding; turn one off to compare."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Fuse what lies between the matrix products with torch.compile; auto: where the training is long enough to repay
-    the compilation, and a C++ compiler is there."""
+    """Fuse operations with torch.compile. auto: on if training is long and a C++ compiler is available."""
     lora: OnOff = "on"
-    """LoRA layers as one function, in the base model's number format; off: PEFT's own."""
+    """Compute LoRA layers as one fused function, in the base model's dtype. off: PEFT's implementation."""
     attention: OnOff = "on"
-    """Attention with the derivative by hand; off: PyTorch's scaled_dot_product_attention."""
+    """Compute attention with a hand-written backward pass. off: PyTorch's scaled_dot_product_attention."""
     head: OnOff = "on"
-    """The head in parts that keep the logits small; off: the model's own, all at once."""
+    """Compute the output head in chunks, to keep the logits small. off: the model's own head, all at once."""
     skip_rows: OnOff = "on"
-    """Tokens that nothing is predicted from skip the last layer but for its keys and values."""
+    """In the last layer, compute only keys and values for tokens that predict no target."""
     products: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Full fine-tuning: number format of matrix products in training, over weights in float32; auto: the faster one."""
+    """Full fine-tuning: dtype of the matrix products in training; the weights stay in float32. auto: the faster one."""
     checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Keep each layer's input only and compute the rest again in the backward; auto: where memory is short."""
+    """Gradient checkpointing: recompute activations in the backward pass. auto: on if memory is short."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where it goes."""
+    """The run directory, and what is measured."""
 
     out: str = "runs/run"
-    """The run directory."""
+    """Run directory, relative to the current directory."""
     threads: int = 0
-    """CPU threads; 0: as many as PyTorch finds. Recorded, because the thread count changes the last bits."""
+    """Number of CPU threads; 0: PyTorch's default. It is recorded, because it affects the last bits of the results."""
     systems: tuple[str, ...] = ()
-    """Which systems are measured; none named: all that the task has."""
+    """Systems to measure. Not set: all systems of the task."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A run, as one frozen value."""
+    """All settings of a run."""
 
     task: str = "classification"
-    """classification: one of the labels. labels: a set of them. choice: one of the row's own candidates. text: a free
-    answer. dialogue: every assistant turn of a conversation. code: a program, or the rest of one. fill, for masked
-    language models: the words in the place of {mask}, or, in a prompt without it, any word of the text."""
+    """classification: one of the labels. labels: a set of labels. choice: one of the candidates of the row. text: free
+    text. dialogue: every assistant turn of a conversation. code: a program, or the rest of one. fill (masked language
+    models): the words at {mask} or, if the prompt has no {mask}, any word of the text."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -235,20 +231,20 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
-        """Reads a task file. Paths of data and model become absolute, relative to the file. Raises UserError."""
+        """Reads a task file and resolves its paths of data and model relative to the file. Raises UserError."""
         path = Path(path)
         try:
             return cls.parse(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError as error:
             raise UserError("Task file not found", str(path), fix="check the path") from error
         except IsADirectoryError as error:
-            raise UserError("A task file is expected, this is a folder", str(path)) from error
+            raise UserError("The task file is a folder", str(path), fix="give the path of a TOML file") from error
         except UnicodeDecodeError as error:
             raise UserError("The task file is not UTF-8", str(path), found=str(error)) from error
 
     @classmethod
     def parse(cls, text: str, path: Path) -> "Config":
-        """The text of a task file that stands at ``path``, or will. Raises UserError."""
+        """Parses the text of a task file. ``path`` is where the file is, or will be written. Raises UserError."""
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -261,14 +257,14 @@ class Config:
 
 
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
-    """Checks keys, types and ranges, and fills in the defaults. Raises UserError naming the key."""
+    """Checks keys, types and ranges, and fills in the defaults. Raises a UserError that names the key."""
     config = dataclass_from(Config, values, where, "")
     check_config(config, where)
     return config
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """The inverse of config_from_dict; keys whose value is None are left out (TOML has no null)."""
+    """The inverse of ``config_from_dict``; keys whose value is None are omitted, because TOML has no null."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -280,45 +276,45 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def check_config(config: Config, where: str) -> None:
-    """Raises UserError for values that no run could use."""
+    """Raises UserError for values that are out of range or contradict each other."""
     if config.task not in SYSTEMS:
         fix = did_you_mean(config.task, SYSTEMS)
-        raise UserError("task has a value that cannot be used", where, ", ".join(SYSTEMS), repr(config.task), fix)
+        raise UserError("task has an invalid value", where, ", ".join(SYSTEMS), repr(config.task), fix)
     t, a, d, p = config.train, config.adapter, config.data, config.prompt
     rates = t.learning_rate if isinstance(t.learning_rate, tuple) else (t.learning_rate,)
     rules = [
         ("train.epochs", t.epochs >= 1, "at least 1", t.epochs),
         ("train.batch_size", t.batch_size >= 1, "at least 1", t.batch_size),
         ("train.token_budget", t.token_budget >= 1, "at least 1", t.token_budget),
-        ("train.warmup", 0 <= t.warmup < 1, "a share from 0 to less than 1", t.warmup),
-        ("train.seed", 0 <= t.seed < 2**32, "0 to 4294967295", t.seed),
+        ("train.warmup", 0 <= t.warmup < 1, "at least 0 and less than 1", t.warmup),
+        ("train.seed", 0 <= t.seed < 2**32, "from 0 to 4294967295", t.seed),
         ("train.max_grad_norm", t.max_grad_norm >= 0, "0 or more", t.max_grad_norm),
         ("train.weight_decay", 0 <= t.weight_decay < float("inf"), "0 or more", t.weight_decay),
         ("train.checkpoint_every", t.checkpoint_every >= 0, "0 or more", t.checkpoint_every),
         ("train.early_stopping", t.early_stopping >= 0, "0 or more", t.early_stopping),
         ("train.seeds", t.seeds >= 1, "at least 1", t.seeds),
         ("train.learning_rate", bool(rates) and all(r == "auto" or 0 < float(r) < 10 for r in rates),
-         'above 0, "auto", or a list of such numbers', t.learning_rate),
+         '"auto", a number above 0 and below 10, or a list of such numbers', t.learning_rate),
         ("adapter.rank", a.rank >= 1, "at least 1", a.rank),
         ("adapter.alpha", a.alpha >= 1, "at least 1", a.alpha),
-        ("adapter.dropout", 0 <= a.dropout < 1, "from 0 to less than 1", a.dropout),
+        ("adapter.dropout", 0 <= a.dropout < 1, "at least 0 and less than 1", a.dropout),
         ("adapter.targets", len(a.targets) > 0, '"all-linear" or a list of module names', a.targets),
         ("adapter.layers", a.layers == "all" or min(a.layers, default=-1) >= 0,
-         '"all" or a list of layer numbers from 0', a.layers),
+         '"all" or a list of layer numbers, starting at 0', a.layers),
         ("adapter.lora_plus", 0 < a.lora_plus < float("inf"), "above 0", a.lora_plus),
         ("prompt.few_shot", p.few_shot >= 0, "0 or more", p.few_shot),
-        ("code.seconds", 0 < config.code.seconds <= 600, "above 0, at most 600", config.code.seconds),
-        ("data.validation_share", 0 <= d.validation_share < 1, "from 0 to less than 1", d.validation_share),
-        ("data.test_share", 0 < d.test_share < 1, "between 0 and 1", d.test_share),
+        ("code.seconds", 0 < config.code.seconds <= 600, "above 0 and at most 600", config.code.seconds),
+        ("data.validation_share", 0 <= d.validation_share < 1, "at least 0 and less than 1", d.validation_share),
+        ("data.test_share", 0 < d.test_share < 1, "above 0 and less than 1", d.test_share),
         ("data.folds", d.folds == 0 or d.folds >= 2, "0, or at least 2", d.folds),
         ("data.limit_train", d.limit_train is None or d.limit_train >= 1, "at least 1", d.limit_train),
         ("data.limit_validation", (d.limit_validation or 0) >= 0, "0 or more", d.limit_validation),
         ("data.limit_test", d.limit_test is None or d.limit_test >= 1, "at least 1", d.limit_test),
         ("run.threads", config.run.threads >= 0, "0 or more", config.run.threads),
     ]  # fmt: skip
-    for key, holds, expected, found in rules:
-        if not holds:
-            raise UserError(f"{key} has a value that cannot be used", where, expected, repr(found))
+    for key, is_valid, expected, found in rules:
+        if not is_valid:
+            raise UserError(f"{key} has an invalid value", where, expected, repr(found))
     _check_combinations(config, where)
     known = SYSTEMS[config.task]
     for name in config.run.systems:
@@ -332,21 +328,25 @@ def _check_combinations(config: Config, where: str) -> None:
     if a.kind == "full":
         for key in ("rslora", "dora", "lora_plus", "layers"):
             if getattr(a, key) != getattr(AdapterConfig(), key):
-                what = f"adapter.{key} has no meaning in full fine-tuning"
+                what = f"adapter.{key} does not apply to full fine-tuning"
                 raise UserError(what, where, fix='remove it, or set [adapter] kind = "lora"')
     if config.code.run and config.task != "code":
-        raise UserError("Only answers of the task code can be run", f"{where}, code.run", fix='set task = "code"')
+        fix = 'set task = "code", or remove code.run'
+        raise UserError("Only answers of the task code can be run", f"{where}, code.run", fix=fix)
     if (config.task == "choice") != (d.candidates is not None):
-        fix = 'name the column that lists them, and set task = "choice"'
-        raise UserError("The task choice, and it alone, needs [data] candidates", f"{where}, data.candidates", fix=fix)
+        fix = 'set data.candidates to the column with the candidates and task = "choice", or neither'
+        raise UserError('data.candidates and task = "choice" require each other', f"{where}, data.candidates", fix=fix)
     if d.folds and (d.test or d.limit_test is not None):
-        fix = "remove [data] test and limit_test, or folds"
-        raise UserError("Folds test every row of train, so there is no other test set", f"{where}, data.folds", fix=fix)
+        fix = "remove data.test and data.limit_test (every row of train is tested), or remove data.folds"
+        raise UserError("data.folds cannot be combined with a test set", f"{where}, data.folds", fix=fix)
     if d.folds and t.seeds > 1:
-        raise UserError("Folds and several seeds cannot be combined", f"{where}, data.folds", fix="choose one of them")
+        fix = "remove data.folds, or set train.seeds = 1"
+        raise UserError("data.folds cannot be combined with several seeds", f"{where}, data.folds", fix=fix)
 
 
 def _absolute_paths(data: DataConfig, base: Path) -> DataConfig:
+    """The settings with file paths relative to ``base`` made absolute; hub names stay as they are."""
+
     def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(n if n.startswith("hub:") else str((base / n).resolve()) for n in names)
 

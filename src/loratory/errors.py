@@ -1,4 +1,4 @@
-"""How a run ends early: a person's mistake, or an interruption; and the exit codes of the command line."""
+"""Exceptions that end a run early (invalid input, interruption) and the exit codes of the command line."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class UserError(Exception):
-    """A mistake in what a person gave: shown as a message, never as a traceback; exit code 2.
+    """Invalid input from the user: shown as a message without a traceback; exit code 2.
 
-    The message says ``what`` went wrong, ``where`` (file, line, key), what was ``expected``, what was ``found``, and
-    how to ``fix`` it.
+    The message says ``what`` is wrong, ``where`` (file, line, key), what was ``expected``, what was ``found``, and how
+    to ``fix`` it.
     """
 
     def __init__(
@@ -27,10 +27,10 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The run was interrupted and its progress saved; the same call resumes it."""
+    """The run was interrupted and its progress is saved; repeating the same call resumes it."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str | None:
-    """A sentence that proposes the most similar name, or None."""
+    """A question that suggests the most similar of ``names``, or None if none is similar."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {match[0]!r}?" if match else None

@@ -1,4 +1,4 @@
-"""What a run reports while it works, so that a terminal, a notebook and a page can show the same story."""
+"""Events that a run reports while it works, for display in a terminal, a notebook or a web page."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show.
+    """One thing that happened in a run.
 
-    ``values`` depend on the kind. progress: ``done`` and ``total``. step: the fields of a ``StepResult``. system:
-    ``metric``, ``value`` and ``seconds``. report: the report. message: for a plan, the estimated seconds of each stage.
+    ``values`` depends on the kind. progress: ``done`` and ``total``. step: the fields of a ``StepResult``. system:
+    ``metric``, ``value`` and ``seconds``. report: the report. message: for a plan, the estimated seconds of each stage;
+    for a check of the data, its name and count.
     """
 
     kind: Literal["stage", "message", "progress", "step", "system", "report"]
@@ -21,12 +22,12 @@ class Event:
 EventCallback = Callable[[Event], None]
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with the number of examples done and their total."""
+"""Called with the number of finished examples and their total number."""
 
 
 def ignore_event(_event: Event) -> None:
-    """An event callback that shows nothing."""
+    """An event callback that does nothing."""
 
 
 def ignore_progress(_done: int, _total: int) -> None:
-    """A progress callback that shows nothing."""
+    """A progress callback that does nothing."""

@@ -1,6 +1,7 @@
-"""The page to read: check -> baselines -> fine-tune -> evaluate -> report.
+"""A whole run: check -> baselines -> fine-tune -> evaluate -> report. Start reading here.
 
-Everything that happens is told to ``on_event`` as an Event, so that a terminal and a page can show the same story.
+``finetune`` does everything, ``train_only`` stops after training, and ``evaluate_run`` evaluates an existing run again.
+All report their progress as events to ``on_event``, so that a terminal, a notebook and a web page show the same run.
 """
 
 import dataclasses
@@ -44,20 +45,25 @@ from loratory.run import (
 from loratory.storage import append_metric, read_config, write_json
 
 Confirm = Callable[[], bool]
+"""Called after the plan is shown; returns whether to start the run."""
 
 
 def always_confirm() -> bool:
-    """Goes on without asking."""
+    """Starts every run without a prompt."""
     return True
 
 
 def finetune(
     config: Config, on_event: EventCallback = ignore_event, overwrite: bool = False, confirm: Confirm = always_confirm
 ) -> Path:
-    """The whole story: returns the run directory with adapter, predictions and report.
+    """Fine-tunes a model on a task, evaluates it before and after, and writes a report.
 
-    An unfinished run of the same settings is continued. ``confirm`` is asked when the plan has been told, before
-    anything is written. Raises UserError, and Interrupted after Ctrl-C in training or where ``confirm`` says no.
+    Loads and checks data and model, then shows the plan and calls ``confirm``; nothing is written before that. If the
+    run directory contains an unfinished run with the same settings, that run is resumed instead. A finished run is
+    replaced only with ``overwrite``.
+
+    Returns the run directory with the adapter, the predictions and the report. Raises UserError if settings, data or
+    model cannot be used, and Interrupted if ``confirm`` returns False or Ctrl-C stops the training.
     """
     job = open_job(config, on_event, overwrite, lambda job: announce_plan(job, True, on_event, confirm))
     return measure_run(job, on_event)
@@ -66,7 +72,10 @@ def finetune(
 def train_only(
     config: Config, on_event: EventCallback = ignore_event, overwrite: bool = False, confirm: Confirm = always_confirm
 ) -> Path:
-    """Trains and saves the adapter; measures nothing but what its settings need."""
+    """Trains and saves the adapter without evaluating it. Takes the arguments of ``finetune`` and raises its errors.
+
+    Uses the validation examples only if the settings need them to choose a learning rate or to stop early.
+    """
     job = open_job(config, on_event, overwrite, lambda job: announce_plan(job, False, on_event, confirm))
     if not chooses_on_validation(config):
         job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
@@ -76,19 +85,20 @@ def train_only(
 
 
 def evaluate_run(run: Path, on_event: EventCallback = ignore_event) -> Path:
-    """Measures all systems of an existing run again, the tuned ones as they are on disk, and rewrites the report.
+    """Evaluates all systems of an existing run again and rewrites its report.
 
-    Raises UserError where the run is none, or is a cross-validation that was not finished.
+    Loads the tuned model from disk. If training is not finished, evaluates only the baselines. Raises UserError if
+    ``run`` is not a run directory, or is a cross-validation that is not finished.
     """
     job = load_job(read_config(run), run, on_event)
     if job.config.data.folds and not is_trained(job):
         fix = "repeat the command that started it"
         raise UserError(
-            "A cross-validation is measured as it is trained, and this one is not finished", str(run), fix=fix
+            "This cross-validation is not finished; its folds are evaluated during training", str(run), fix=fix
         )
     for folder in (run, *seed_and_fold_folders(run)):
-        for old in (folder / "systems").glob("*.json"):
-            old.unlink()
+        for record in (folder / "systems").glob("*.json"):
+            record.unlink()
     if is_trained(job):
         return measure_run(job, on_event)
     measure_baselines(job, on_event)
@@ -96,8 +106,11 @@ def evaluate_run(run: Path, on_event: EventCallback = ignore_event) -> Path:
 
 
 def announce_plan(job: Job, baselines: bool, on_event: EventCallback, confirm: Confirm) -> dict[str, float]:
-    """Tells what will be done and how long it will take. Raises Interrupted where that is not wanted."""
-    retained_texts(job)  # a mistake in them is told now
+    """Shows what the run will do and returns the estimated seconds of each stage, with or without baselines.
+
+    Raises Interrupted if ``confirm`` returns False.
+    """
+    retained_texts(job)  # reports a mistake in these files before anything is written
     on_event(Event("stage", "plan"))
     plan = make_plan(job, baselines)
     for sentence in plan.sentences:
@@ -108,23 +121,27 @@ def announce_plan(job: Job, baselines: bool, on_event: EventCallback, confirm: C
 
 
 def measure_run(job: Job, on_event: EventCallback) -> Path:
-    """Baselines, training, the tuned model, report; once, or with several seeds, or on folds."""
+    """Evaluates the baselines, trains, evaluates the tuned model and writes the report.
+
+    Repeats training and evaluation for each further seed, or cross-validates if ``data.folds`` is set. Skips whatever
+    an interrupted run has already completed.
+    """
     if job.config.data.folds:
         cross_validate(job, on_event)
         return finish(job, on_event)
     measure_baselines(job, on_event)
     model = load_or_train(job, on_event)
     measure_tuned(job, model, on_event)
-    for other in seed_jobs(job):
+    for seed_job in seed_jobs(job):
         restore_base(job, model)
-        on_event(Event("stage", f"seed {other.config.train.seed}"))
-        model = load_or_train(other, on_event)
-        measure_tuned(other, model, on_event)
+        on_event(Event("stage", f"seed {seed_job.config.train.seed}"))
+        model = load_or_train(seed_job, on_event)
+        measure_tuned(seed_job, model, on_event)
     return finish(job, on_event)
 
 
 def cross_validate(job: Job, on_event: EventCallback) -> None:
-    """Every example is answered by a model that did not train on it; the delivered one trains on all of them."""
+    """Evaluates every example with a model that was not trained on it, then trains the final model on all examples."""
     folds = fold_jobs(job)
     for number, fold in enumerate(folds, 1):
         on_event(Event("stage", f"fold {number} of {len(folds)}"))
@@ -143,13 +160,13 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
         pool_folds(job, folds, name, rule)
 
 
-# ---- its parts -------------------------------------------------------------------------------------------------------
+# ---- stages ----------------------------------------------------------------------------------------------------------
 
 
 def measure(
     job: Job, systems: dict[str, Callable[[ProgressCallback], System]], stage: str, on_event: EventCallback
 ) -> None:
-    """Evaluates the systems one after another; each is on disk before the next begins."""
+    """Evaluates the systems one after another and saves each before the next begins, so that a run can be resumed."""
     with timed_stage(job.run, stage, on_event):
         for name, make in systems.items():
 
@@ -163,7 +180,7 @@ def measure(
 
 
 def measure_baselines(job: Job, on_event: EventCallback) -> None:
-    """Evaluates what needs no tuning."""
+    """Evaluates the systems that need no tuning: prompting, few-shot prompting, classifiers, copying."""
     measure_retained(job, job.base.model, "before")
     measure(
         job,
@@ -174,7 +191,7 @@ def measure_baselines(job: Job, on_event: EventCallback) -> None:
 
 
 def measure_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
-    """Evaluates the tuned model."""
+    """Evaluates the tuned model on the same examples as the baselines."""
     measure_retained(job, model, "after")
     measure(
         job,
@@ -185,9 +202,9 @@ def measure_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
 
 
 def finish(job: Job, on_event: EventCallback) -> Path:
-    """Writes the report, and into the card how the adapter answers best."""
+    """Writes the report, and records in the adapter's card the rule for choosing among labels."""
     append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
-    written = write_report(job.run)
+    report = write_report(job.run)
     folder = trained_folder(job)
     rule = saved_rule(job.run, "tuned-choose") if is_measured(job.run, "tuned-choose") else None
     if rule and (folder / CARD).exists():
@@ -196,8 +213,8 @@ def finish(job: Job, on_event: EventCallback) -> Path:
             "rule": rule.name,
             "prior": list(rule.prior),
             "threshold": rule.threshold,
-            "best": written["verdict"]["after"] == "tuned-choose",
+            "best": report["verdict"]["after"] == "tuned-choose",
         }
         write_json(folder / CARD, {**card, "choose": choose})
-    on_event(Event("report", written["verdict"]["sentence"], written))
+    on_event(Event("report", report["verdict"]["sentence"], report))
     return job.run

@@ -77,7 +77,7 @@ def mistake(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
 # What is wrong, files, keys, and what the message must name.
 TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "a missing data file": ({}, {"data.train": "sound.csv"}, ["not found", "sound.csv"]),
-    "a data file of an unknown kind": ({}, {"data.train": "task.toml"}, ["Unknown kind", ".toml"]),
+    "a data file of an unknown kind": ({}, {"data.train": "task.toml"}, ["Unknown type", ".toml"]),
     "a missing answer column": ({}, {"data.answer": "sounds"}, ["'sounds'", "sounds.csv:2", "did you mean 'sound'?"]),
     "no answer column named": ({}, {"data.answer": None}, ["data.answer"]),
     "no data named": ({}, {"data.train": None}, ["data.train"]),
@@ -101,7 +101,7 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     ),
     "an unknown key": ({}, {"train.epoch": 3}, ["'train.epoch'", "task.toml", "did you mean 'epochs'?"]),
     "an unknown section": ({}, {"modle.name": "x"}, ["'modle'", "did you mean 'model'?"]),
-    "a wrong type": ({}, {"train.epochs": "3"}, ["train.epochs", "a whole number", "'3' (str)"]),
+    "a wrong type": ({}, {"train.epochs": "3"}, ["train.epochs", "an integer", "'3' (str)"]),
     "a value out of range": ({}, {"adapter.rank": 0}, ["adapter.rank", "at least 1", "found: 0"]),
     "a placeholder without a column": ({}, {"prompt.user": "{txt}"}, ["{txt}", "prompt.user", "did you mean 'text'?"]),
     "a prompt that shows the answer": ({}, {"prompt.user": "{text} {sound}"}, ["shows the answer", "{sound}"]),
@@ -175,7 +175,7 @@ def begin(folder: Path, task: Path, finished: bool, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("finished", "changes", "words"),
     [
-        (True, {}, ["finished already", "--overwrite"]),
+        (True, {}, ["already finished", "--overwrite"]),
         (False, {"train": {"epochs": 5}}, ["other settings", "--overwrite"]),
     ],
 )

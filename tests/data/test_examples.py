@@ -1,4 +1,4 @@
-"""Rows, prompts, labels and the split: values stay the text they are, and every mistake has a file and a line."""
+"""Rows, prompts, labels and splits: cells stay text, and every error names a file and a line."""
 
 import csv
 import dataclasses
@@ -44,14 +44,14 @@ def lines_of(rows: Sequence[Row]) -> list[int]:
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t"), ("CSV", ",")])
-def test_values_of_a_table_stay_the_text_they_are(tmp_path, suffix: str, delimiter: str):
+def test_cells_of_a_csv_file_stay_text(tmp_path, suffix: str, delimiter: str):
     cells = ["01", "NA", "null", "", " x ", "1e5", "TRUE", "2024-01-02"]
     content = "\n".join(delimiter.join(row) for row in (["text", "label"], *([c, "nan"] for c in cells)))
     rows = read_rows(file(tmp_path, f"a.{suffix}", content))
     assert values_of(rows) == [{"text": c, "label": "nan"} for c in cells]
 
 
-def test_line_numbers_of_a_table_count_lines_and_not_rows(tmp_path):
+def test_line_numbers_of_a_csv_file_count_lines_not_rows(tmp_path):
     content = '\ntext,label\n"one\ntwo",a\n\nthree,b\r\n"fo""ur\r\n\r\nfive",c\nsix,d\n'
     rows = read_rows(file(tmp_path, "a.csv", content))
     assert [row.values["text"] for row in rows] == ["one\ntwo", "three", 'fo"ur\r\n\r\nfive', "six"]
@@ -63,7 +63,7 @@ def test_line_numbers_of_a_table_count_lines_and_not_rows(tmp_path):
     st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), st.text('ab,"\n')))
 )
 @quick
-def test_a_table_written_by_the_standard_library_is_read_back(tmp_path_factory, pairs: list[tuple[str, str]]):
+def test_a_csv_file_written_by_the_csv_module_is_read_back(tmp_path_factory, pairs: list[tuple[str, str]]):
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows([("text", "label"), *pairs, ("last", "one")])
     path = file(tmp_path_factory.mktemp("csv"), "a.csv", buffer.getvalue())
@@ -79,13 +79,13 @@ def test_a_table_written_by_the_standard_library_is_read_back(tmp_path_factory, 
         ("a.jsonl", '{"text": "ü", "label": "b"}\n\n'),
     ],
 )
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path, name: str, content: str):
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path, name: str, content: str):
     for mark in (b"", b"\xef\xbb\xbf"):
         rows = read_rows(file(tmp_path, name, mark + content.encode()))
         assert values_of(rows) == [{"text": "ü", "label": "b"}]
 
 
-def test_json_lines_are_counted_with_the_empty_ones(tmp_path):
+def test_line_numbers_of_json_lines_include_empty_lines(tmp_path):
     rows = read_rows(file(tmp_path, "a.jsonl", '{"a": 1}\n\n{"a": "x\\ny\u2028"}\r\n{"a": null}'))
     assert values_of(rows) == [{"a": 1}, {"a": "x\ny\u2028"}, {"a": None}]
     assert lines_of(rows) == [1, 3, 4]
@@ -112,19 +112,19 @@ def test_a_parquet_file_gives_rows_and_the_names_of_class_labels(tmp_path):
         ("a.csv", "text,label\n", "no rows", ""),
         ("a.csv", "", "no rows", ""),
         ("a.jsonl", '{"a": 1}\n{"a": 2\n', "Malformed JSON", ":2"),
-        ("a.jsonl", '{"a": 1}\n\n[1]\n', "must be an object", ":3"),
+        ("a.jsonl", '{"a": 1}\n\n[1]\n', "must be a JSON object", ":3"),
         ("a.jsonl", "\n\n", "no rows", ""),
         ("a.json", '{"a": 1}', "list of records", ""),
-        ("a.json", '[{"a": 1}, 3]', "must be an object", ", record 2"),
+        ("a.json", '[{"a": 1}, 3]', "must be a JSON object", ", record 2"),
         ("a.json", "[", "Malformed JSON", ""),
         ("a.json", "[" * 100_000, "Malformed JSON", ""),
         ("a.json", "[]", "no rows", ""),
-        ("a.parquet", "no parquet", "parquet file cannot be read", ""),
-        ("a.txt", "text", "Unknown kind", ""),
-        ("a", "text", "Unknown kind", ""),
+        ("a.parquet", "not parquet", "parquet file cannot be read", ""),
+        ("a.txt", "text", "Unknown type", ""),
+        ("a", "text", "Unknown type", ""),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(tmp_path, name: str, content: str, what: str, line: str):
+def test_a_malformed_file_is_named_with_its_line(tmp_path, name: str, content: str, what: str, line: str):
     with pytest.raises(UserError, match=what) as caught:
         read_rows(file(tmp_path, name, content))
     assert caught.value.where == f"{tmp_path / name}{line}"
@@ -141,7 +141,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path, name: str):
 
 @pytest.mark.parametrize("line", [2, 30, 3000])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path, name: str, line: int):
+def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path, name: str, line: int):
     good, bad = (b"some text,b", b"caf\xe9,b") if name == "a.csv" else (b'{"a": "some text"}', b'{"a": "caf\xe9"}')
     lines = [good] * 4000
     lines[line - 1] = bad
@@ -158,7 +158,7 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path, name: str, lin
 @example(b'{"a": ' + b"1" * 5000 + b"}", "jsonl")
 @example(b"a,b\n\0,c\n", "csv")
 @quick
-def test_any_bytes_are_rows_or_a_mistake_that_names_the_file(tmp_path_factory, content: bytes, suffix: str):
+def test_any_bytes_give_rows_or_an_error_that_names_the_file(tmp_path_factory, content: bytes, suffix: str):
     path = file(tmp_path_factory.mktemp("any"), f"a.{suffix}", content)
     try:
         assert all(row.source.startswith(path) for row in read_rows(path))
@@ -172,7 +172,7 @@ def test_any_bytes_are_rows_or_a_mistake_that_names_the_file(tmp_path_factory, c
 @pytest.mark.parametrize(
     ("value", "expected"), [(" yes\n", "yes"), ("01", "01"), (1, "1"), (True, "true"), (0, "0"), (["a"], '["a"]')]
 )
-def test_an_answer_is_text_without_outer_white_space(value: Any, expected: str):
+def test_an_answer_is_text_without_surrounding_white_space(value: Any, expected: str):
     assert answer_of(Row({"label": value}, "f:1"), "label") == expected
 
 
@@ -183,13 +183,13 @@ def test_an_empty_answer_is_named_with_file_and_line(value: Any):
     assert caught.value.where == "a.csv:7"
 
 
-def test_a_missing_answer_column_names_the_nearest():
+def test_a_missing_answer_column_suggests_the_most_similar_one():
     with pytest.raises(UserError, match="'labl' is missing") as caught:
         answer_of(Row({"text": "a", "label": "b"}, "a.csv:2"), "labl")
     assert (caught.value.where, caught.value.fix) == ("a.csv:2", "did you mean 'label'?")
 
 
-# ---- the split -------------------------------------------------------------------------------------------------------
+# ---- splits ----------------------------------------------------------------------------------------------------------
 
 label_lists = st.lists(st.sampled_from("aaaabbcdef"), min_size=1, max_size=60)
 seeds = st.integers(0, 99)
@@ -205,46 +205,46 @@ def label_of(row: Row) -> str:
 
 @given(label_lists, st.integers(0, 70), seeds)
 @quick
-def test_a_limit_takes_each_label_in_proportion(labels: list[str], count: int, seed: int):
+def test_a_limit_is_stratified_by_label(labels: list[str], count: int, seed: int):
     rows = rows_of(labels)
     chosen = stratified(rows, label_of, count, seed, "test")
     assert len(chosen) == min(count, len(rows))
     assert [r.source for r in chosen] == [r.source for r in rows if any(r is c for c in chosen)]
-    found = Counter(map(label_of, chosen))
+    counts = Counter(map(label_of, chosen))
     for label, size in Counter(labels).items():
-        assert abs(found[label] - size * len(chosen) / len(labels)) < 1
+        assert abs(counts[label] - size * len(chosen) / len(labels)) < 1
     again = stratified(rows_of(labels), label_of, count, seed, "test")
     assert [r.source for r in again] == [r.source for r in chosen]
 
 
 @given(label_lists, st.floats(0.01, 0.9), seeds)
 @quick
-def test_splitting_off_parts_the_rows_and_leaves_every_label_in_train(labels: list[str], share: float, seed: int):
+def test_split_off_partitions_the_rows_and_leaves_every_label_in_train(labels: list[str], share: float, seed: int):
     rows = rows_of(labels)
-    free = len(labels) - len(set(labels))
-    if not free:
+    available = len(labels) - len(set(labels))
+    if not available:
         with pytest.raises(UserError, match="Too few rows"):
             split_off(rows, label_of, share, seed, "test")
         return
     rest, taken = split_off(rows, label_of, share, seed, "test")
     assert sorted(r.source for r in [*rest, *taken]) == sorted(r.source for r in rows)
-    assert len(taken) == min(free, max(1, round(share * len(rows))))
+    assert len(taken) == min(available, max(1, round(share * len(rows))))
     assert set(map(label_of, rest)) == set(labels)
-    found = Counter(map(label_of, taken))
+    counts = Counter(map(label_of, taken))
     for label, size in Counter(labels).items():
-        assert abs(found[label] - (size - 1) * len(taken) / free) < 1
+        assert abs(counts[label] - (size - 1) * len(taken) / available) < 1
     again = split_off(rows_of(labels), label_of, share, seed, "test")
     assert [[r.source for r in part] for part in again] == [[r.source for r in part] for part in (rest, taken)]
 
 
-def test_seed_and_purpose_change_the_draw():
+def test_seed_and_purpose_change_the_sample():
     rows = rows_of("ab" * 50)
     draws = [tuple(r.source for r in stratified(rows, label_of, 20, seed, purpose)) for seed, purpose in
              ((0, "test"), (1, "test"), (0, "validation"))]  # fmt: skip
     assert len(set(draws)) == 3
 
 
-def test_a_limit_below_the_number_of_labels_favours_none():
+def test_a_limit_below_the_number_of_labels_favors_none():
     rows = rows_of("abcdefgh" * 5)
     drawn = {label for seed in range(40) for label in map(label_of, stratified(rows, label_of, 2, seed, "limit"))}
     assert drawn == set("abcdefgh")
@@ -258,28 +258,30 @@ def split(data: DataConfig, seed: int = 0, **prompt: Any) -> Split:
     return load_split(data, PromptConfig(**prompt), seed)
 
 
-def test_the_three_sets_share_no_row_and_each_row_has_its_place(tmp_path):
+def test_the_three_sets_are_disjoint_and_each_example_has_its_source(tmp_path):
     path = table(tmp_path, "a.csv", "aabbc" * 8)
-    found = split(DataConfig(train=(path,), answer="label", test_share=0.25, validation_share=0.2))
-    sources = [e.source for part in (found.train, found.validation, found.test) for e in part]
+    result = split(DataConfig(train=(path,), answer="label", test_share=0.25, validation_share=0.2))
+    sources = [e.source for part in (result.train, result.validation, result.test) for e in part]
     assert len(sources) == len(set(sources)) == 40
-    assert (len(found.test), len(found.validation), len(found.train)) == (10, 6, 24)
-    assert found.labels == ("a", "b", "c")
-    for e in (*found.train, *found.validation, *found.test):
+    assert (len(result.test), len(result.validation), len(result.train)) == (10, 6, 24)
+    assert result.labels == ("a", "b", "c")
+    for e in (*result.train, *result.validation, *result.test):
         line = int(e.source.rpartition(":")[2])
         assert (e.messages, e.answers) == ((Message("user", f"text: a.csv {line - 2}"),), ("aabbc"[(line - 2) % 5],))
-        assert e.candidates == found.labels
+        assert e.candidates == result.labels
 
 
-def test_given_sets_are_used_whole_and_in_order(tmp_path):
+def test_given_sets_are_used_completely_and_in_order(tmp_path):
     train, test = table(tmp_path, "train.csv", "ab" * 9), table(tmp_path, "test.csv", "abab")
     more = table(tmp_path, "more.csv", "c")
     data = DataConfig(train=(train, more), validation=(test,), test=(test,), answer="label")
-    found = split(data)
+    result = split(data)
     assert (
-        [e.source for e in found.test] == [e.source for e in found.validation] == [f"{test}:{n}" for n in (2, 3, 4, 5)]
+        [e.source for e in result.test]
+        == [e.source for e in result.validation]
+        == [f"{test}:{n}" for n in (2, 3, 4, 5)]
     )
-    assert len(found.train) == 19 and found.train[-1].source == f"{more}:2"
+    assert len(result.train) == 19 and result.train[-1].source == f"{more}:2"
     none = split(dataclasses.replace(data, validation=(), validation_share=0.0))
     assert none.validation == ()
 
@@ -287,21 +289,21 @@ def test_given_sets_are_used_whole_and_in_order(tmp_path):
 def test_a_limit_below_the_number_of_labels_keeps_all_labels_as_candidates(tmp_path):
     path = table(tmp_path, "a.csv", "abcdefgh" * 5)
     data = DataConfig(train=(path,), answer="label", limit_train=3, limit_test=2, limit_validation=0)
-    found = split(data)
-    assert (len(found.train), len(found.validation), len(found.test)) == (3, 0, 2)
-    assert found.labels == tuple("abcdefgh") == found.train[0].candidates
+    result = split(data)
+    assert (len(result.train), len(result.validation), len(result.test)) == (3, 0, 2)
+    assert result.labels == tuple("abcdefgh") == result.train[0].candidates
     unlimited = split(dataclasses.replace(data, limit_train=None, limit_test=None))
-    assert set(found.test) <= set(unlimited.test) and set(found.train) <= set(unlimited.train)
+    assert set(result.test) <= set(unlimited.test) and set(result.train) <= set(unlimited.train)
 
 
-def test_the_split_is_a_function_of_the_seed(tmp_path):
+def test_the_split_depends_only_on_the_seed(tmp_path):
     data = DataConfig(train=(table(tmp_path, "a.csv", "aabbc" * 8),), answer="label", limit_train=10)
     assert split(data, 3) == split(data, 3)
     assert split(data, 3).test != split(data, 4).test
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_a_label_unknown_to_train_is_named_with_its_line(tmp_path, part: str):
+def test_a_label_missing_in_train_is_named_with_its_line(tmp_path, part: str):
     train, other = table(tmp_path, "train.csv", ["yes", "no"] * 9), table(tmp_path, "b.csv", ["yes", "noo"])
     data = DataConfig(train=(train,), answer="label")
     with pytest.raises(UserError, match="does not occur in the training data") as caught:
@@ -310,12 +312,12 @@ def test_a_label_unknown_to_train_is_named_with_its_line(tmp_path, part: str):
     assert caught.value.fix == "did you mean 'no'?"
 
 
-def test_data_that_cannot_teach_are_refused(tmp_path):
+def test_data_that_cannot_be_trained_on_is_rejected(tmp_path):
     same, few = table(tmp_path, "same.csv", "aaaaaa"), table(tmp_path, "few.csv", "ab")
     for data, what in (
         (DataConfig(train=(same,), answer="label"), "same answer"),
         (DataConfig(train=(few,), answer="label"), "Too few rows"),
-        (DataConfig(train=(few,)), "answer column is not named"),
+        (DataConfig(train=(few,)), "No answer column is set"),
         (DataConfig(answer="label"), "No training data"),
     ):
         with pytest.raises(UserError, match=what):
@@ -330,10 +332,10 @@ def messages(prompt: PromptConfig, values: dict[str, Any], labels: Sequence[str]
     return [(m.role, m.content) for m in write(Row(values, "a.csv:2"))]
 
 
-def test_placeholders_are_filled_and_braces_are_kept():
+def test_placeholders_are_filled_and_escaped_braces_are_literal():
     prompt = PromptConfig(system="One of: {labels}.", user='{{"title": "{title}"}} {{labels}} {{{n}}}')
-    found = messages(prompt, {"title": "A", "n": 3, "label": "x"}, ["no", "yes"])
-    assert found == [("system", "One of: no, yes."), ("user", '{"title": "A"} {labels} {3}')]
+    result = messages(prompt, {"title": "A", "n": 3, "label": "x"}, ["no", "yes"])
+    assert result == [("system", "One of: no, yes."), ("user", '{"title": "A"} {labels} {3}')]
 
 
 brace_text = st.text("ab{}!:.[]0\n ")
@@ -341,7 +343,7 @@ brace_text = st.text("ab{}!:.[]0\n ")
 
 @given(brace_text, brace_text)
 @quick
-def test_values_are_text_and_never_a_template(a: str, b: str):
+def test_values_are_not_interpreted_as_templates(a: str, b: str):
     assert messages(PromptConfig(user="{a}|{b}|{a}"), {"a": a, "b": b}) == [("user", f"{a}|{b}|{a}")]
 
 
@@ -350,7 +352,7 @@ template_parts = st.lists(st.tuples(st.booleans(), brace_text))
 
 @given(template_parts)
 @quick
-def test_a_template_is_its_text_with_names_replaced(parts: list[tuple[bool, str]]):
+def test_fill_replaces_names_and_nothing_else(parts: list[tuple[bool, str]]):
     pieces = [(is_name, "column" if is_name else piece) for is_name, piece in parts]
     template = "".join("{column}" if n else piece.replace("{", "{{").replace("}", "}}") for n, piece in pieces)
     assert set(placeholders(template, "here")) <= {"column"}
@@ -361,38 +363,38 @@ def test_a_template_is_its_text_with_names_replaced(parts: list[tuple[bool, str]
     "template",
     ["{a.__class__}", "{a.__class__.__mro__}", "{a[0]}", "{a!r}", "{a:>10}", "{a:{b}}", "{}", "{0}", "{", "}", "{a"],
 )
-def test_only_plain_placeholders_are_understood(template: str):
+def test_only_plain_placeholders_are_allowed(template: str):
     with pytest.raises(UserError) as caught:
         messages(PromptConfig(user=template), {"a": "x", "b": "y"})
     assert caught.value.where == "task.toml, prompt.user"
 
 
-def test_an_unknown_placeholder_names_the_nearest_column():
-    with pytest.raises(UserError, match=r"\{titel\} has no column") as caught:
+def test_an_unknown_placeholder_suggests_the_most_similar_column():
+    with pytest.raises(UserError, match=r"\{titel\} does not match a column") as caught:
         messages(PromptConfig(system="{titel}", user="{title}"), {"title": "A", "label": "x"})
     assert caught.value.where == "task.toml, prompt.system"
     assert caught.value.fix == "did you mean 'title'?"
 
 
 @pytest.mark.parametrize("role", ["system", "user"])
-def test_a_prompt_that_shows_the_answer_is_refused(role: str):
+def test_a_prompt_that_shows_the_answer_is_rejected(role: str):
     with pytest.raises(UserError, match="shows the answer"):
         messages(PromptConfig(**{role: "{title} {label}"}), {"title": "A", "label": "x"})
 
 
-def test_a_row_that_lacks_a_column_is_named():
+def test_a_row_without_a_column_is_named():
     write = prompt_writer(PromptConfig(user="{title}"), "label", ["title", "label"], (), "task.toml")
-    with pytest.raises(UserError, match="lacks the column 'title'") as caught:
+    with pytest.raises(UserError, match="has no column 'title'") as caught:
         write(Row({"label": "x"}, "a.jsonl:9"))
     assert caught.value.where == "a.jsonl:9"
 
 
-def test_cells_that_are_no_text_are_shown_as_json_and_nothing_as_nothing():
+def test_cells_that_are_not_strings_are_shown_as_json_and_none_as_empty():
     values = {"a": None, "b": ["ü", 1], "c": 1.5, "d": False, "label": "x"}
     assert messages(PromptConfig(), values) == [("user", 'a: \nb: ["ü", 1]\nc: 1.5\nd: false')]
 
 
-def test_the_default_prompt_is_every_column_but_the_answer():
+def test_the_default_prompt_shows_every_column_except_the_answer():
     assert default_user_prompt(["title", "label", "year"], "label") == "title: {title}\nyear: {year}"
     assert messages(PromptConfig(system="Sort."), {"title": "A", "label": "x", "year": 1999}) == [
         ("system", "Sort."),
@@ -401,24 +403,24 @@ def test_the_default_prompt_is_every_column_but_the_answer():
 
 
 @pytest.mark.parametrize("name", ["", "Review.Text", "what?!", "a:b", "a[0]", "0", "with space", "ünï"])
-def test_the_default_prompt_copes_with_any_column_name(name: str):
-    # Dots are what R makes of spaces, and the empty name is what pandas gives its index.
+def test_the_default_prompt_accepts_any_column_name_without_braces(name: str):
+    # R replaces spaces with dots, and pandas writes its index with an empty name.
     assert messages(PromptConfig(), {name: "A", "label": "x"}) == [("user", f"{name}: A")]
 
 
 @pytest.mark.parametrize("name", ["{x}", "a}b", "{"])
-def test_the_default_prompt_shows_a_column_with_braces_in_its_name_or_refuses_it(name: str):
+def test_the_default_prompt_shows_or_rejects_a_column_with_braces_in_its_name(name: str):
     try:
         assert messages(PromptConfig(), {name: "A", "label": "x"}) == [("user", f"{name}: A")]
     except UserError as error:
         assert error.where == "task.toml, prompt.user"
 
 
-def test_the_default_prompt_is_kept_with_the_split(tmp_path):
-    found = split(DataConfig(train=(table(tmp_path, "a.csv", "ab" * 9),), answer="label"), system="Sort.")
-    assert found.prompt == PromptConfig(system="Sort.", user="text: {text}")
+def test_the_split_contains_the_default_prompt(tmp_path):
+    result = split(DataConfig(train=(table(tmp_path, "a.csv", "ab" * 9),), answer="label"), system="Sort.")
+    assert result.prompt == PromptConfig(system="Sort.", user="text: {text}")
     rows = [Row({"text": "new"}, "b.csv:2"), Row({"text": "old", "label": ""}, "b.csv:3")]
-    predicted = records_to_examples(rows, found.prompt, "label", found.labels)
+    predicted = records_to_examples(rows, result.prompt, "label", result.labels)
     assert [(e.messages[-1].content, e.answers, e.candidates) for e in predicted] == [
         ("text: new", (), ("a", "b")),
         ("text: old", (), ("a", "b")),
@@ -432,12 +434,12 @@ def turn(role: Any, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def test_a_conversation_is_its_turns_and_the_last_answer():
-    found = conversation([turn("system", "S"), turn("user", "Q"), turn("assistant", " A \n")], "a.jsonl:1")
-    assert found == Example((Message("system", "S"), Message("user", "Q")), ("A",), (), "a.jsonl:1")
+def test_the_last_turn_of_a_conversation_is_the_answer():
+    result = conversation([turn("system", "S"), turn("user", "Q"), turn("assistant", " A \n")], "a.jsonl:1")
+    assert result == Example((Message("system", "S"), Message("user", "Q")), ("A",), (), "a.jsonl:1")
 
 
-def test_a_misspelt_role_names_the_nearest():
+def test_a_misspelled_role_suggests_the_most_similar_one():
     with pytest.raises(UserError, match="Unknown role") as caught:
         conversation([turn("user", "Q"), turn("asistant", "A")], "a.jsonl:4")
     assert caught.value.where == "a.jsonl:4, turn 2"
@@ -461,7 +463,7 @@ def test_a_misspelt_role_names_the_nearest():
         "Q",
     ],
 )
-def test_what_is_no_conversation_is_refused_with_its_place(turns: Any):
+def test_an_invalid_conversation_is_rejected_with_its_source(turns: Any):
     with pytest.raises(UserError) as caught:
         conversation(turns, "a.jsonl:4")
     assert str(caught.value.where).startswith("a.jsonl:4")
@@ -474,7 +476,7 @@ def solved(labels: Sequence[str]) -> list[Example]:
 
 @given(st.lists(st.sampled_from("aaabcd"), max_size=20), st.integers(0, 25), seeds)
 @quick
-def test_few_shot_examples_are_of_different_labels_as_far_as_there_are(labels: list[str], count: int, seed: int):
+def test_few_shot_examples_have_as_many_different_labels_as_possible(labels: list[str], count: int, seed: int):
     train = solved(labels)
     drawn = draw_few_shot(train, count, seed)
     assert drawn == draw_few_shot(train, count, seed)
@@ -482,15 +484,15 @@ def test_few_shot_examples_are_of_different_labels_as_far_as_there_are(labels: l
     assert len({e.answer for e in drawn}) == min(count, len(set(labels)))
 
 
-def test_the_few_shot_draw_depends_on_the_seed():
+def test_the_few_shot_examples_depend_on_the_seed():
     train = solved("abcd" * 5)
     assert len({tuple(e.source for e in draw_few_shot(train, 4, seed)) for seed in range(5)}) == 5
 
 
-def test_shots_are_earlier_turns_under_one_system_message():
-    first, second, asked = solved("abc")
-    found = with_shots(asked, [first, second])
-    assert [(m.role, m.content) for m in found.messages] == [
+def test_shots_are_earlier_turns_after_one_system_message():
+    first, second, question = solved("abc")
+    result = with_shots(question, [first, second])
+    assert [(m.role, m.content) for m in result.messages] == [
         ("system", "Sort."),
         ("user", "Q0"),
         ("assistant", "a"),
@@ -498,16 +500,16 @@ def test_shots_are_earlier_turns_under_one_system_message():
         ("assistant", "b"),
         ("user", "Q2"),
     ]
-    assert (found.answers, found.source) == (asked.answers, asked.source)
+    assert (result.answers, result.source) == (question.answers, question.source)
 
 
-def test_a_column_named_label_with_json_numbers_is_a_label(tmp_path):
+def test_json_numbers_can_be_labels(tmp_path):
     lines = "".join(json.dumps({"text": f"t{i}", "label": i % 2}) + "\n" for i in range(12))
-    found = split(DataConfig(train=(file(tmp_path, "a.jsonl", lines),), answer="label"))
-    assert found.labels == ("0", "1")
+    result = split(DataConfig(train=(file(tmp_path, "a.jsonl", lines),), answer="label"))
+    assert result.labels == ("0", "1")
 
 
-def test_a_run_refuses_a_column_with_braces_where_no_prompt_is_written(tmp_path):
+def test_a_run_without_a_prompt_rejects_a_column_with_braces_in_its_name(tmp_path):
     path = tmp_path / "braces.csv"
     path.write_text("{x},label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
     with pytest.raises(UserError, match="braces in its name"):

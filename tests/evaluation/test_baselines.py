@@ -1,4 +1,4 @@
-"""The references that tuning is held against."""
+"""The baselines that tuning is compared with."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from loratory.tree.layout import Layout
 
 
 def nothing(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def example(text: str, answer: str) -> Example:
@@ -34,7 +34,7 @@ def base() -> LoadedModel:
     return LoadedModel(model, LoadedTokenizer(byte_tokenizer(), (2,), False, 512), "tiny", None, "")
 
 
-def test_the_linear_model_learns_a_word_and_says_its_strength():
+def test_the_linear_model_learns_a_word_and_notes_its_regularization():
     classify, note = linear_classifier(EXAMPLES, 0)
     rows = classify([example("a dog", "Woof"), example("a cat", "Meow")], nothing)
     assert [max(row, key=row.__getitem__) for row in rows] == ["Woof", "Meow"]
@@ -42,13 +42,13 @@ def test_the_linear_model_learns_a_word_and_says_its_strength():
     assert "cross-validation" in note
 
 
-def test_the_linear_model_copes_with_one_example_a_label():
+def test_the_linear_model_handles_one_example_per_label():
     classify, note = linear_classifier([example("a cat", "Meow"), example("a dog", "Woof")], 0)
     assert "too few" in note
     assert len(classify([example("a dog", "Woof")], nothing)) == 1
 
 
-def test_the_linear_model_copes_with_one_label():
+def test_the_linear_model_handles_a_single_label():
     classify, note = linear_classifier([example("a cat", "Meow"), example("the cat", "Meow")], 0)
     assert "same label" in note
     assert classify([example("a dog", "Woof")], nothing) == [{"Meow": 1.0}]
@@ -56,7 +56,7 @@ def test_the_linear_model_copes_with_one_label():
 
 @pytest.mark.parametrize("kind", ["tree", "padded", "one-by-one"])
 @pytest.mark.parametrize("token_budget", [40, 1000])
-def test_mean_states_equal_plain_forwards(base, kind, token_budget):
+def test_mean_states_equal_plain_forward_passes(base, kind, token_budget):
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
     found = mean_states(base, renderer, EXAMPLES[:5], Layout(kind, ""), token_budget, nothing)
     for row, e in zip(found, EXAMPLES, strict=False):
@@ -66,7 +66,7 @@ def test_mean_states_equal_plain_forwards(base, kind, token_budget):
         torch.testing.assert_close(torch.from_numpy(row), states[:-1].mean(0).float(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_embedding_classifier_gives_probabilities_of_the_labels(base):
+def test_the_embedding_classifier_returns_label_probabilities(base):
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
     classify, note = embedding_classifier(base, renderer, EXAMPLES, Layout("tree", ""), 1000, 0, nothing)
     rows = classify(EXAMPLES[:3], nothing)

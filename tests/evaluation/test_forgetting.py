@@ -1,4 +1,4 @@
-"""The loss on text that a task does not cover: what it is, and what is said of it."""
+"""The loss on text outside the task: its value, and what the report says about it."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def retained(run) -> dict[str, float]:
     return {m["when"]: m["loss"] for m in read_metrics(run) if m["event"] == "retained"}
 
 
-def test_the_loss_is_that_of_the_texts_one_by_one(retaining):
+def test_the_loss_equals_that_of_the_texts_one_by_one(retaining):
     run = finetune(retaining)
     base = load_model(retaining.model, resolve_machine("cpu", "float32", 0))
     total, count = 0.0, 0
@@ -56,13 +56,13 @@ def test_the_report_says_what_was_forgotten(retaining):
     rise = losses["after"] - losses["before"]
     assert next(words for limit, words in FORGOTTEN if rise < limit) + " was forgotten" in forgetting["sentence"]
     assert f"{math.exp(losses['after']):.1f}" in forgetting["sentence"]
-    assert "What it forgot" in (run / "report.html").read_text()
+    assert "Forgetting" in (run / "report.html").read_text()
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"event": "retained", "when": "after", "loss": losses["before"] + 2, "texts": 3}) + "\n")
     assert "much was forgotten" in build_report(run)["forgetting"]["sentence"]
 
 
-def test_the_texts_of_the_package_are_read_by_default(retaining):
+def test_the_texts_of_the_package_are_used_by_default(retaining):
     from loratory.run.retained import retained_texts
 
     job = load_job(changed(retaining, "data", retain=()), Path(retaining.run.out), ignore_event)
@@ -71,7 +71,7 @@ def test_the_texts_of_the_package_are_read_by_default(retaining):
     assert all(1 < len(t.token_ids) <= 128 and t.loss_weights[0] == 0 and t.loss_weights[1:].all() for t in texts)
 
 
-def test_a_text_without_words_is_told_before_anything_is_written(retaining, tmp_path):
+def test_a_text_without_words_is_reported_before_anything_is_written(retaining, tmp_path):
     path = tmp_path / "empty.jsonl"
     path.write_text('{"text": "fine words"}\n{"other": "x"}\n')
     wrong = changed(retaining, "data", retain=(str(path),))

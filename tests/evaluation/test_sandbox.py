@@ -1,4 +1,4 @@
-"""Programs that misbehave are stopped, change nothing, and have failed."""
+"""The sandbox stops misbehaving programs, keeps them from changing anything, and counts them as failed."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ def failed(code: str, **limits) -> str:
     return outcome.reason
 
 
-def test_a_right_program_passes_with_the_modules_of_the_standard_library():
+def test_a_correct_program_passes_and_can_use_the_standard_library():
     code = "import re, math, heapq, collections, random, json, datetime, itertools, functools, string, decimal\n"
     code += "assert sorted([2, 1]) == [1, 2] and math.isclose(random.random(), 0.5, abs_tol=1)\nprint('said')"
     outcome = run_program(code)
@@ -25,21 +25,21 @@ def test_a_right_program_passes_with_the_modules_of_the_standard_library():
 
 
 @pytest.mark.parametrize(
-    ("code", "why"),
+    ("code", "reason"),
     [
         ("assert 1 == 2", "AssertionError"),
         ("def f(:", "SyntaxError"),
         ("undefined", "NameError"),
         ("import sys\nsys.exit(0)", "SystemExit"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("import os\nos._exit(0)", "ended with status 0 before its tests were through"),
+        ("import os\nos._exit(0)", "exited with status 0 before its tests finished"),
     ],
 )
-def test_whatever_ends_early_has_failed(code, why):
-    assert failed(code) == why
+def test_a_program_that_ends_early_fails(code, reason):
+    assert failed(code) == reason
 
 
-def test_saying_that_it_passed_is_not_passing():
+def test_a_program_cannot_claim_that_it_passed():
     code = "import os\nfor fd in range(3, 9):\n try: os.write(fd, b'passed')\n except OSError: pass\nos._exit(0)"
     assert "before its tests" in failed(code)
 
@@ -52,7 +52,7 @@ def test_an_endless_program_is_stopped(code, monkeypatch):
     assert time.monotonic() - started < 20
 
 
-def test_a_program_that_takes_too_much_memory_has_failed():
+def test_a_program_that_uses_too_much_memory_fails():
     assert failed("x = bytearray(2 * 10**9)") == "memory"
 
 
@@ -67,13 +67,13 @@ def test_a_program_that_takes_too_much_memory_has_failed():
         "import os\nos.kill(os.getppid(), 9)",
     ],
 )
-def test_no_processes_are_started_or_ended(code):
+def test_a_program_cannot_start_or_end_processes(code):
     before = threading.active_count()
     assert failed(code)
     assert threading.active_count() == before
 
 
-def test_nothing_is_written_outside_its_folder(tmp_path):
+def test_a_program_cannot_write_outside_its_folder(tmp_path):
     target = tmp_path / "kept.txt"
     target.write_text("as it was")
     target.chmod(0o644)
@@ -93,19 +93,19 @@ def test_nothing_is_written_outside_its_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
-def test_files_of_others_are_not_read(tmp_path):
+def test_a_program_cannot_read_other_files(tmp_path):
     (tmp_path / "secret").write_text("x")
     assert failed(f"open({str(tmp_path / 'secret')!r})") == "PermissionError"
     assert failed("open('/etc/passwd')") == "PermissionError"
     assert failed("import os\nos.listdir('/')") == "PermissionError"
 
 
-def test_its_own_folder_is_its_to_write_within_bounds():
+def test_a_program_can_write_limited_files_in_its_folder():
     assert run_program("open('a.txt', 'w').write('x')\nassert open('a.txt').read() == 'x'").passed
     assert failed("with open('a', 'wb') as f:\n while True: f.write(b'x' * 65536)")
 
 
-def test_no_connection_is_made():
+def test_a_program_cannot_connect():
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         port = server.getsockname()[1]
@@ -117,7 +117,7 @@ def test_no_connection_is_made():
             server.accept()
 
 
-def test_environment_and_arguments_tell_nothing(monkeypatch):
+def test_a_program_does_not_see_the_environment(monkeypatch):
     monkeypatch.setenv("LORATORY_SECRET", "x")
     assert run_program("import os\nassert 'LORATORY_SECRET' not in os.environ").passed
 

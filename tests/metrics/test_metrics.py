@@ -1,4 +1,4 @@
-"""The answer parser's rule, case by case, and the metrics against scikit-learn and by hand."""
+"""The answer parser, and the metrics compared with scikit-learn and with values computed by hand."""
 
 import time
 
@@ -16,12 +16,12 @@ texts = st.text(max_size=20)
 
 
 @given(texts)
-def test_normalising_twice_changes_nothing_more(text):
+def test_normalizing_is_idempotent(text):
     assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
 
 
 @given(st.lists(texts, min_size=1, max_size=5, unique=True), st.data())
-def test_a_label_is_read_back(labels, data):
+def test_an_exact_label_is_parsed_as_itself(labels, data):
     label = data.draw(st.sampled_from(labels))
     stripped = [other for other in labels if other.strip() == label.strip()]
     if len(stripped) == 1 and label == label.strip():
@@ -29,7 +29,7 @@ def test_a_label_is_read_back(labels, data):
 
 
 @given(texts, st.lists(texts, max_size=4))
-def test_the_parser_only_gives_labels(text, labels):
+def test_the_parser_returns_only_labels_or_none(text, labels):
     assert parse_label(text, labels) in [None, *labels]
 
 
@@ -38,7 +38,7 @@ def test_the_parser_only_gives_labels(text, labels):
     ["Robotics", " robotics. ", "**ROBOTICS**", "\n\n`Robotics`!\nBecause it has arms.", "“Robotics”", "[robotics];",
      '"Robotics."', "Ｒｏｂｏｔｉｃｓ", "(Robotics):", "```\nRobotics\n```"],
 )  # fmt: skip
-def test_dressed_up_answers(answer):
+def test_quotes_markdown_and_punctuation_around_an_answer_are_ignored(answer):
     assert parse_label(answer, LABELS) == "Robotics"
 
 
@@ -55,11 +55,11 @@ def test_dressed_up_answers(answer):
         "Unknown\nRobotics",
     ],
 )
-def test_what_is_no_label(answer):
+def test_answers_that_name_no_label_are_rejected(answer):
     assert parse_label(answer, LABELS) is None
 
 
-def test_nothing_is_searched_for_inside_an_answer():
+def test_labels_are_not_searched_for_inside_an_answer():
     assert parse_label("not spam", LABELS) == "Not spam"
     assert parse_label("definitely not spam", LABELS) is None
 
@@ -70,7 +70,7 @@ def test_whitespace_and_case_folding():
     assert parse_label("c++", LABELS) == "C++"
 
 
-def test_labels_that_normalise_alike_need_the_exact_letters():
+def test_labels_that_are_equal_after_normalization_must_match_exactly():
     labels = ["Yes", "yes", "*", "**"]
     assert parse_label("yes", labels) == "yes"
     assert parse_label(" Yes \nindeed", labels) == "Yes"
@@ -79,7 +79,7 @@ def test_labels_that_normalise_alike_need_the_exact_letters():
     assert parse_label("*.", labels) is None
 
 
-def test_a_label_of_several_lines_is_the_whole_answer():
+def test_a_multi_line_label_is_compared_with_the_whole_answer():
     labels = ["first\nsecond", "first"]
     assert parse_label("First\n  SECOND.", labels) == "first\nsecond"
     assert parse_label("first\nthird", labels) == "first"
@@ -99,7 +99,7 @@ def test_metrics_by_hand():
     expected, answers = ["a", "a", "b", "b"], ["a", None, "b", "what"]
     found = classification_metrics(expected, answers, ["a", "b", "never"], None)
     assert found["accuracy"] == 0.5 and found["unparsed"] == 0.5
-    assert found["macro_f1"] == pytest.approx(2 / 3), "the label that never occurs does not count"
+    assert found["macro_f1"] == pytest.approx(2 / 3), "a label that never occurs does not count"
     assert "ece" not in found and "mean_log_prob" not in found
 
 
@@ -109,7 +109,7 @@ def test_a_wrongly_answered_label_counts_in_macro_f1():
     )
 
 
-def test_macro_f1_interval_is_that_of_the_plain_bootstrap():
+def test_macro_f1_interval_equals_a_plain_bootstrap():
     expected, answers, labels = synthetic(150, 4)
     found = classification_metrics(expected, answers, labels, None)
 
@@ -123,18 +123,18 @@ def test_macro_f1_interval_is_that_of_the_plain_bootstrap():
     assert found["macro_f1_low"] < found["macro_f1"] < found["macro_f1_high"]
 
 
-def test_metrics_of_many_labels_are_quick():
+def test_metrics_with_many_labels_are_fast():
     expected, answers, labels = synthetic(1000, 77)
     start = time.perf_counter()
     classification_metrics(expected, answers, labels, None)
     assert time.perf_counter() - start < 2
 
 
-def test_probabilities():
+def test_log_probability_and_calibration_error_by_hand():
     sure = [{"a": 0.95, "b": 0.05}, {"a": 0.95, "b": 0.05}]
     found = classification_metrics(["a", "b"], ["a", "a"], ["a", "b"], sure)
     assert found["mean_log_prob"] == pytest.approx((np.log(0.95) + np.log(0.05)) / 2)
-    assert found["ece"] == pytest.approx(0.45), "95 % sure, 50 % right"
+    assert found["ece"] == pytest.approx(0.45), "95 % confident, 50 % correct"
     found = classification_metrics(["a", "b"], ["a", "a"], ["a", "b"], [{"a": 1.0, "b": 0.0}] * 2)
     assert found["mean_log_prob"] == pytest.approx(np.log(1e-12) / 2)
     assert "ece" not in classification_metrics(["a", "b"], ["a", "a"], ["a", "b"], [sure[0], None])
@@ -147,7 +147,7 @@ def test_calibration_errors_of_different_bins_do_not_cancel():
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 1000))
-def test_tables_agree_with_the_answers(num_examples, num_labels, seed):
+def test_confusion_matrix_and_per_label_metrics_agree(num_examples, num_labels, seed):
     expected, answers, labels = synthetic(num_examples, num_labels, seed=seed)
     counts = np.array(confusion(expected, answers, labels))
     assert counts.shape == (num_labels, num_labels + 1) and counts.sum() == num_examples

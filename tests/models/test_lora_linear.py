@@ -1,4 +1,4 @@
-"""The fused LoRA layer: PEFT's numbers, derivatives and files."""
+"""The fused LoRA layer computes the same outputs and gradients, and writes the same files, as PEFT."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from loratory.models.lora_linear import lora_linear
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-def draw(bias: bool = True) -> tuple[torch.Tensor, ...]:
+def random_tensors(bias: bool = True) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     shapes = [(2, 5, 6), (7, 6), (7,), (3, 6), (7, 3)]
     x, weight, b, low, up = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
@@ -24,30 +24,30 @@ def draw(bias: bool = True) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("bias", [True, False])
-def test_output_and_derivatives_are_those_of_the_formula(bias, dropout):
-    x, weight, b, low, up = draw(bias)
+def test_output_and_gradients_match_the_formula(bias, dropout):
+    x, weight, b, low, up = random_tensors(bias)
     torch.manual_seed(1)
-    found = lora_linear(x, weight, b, low, up, 0.7, dropout)
+    output = lora_linear(x, weight, b, low, up, 0.7, dropout)
     torch.manual_seed(1)
     keep = torch.rand_like(x, dtype=torch.float32) >= dropout if dropout else torch.ones_like(x)
     expected = nn.functional.linear(x, weight, b) + 0.7 * (x * keep / (1 - dropout)) @ low.t() @ up.t()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    weights = torch.randn_like(found)
-    grads = [torch.autograd.grad((y * weights).sum(), (x, low, up)) for y in (found, expected)]
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(output)
+    grads = [torch.autograd.grad((y * weights).sum(), (x, low, up)) for y in (output, expected)]
+    for actual, reference in zip(*grads, strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-12, atol=1e-12)
 
 
-def test_an_input_without_gradient_gets_none_and_costs_no_product():
-    x, weight, b, low, up = draw()
+def test_the_parameters_get_gradients_if_the_input_requires_none():
+    x, weight, b, low, up = random_tensors()
     out = lora_linear(x.detach(), weight, b, low, up, 1.0)
     out.sum().backward()
     assert low.grad is not None
     assert up.grad is not None
 
 
-def test_low_precision_keeps_parameters_and_gradients_in_float32_and_sums_them_there():
-    x, weight, _, low, up = (None if t is None else t.detach() for t in draw())
+def test_in_low_precision_gradients_are_float32_and_accumulate_in_float32():
+    x, weight, _, low, up = (None if t is None else t.detach() for t in random_tensors())
     assert x is not None
     low, up = low.float().requires_grad_(), up.float().requires_grad_()  # type: ignore[union-attr]
     half = x.bfloat16(), weight.bfloat16()  # type: ignore[union-attr]
@@ -86,15 +86,16 @@ def test_a_model_with_fused_layers_has_pefts_logits_and_gradients(family, dropou
     fused, plain = (randomized(attach_adapter(base_of(family), config, 0, on)) for on in (True, False))
     assert sum(isinstance(m, FusedLoraLinear) for m in fused.modules()) >= 14
     assert not any(isinstance(m, FusedLoraLinear) for m in plain.modules())
-    found = []
-    for model in (fused, plain):  # in evaluation dropout is off
+    results = []
+    for model in (fused, plain):  # in evaluation mode, dropout is disabled
         logits = model.eval()(IDS).logits
         logits.square().sum().backward()
-        found.append((logits, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=1e-9)
-    assert found[0][1].keys() == found[1][1].keys()
-    for name, gradient in found[1][1].items():
-        torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-5, atol=1e-8)
+        results.append((logits, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    (fused_logits, fused_gradients), (logits, gradients) = results
+    torch.testing.assert_close(fused_logits, logits, rtol=1e-9, atol=1e-9)
+    assert fused_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fused_gradients[name], gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_files_are_byte_for_byte_pefts_own(tmp_path):
@@ -105,13 +106,13 @@ def test_files_are_byte_for_byte_pefts_own(tmp_path):
         assert (tmp_path / "fused" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
 
-def test_what_is_no_plain_linear_layer_is_left_to_peft():
-    class Other(nn.Linear):
-        """Somebody's linear layer that computes in a way of its own."""
+def test_layers_other_than_plain_linear_layers_are_left_to_peft():
+    class CustomLinear(nn.Linear):
+        """A subclass, which may compute something else."""
 
     base = base_of("llama")
     attention = base.model.model.layers[0].self_attn
-    attention.q_proj.__class__ = Other
+    attention.q_proj.__class__ = CustomLinear
     model = attach_adapter(base, AdapterConfig(rank=2), 0)
     kinds = {
         n.rpartition("self_attn.")[2]: type(m)
@@ -123,15 +124,15 @@ def test_what_is_no_plain_linear_layer_is_left_to_peft():
 
 
 @pytest.mark.parametrize("config", [{"dora": True}, {"rslora": True}])
-def test_variants_are_computed_as_peft_does(config):
+def test_lora_variants_match_peft(config):
     models = [
         randomized(attach_adapter(base_of("llama"), AdapterConfig(rank=3, **config), 0, on)) for on in (True, False)
     ]
-    one, other = (m.eval()(IDS).logits for m in models)
-    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    fused_logits, logits = (m.eval()(IDS).logits for m in models)
+    torch.testing.assert_close(fused_logits, logits, rtol=1e-9, atol=1e-9)
 
 
-def test_merging_and_switching_off_go_through_peft():
+def test_merging_and_disabling_use_peft():
     model = randomized(attach_adapter(base_of("llama"), AdapterConfig(rank=3), 0)).eval()
     with torch.no_grad():
         tuned = model(IDS).logits

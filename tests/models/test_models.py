@@ -1,4 +1,4 @@
-"""Loading: safetensors only, no code from the model, and one plain message for everything that is wrong."""
+"""Loading of models: safetensors only, no custom code, and a clear error message for every problem."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from loratory.machine.device import Machine
 from loratory.models.loading import PLAIN_TEMPLATE, LoadedModel, context_length, load_model, load_tokenizer, read_json
 
 STORIES = SHARED / "data" / "models" / "stories260K"
-WORLD = Machine(torch.device("cpu"), torch.float32, 1, "test")
+MACHINE = Machine(torch.device("cpu"), torch.float32, 1, "test")
 
 
 def load(folder: Path | str) -> LoadedModel:
-    return load_model(ModelConfig(str(folder)), WORLD)
+    return load_model(ModelConfig(str(folder)), MACHINE)
 
 
-def refused(folder: Path | str, what: str | None = None) -> UserError:
-    """The one mistake that loading names."""
+def loading_error(folder: Path | str, what: str | None = None) -> UserError:
+    """The error that loading raises."""
     with pytest.raises(UserError, match=what) as caught:
         load(folder)
     return caught.value
@@ -34,7 +34,7 @@ def refused(folder: Path | str, what: str | None = None) -> UserError:
 
 @pytest.fixture
 def stories(tmp_path) -> Path:
-    """A copy of the small model, to be damaged."""
+    """A copy of the small model, for tests that modify it."""
     return Path(shutil.copytree(STORIES, tmp_path / "stories"))
 
 
@@ -42,38 +42,38 @@ def change_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-# ---- what loads ------------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 @needs_shared
-def test_a_folder_loads_with_what_identifies_it(monkeypatch):
+def test_a_model_from_a_folder_has_its_path_and_hash(monkeypatch):
     monkeypatch.chdir(STORIES.parent)
-    found = load("stories260K")
-    assert (found.name, found.revision) == (str(STORIES.resolve()), None)
-    assert found.weights_sha256 == hashlib.sha256((STORIES / "model.safetensors").read_bytes()).hexdigest()
-    assert not found.model.training and found.model.dtype == torch.float32
-    assert (found.text.max_length, found.text.plain_template) == (512, True)
-    assert found.text.tokenizer.chat_template == PLAIN_TEMPLATE
-    assert found.text.stop_ids == (1, 2)  # generation_config.json adds one to the tokenizer's
-    assert found.text.stop_ids == load_tokenizer(ModelConfig("stories260K")).stop_ids
+    loaded = load("stories260K")
+    assert (loaded.name, loaded.revision) == (str(STORIES.resolve()), None)
+    assert loaded.weights_sha256 == hashlib.sha256((STORIES / "model.safetensors").read_bytes()).hexdigest()
+    assert not loaded.model.training and loaded.model.dtype == torch.float32
+    assert (loaded.text.max_length, loaded.text.plain_template) == (512, True)
+    assert loaded.text.tokenizer.chat_template == PLAIN_TEMPLATE
+    assert loaded.text.stop_ids == (1, 2)  # one of them is only in generation_config.json
+    assert loaded.text.stop_ids == load_tokenizer(ModelConfig("stories260K")).stop_ids
 
 
 @needs_shared
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_has_the_number_format_that_was_asked_for(dtype: torch.dtype):
-    found = load_model(ModelConfig(str(STORIES)), Machine(torch.device("cpu"), dtype, 1, "test"))
-    assert {p.dtype for p in found.model.parameters()} == {dtype}
+def test_a_model_has_the_dtype_of_the_machine(dtype: torch.dtype):
+    loaded = load_model(ModelConfig(str(STORIES)), Machine(torch.device("cpu"), dtype, 1, "test"))
+    assert {p.dtype for p in loaded.model.parameters()} == {dtype}
 
 
 @needs_shared
-def test_a_models_own_template_is_kept(stories):
+def test_a_models_own_template_is_used(stories):
     (stories / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    found = load(stories).text
-    assert not found.plain_template and found.tokenizer.chat_template.startswith("{% for m")
+    text = load(stories).text
+    assert not text.plain_template and text.tokenizer.chat_template.startswith("{% for m")
 
 
 @needs_shared
-def test_weights_in_several_files_are_one_model_with_one_hash(tmp_path):
+def test_sharded_weights_load_and_have_one_hash(tmp_path):
     whole = load(STORIES)
     folder = tmp_path / "sharded"
     whole.model.save_pretrained(folder, max_shard_size="200KB")
@@ -81,65 +81,65 @@ def test_weights_in_several_files_are_one_model_with_one_hash(tmp_path):
         shutil.copy(STORIES / name, folder)
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 1
-    found = load(folder)
-    assert found.weights_sha256 == hashlib.sha256(b"".join(s.read_bytes() for s in shards)).hexdigest()
-    for ours, theirs in zip(found.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    loaded = load(folder)
+    assert loaded.weights_sha256 == hashlib.sha256(b"".join(s.read_bytes() for s in shards)).hexdigest()
+    for sharded, original in zip(loaded.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(sharded, original)
     shards[-1].unlink()
-    refused(folder)
+    loading_error(folder)
 
 
-def test_the_context_of_a_model_that_states_none_is_no_limit():
+def test_the_context_is_unlimited_if_the_model_states_none():
     assert context_length(transformers.LlamaConfig(max_position_embeddings=77)) == 77
     assert context_length(transformers.MambaConfig()) >= 2**30
 
 
-# ---- what is missing -------------------------------------------------------------------------------------------------
+# ---- missing models and files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["./none", "/no/such/folder", "a/b/c", "~/model", "", " "])
-def test_a_missing_folder_is_named(tmp_path, monkeypatch, name: str):
+def test_a_missing_folder_is_an_error_with_its_name(tmp_path, monkeypatch, name: str):
     monkeypatch.chdir(tmp_path)
-    error = refused(name, "Model folder not found")
+    error = loading_error(name, "Model folder not found")
     assert (error.where, error.found) == ("[model] name", name)
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model"])
-def test_a_hub_model_without_a_network_says_what_to_do(name: str):
-    error = refused(name, "not on this machine and the hub cannot be reached")
+def test_the_error_for_a_hub_model_without_a_network_suggests_a_fix(name: str):
+    error = loading_error(name, "not on this machine and the hub cannot be reached")
     assert name in str(error.where) and "folder" in str(error.fix)
 
 
 @pytest.mark.parametrize("name", ["a name with spaces", "-a", "a--b", "a/b..c"])
-def test_what_cannot_be_a_model_name_is_named(name: str):
-    assert name in str(refused(name, "Not a valid model name"))
+def test_an_invalid_model_name_is_an_error(name: str):
+    assert name in str(loading_error(name, "Not a valid model name"))
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
-    assert refused(tmp_path, "No model in this folder").where == str(tmp_path)
+def test_a_folder_without_a_model_is_an_error_with_its_path(tmp_path):
+    assert loading_error(tmp_path, "No model in this folder").where == str(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "base model" in str(refused(tmp_path, "No model in this folder").fix)
+    assert "base model" in str(loading_error(tmp_path, "No model in this folder").fix)
 
 
 @needs_shared
-def test_a_folder_without_weights_is_named(stories):
+def test_a_folder_without_weights_is_an_error_with_its_path(stories):
     (stories / "model.safetensors").unlink()
-    assert refused(stories, "no weights").where == str(stories)
+    assert loading_error(stories, "no weights").where == str(stories)
 
 
 @needs_shared
-@pytest.mark.parametrize("lacking", ["tokenizer.json", "config.json"])
-def test_a_folder_that_lacks_a_file_is_refused(stories, lacking: str):
-    (stories / lacking).unlink()
-    refused(stories)
+@pytest.mark.parametrize("missing", ["tokenizer.json", "config.json"])
+def test_a_folder_with_a_missing_file_is_rejected(stories, missing: str):
+    (stories / missing).unlink()
+    loading_error(stories)
 
 
-# ---- what could run code ---------------------------------------------------------------------------------------------
+# ---- code execution --------------------------------------------------------------------------------------------------
 
 
 @needs_shared
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.ckpt", "weights.pt"])
-def test_weights_in_a_pickle_are_refused_unread(stories, name: str):
+def test_pickled_weights_are_rejected_without_unpickling(stories, name: str):
     (stories / "model.safetensors").unlink()
     marker = stories / "ran"
 
@@ -148,13 +148,13 @@ def test_weights_in_a_pickle_are_refused_unread(stories, name: str):
             return Path.touch, (marker,)
 
     torch.save(Runs(), stories / name)
-    error = refused(stories, "pickle")
+    error = loading_error(stories, "pickle")
     assert error.found == name and not marker.exists()
 
 
 @needs_shared
 @pytest.mark.parametrize("kind", ["my_own_model", "llama"])
-def test_code_of_a_model_never_runs(stories, kind: str):
+def test_custom_code_of_a_model_never_runs(stories, kind: str):
     marker = stories / "ran"
     (stories / "own.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     change_json(
@@ -165,75 +165,75 @@ def test_code_of_a_model_never_runs(stories, kind: str):
     change_json(stories / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokenizer", None]})
     try:
         load(stories)
-        assert kind == "llama", "an architecture that Transformers does not know was loaded"
+        assert kind == "llama", "a model with an unknown architecture was loaded"
     except UserError as error:
-        assert "code of its own" in error.what and str(stories) == error.where
+        assert "custom code" in error.what and str(stories) == error.where
     assert not marker.exists()
 
 
-# ---- what is damaged -------------------------------------------------------------------------------------------------
+# ---- corrupt files ---------------------------------------------------------------------------------------------------
 
 
 @needs_shared
 @pytest.mark.parametrize("keep", [0, 5, 300, 100_000])
-def test_cut_off_weights_are_refused(stories, keep: int):
+def test_truncated_weights_are_rejected(stories, keep: int):
     path = stories / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert refused(stories, "cannot be loaded").where == str(stories)
+    assert loading_error(stories, "cannot be loaded").where == str(stories)
 
 
 @needs_shared
-def test_weights_that_lack_a_tensor_are_refused_by_its_name(stories):
+def test_the_error_for_incomplete_weights_names_the_missing_tensor(stories):
     path = stories / "model.safetensors"
     weights = load_file(path)
     name = next(n for n in weights if "layers.3" in n and "q_proj" in n)
     save_file({n: t for n, t in weights.items() if n != name}, path, {"format": "pt"})
-    assert name in str(refused(stories, "weights are incomplete").found)
+    assert name in str(loading_error(stories, "weights are incomplete").found)
 
 
 @needs_shared
-def test_weights_of_another_shape_are_refused(stories):
+def test_weights_of_the_wrong_shape_are_rejected(stories):
     change_json(stories / "config.json", intermediate_size=100)
-    refused(stories, "cannot be loaded")
+    loading_error(stories, "cannot be loaded")
 
 
 @needs_shared
-def test_weights_that_are_no_numbers_are_refused(stories):
+def test_nan_weights_are_rejected(stories):
     path = stories / "model.safetensors"
     weights = load_file(path)
     weights["model.embed_tokens.weight"][5, 3] = float("nan")
     save_file(weights, path, {"format": "pt"})
-    refused(stories, "no numbers")
+    loading_error(stories, "NaN or infinite")
 
 
 @needs_shared
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(stories):
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(stories):
     tokenizer = transformers.AutoTokenizer.from_pretrained(stories)
     tokenizer.add_tokens(["<one>", "<more>"])
     tokenizer.save_pretrained(stories)
-    error = refused(stories, "more tokens than the model")
+    error = loading_error(stories, "more tokens than the model")
     assert (error.expected, error.found) == ("at most 512", "514")
 
 
 @needs_shared
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
-def test_broken_json_is_a_mistake_and_no_crash(stories, name: str):
+def test_broken_json_raises_a_user_error(stories, name: str):
     (stories / name).write_text('{"model_type": "llama"')
-    refused(stories)
+    loading_error(stories)
 
 
 @needs_shared
-def test_a_model_of_another_kind_is_refused(tmp_path):
+def test_an_encoder_decoder_model_is_rejected(tmp_path):
     small = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 512}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**small))
     model.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(STORIES / name, tmp_path)
-    refused(tmp_path, "Neither a causal nor a masked language model")
+    loading_error(tmp_path, "Neither a causal nor a masked language model")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", None])
-def test_a_json_file_of_others_is_an_object_or_a_mistake(tmp_path, content: bytes | None):
+def test_an_untrusted_json_file_must_be_an_object(tmp_path, content: bytes | None):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what the model sees, what is kept, and that an answer stops when it is told to."""
+"""Chat in the terminal: prompts, history, commands, and interrupting an answer."""
 
 import dataclasses
 import io
@@ -59,7 +59,7 @@ PROMPT = PromptConfig(system="One of: {labels}.", user="Text: {text}", date="202
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory, tiny_folder) -> Path:
-    """A model that says a or b for ever."""
+    """A model that generates an endless sequence of a and b."""
     folder = tmp_path_factory.mktemp("talker")
     tokenizer = byte_tokenizer()
     config = transformers.LlamaConfig.from_pretrained(tiny_folder, max_position_embeddings=100_000)
@@ -89,7 +89,7 @@ def test_closing_a_stream_stops_the_model(talking):
 
     prompt = np.array([7, 8, 9], dtype=np.int64)
     hook = talking.model.register_forward_pre_hook(slow)
-    before = set(threading.enumerate())  # some may be other tests' and end at any time
+    before = set(threading.enumerate())  # threads of other tests may end at any time
     stream = stream_ids(talking.model, prompt, talking.renderer, 400)
     first = [next(stream) for _ in range(3)]
     stream.close()
@@ -99,7 +99,7 @@ def test_closing_a_stream_stops_the_model(talking):
     assert first == list(stream_ids(talking.model, prompt, talking.renderer, 3))
 
 
-def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(tiny_folder):
+def test_an_answer_ends_at_the_context_limit_and_a_prompt_that_fills_the_context_is_an_error(tiny_folder):
     base = load_model(ModelConfig(str(tiny_folder)), resolve_machine("cpu", "float32", 0))
     renderer = make_renderer(base.text.tokenizer, (271,), PROMPT)
     prompt = np.full(597, 50, dtype=np.int64)
@@ -113,7 +113,7 @@ BYTES = make_renderer(byte_tokenizer(), (2,), PROMPT)
 
 @given(st.lists(st.integers(0, 258), max_size=30))
 @settings(derandomize=True, deadline=None)
-def test_the_pieces_of_a_stream_are_its_text(ids: list[int]):
+def test_the_pieces_of_a_stream_join_to_its_text(ids: list[int]):
     pieces = list(decode_pieces(ids, BYTES))
     assert "".join(pieces) == decode_answer(ids, BYTES)
     assert len(pieces) == (ids.index(2) if 2 in ids else len(ids)) + 1
@@ -124,7 +124,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_character
 
 @needs_shared
 @pytest.mark.parametrize("name", ["stories260K", "science-qwen2-12m"])
-def test_a_stream_never_shows_half_a_character(name: str):
+def test_a_stream_never_yields_part_of_a_character(name: str):
     text = load_tokenizer(ModelConfig(str(MODELS / name)))
     renderer = make_renderer(text.tokenizer, text.stop_ids, PROMPT)
 
@@ -143,10 +143,10 @@ def test_a_stream_never_shows_half_a_character(name: str):
 
 
 def scripted(*lines: str) -> Callable[[str], str]:
-    waiting = iter(lines)
+    remaining = iter(lines)
 
     def read(_: str) -> str:
-        for line in waiting:
+        for line in remaining:
             return line
         raise EOFError
 
@@ -163,12 +163,12 @@ def scripted(*lines: str) -> Callable[[str], str]:
         ([], None),
     ],
 )
-def test_a_line_that_ends_in_a_backslash_goes_on(lines, message):
+def test_a_line_that_ends_in_a_backslash_continues_on_the_next_line(lines, message):
     assert read_message(scripted(*lines), "> ") == message
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "expected"),
     [
         ("  /show me ", ("", "/show me")),
         ("/Show", ("show", "")),
@@ -178,18 +178,18 @@ def test_a_line_that_ends_in_a_backslash_goes_on(lines, message):
         (" ", ("", "")),
     ],
 )
-def test_a_line_is_a_command_or_a_message(line, found):
-    assert parse_command(line) == found
+def test_a_line_is_a_command_or_a_message(line, expected):
+    assert parse_command(line) == expected
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_misspelt_command_names_the_nearest(name):
+def test_the_error_for_a_misspelled_command_suggests_the_closest_one(name):
     with pytest.raises(UserError, match=f"Unknown command.*\n.*'/{name}'"):
         parse_command(f"/{name}{name[-1]}")
 
 
 @pytest.mark.parametrize("line", ["/", "/xyzzy", "/reset it", "/show me"])
-def test_what_is_no_command_is_a_mistake(line):
+def test_invalid_commands_are_user_errors(line):
     with pytest.raises(UserError):
         parse_command(line)
 
@@ -211,14 +211,14 @@ def test_the_latest_exchanges_that_fit_are_kept(turns: tuple[Message, ...], limi
     assert kept == turns or count(turns[len(turns) - len(kept) - 2 :]) > limit
 
 
-def test_characters_that_steer_a_terminal_become_pictures():
+def test_control_characters_are_shown_as_pictures():
     text = "a\tb\n\x1b[31mred\x07\r\x7f\x9b日"
     shown = printable(text)
     assert len(shown) == len(text) and shown[:4] == "a\tb\n" and "[31mred" in shown and shown[-1] == "日"
     assert not any(c in shown for c in "\x1b\x07\r\x7f\x9b")
 
 
-def test_columns_hold_each_text_whole():
+def test_each_column_contains_its_complete_text():
     left, right = "a[b] word " * 12, "日本" * 30 + "\nend"
     out = io.StringIO()
     Console(file=out, width=50).print(side_by_side({"one": left, "two": right}))
@@ -232,7 +232,7 @@ def test_columns_hold_each_text_whole():
 
 @pytest.fixture(scope="module")
 def tuned_run(tmp_path_factory, tiny_folder) -> Path:
-    """A run directory with an adapter that changes what the tiny model says."""
+    """A run directory with an adapter that changes the answers of the tiny model."""
     base = load_model(ModelConfig(str(tiny_folder)), resolve_machine("cpu", "float32", 0))
     model = adapters.attach_adapter(base, AdapterConfig(rank=2), 0)
     with torch.random.fork_rng(), torch.no_grad():
@@ -261,7 +261,7 @@ def opened(tuned_run) -> tuple[ChatModel, Conversation]:
 class Talk:
     conversation: Conversation
     replies: str
-    told: str
+    notices: str
 
 
 def talk(
@@ -271,15 +271,15 @@ def talk(
     stopped: Callable[[], bool] = lambda: False,
     tty: bool = False,
 ) -> Talk:
-    out, told = io.StringIO(), []
+    out, notices = io.StringIO(), []
     console = Console(file=out, width=60, force_terminal=tty)
     end = converse(
-        chat_model, conversation, Terminal(scripted(*lines), console, told.append, lambda: nullcontext(stopped))
+        chat_model, conversation, Terminal(scripted(*lines), console, notices.append, lambda: nullcontext(stopped))
     )
-    return Talk(end, out.getvalue(), "\n".join(told))
+    return Talk(end, out.getvalue(), "\n".join(notices))
 
 
-def test_without_adapter_the_base_model_computes_and_the_adapter_comes_back(opened, tiny_folder):
+def test_disabling_the_adapter_gives_the_base_model_and_is_undone_afterwards(opened, tiny_folder):
     chat_model, _ = opened
     dtype = str(next(p.dtype for n, p in chat_model.model.named_parameters() if "base_layer" in n)).removeprefix(
         "torch."
@@ -295,12 +295,12 @@ def test_without_adapter_the_base_model_computes_and_the_adapter_comes_back(open
     assert not torch.equal(plain, tuned)
 
 
-def test_a_tuned_run_brings_its_system_message_and_its_prompt(opened):
+def test_a_tuned_run_uses_its_system_message_and_its_prompt(opened):
     chat_model, conversation = opened
-    found = talk(chat_model, conversation, "the {cat}", "/raw", "the {cat}").conversation
-    first, _, second = [m.content for m in found.turns[:3]]
+    result = talk(chat_model, conversation, "the {cat}", "/raw", "the {cat}").conversation
+    first, _, second = [m.content for m in result.turns[:3]]
     assert (first, second) == ("Text: the {cat}", "the {cat}")
-    assert found.last[0].prompt.text.startswith("<|im_start|>system\nOne of: Meow, Moo.<|im_end|>")
+    assert result.last[0].prompt.text.startswith("<|im_start|>system\nOne of: Meow, Moo.<|im_end|>")
     assert "Text: {text}" in welcome_message(chat_model, conversation)
 
 
@@ -309,13 +309,13 @@ def test_a_prompt_without_one_column_is_not_filled(opened, template):
     chat_model = dataclasses.replace(opened[0], template=template)
     conversation = dataclasses.replace(opened[1], fills_template=False)
     assert user_message("hi", conversation, chat_model) == Message("user", "hi")
-    assert "no effect" in talk(chat_model, conversation, "/raw").told
+    assert "no effect" in talk(chat_model, conversation, "/raw").notices
 
 
-def test_a_trained_system_message_with_columns_asks_for_another(tuned_run):
+def test_a_system_message_with_columns_is_an_error_unless_another_is_given(tuned_run):
     tuned = load(tuned_run)
     with_columns = dataclasses.replace(tuned, prompt=dataclasses.replace(tuned.prompt, system="About {text}"))
-    with pytest.raises(UserError, match="shows columns"):
+    with pytest.raises(UserError, match="contains columns"):
         list(with_columns.ask("hi", None, 3))
     assert list(with_columns.ask("hi", "other", 3))
 
@@ -334,13 +334,13 @@ def test_the_model_sees_all_turns_so_far_and_the_system_message(opened):
     assert "system" not in fresh.last[0].prompt.text and len(fresh.turns) == 2
 
 
-def test_the_answer_is_what_asking_once_gives(opened, tuned_run):
+def test_the_first_answer_equals_that_of_ask(opened, tuned_run):
     chat_model, conversation = opened
-    found = talk(chat_model, conversation, "the cow")
-    assert found.replies == "".join(map(printable, load(tuned_run).ask("the cow", None, 12))) + "\n"
+    result = talk(chat_model, conversation, "the cow")
+    assert result.replies == "".join(map(printable, load(tuned_run).ask("the cow", None, 12))) + "\n"
 
 
-def test_base_and_adapter_answer_in_turn_and_side_by_side(opened):
+def test_base_and_tuned_model_answer_separately_and_side_by_side(opened):
     chat_model, conversation = opened
     base = talk(chat_model, conversation, "/base", "hello").conversation.last[0]
     tuned = talk(chat_model, conversation, "/base", "/adapter", "hello").conversation.last[0]
@@ -357,51 +357,51 @@ def test_base_and_adapter_answer_in_turn_and_side_by_side(opened):
     assert talk(chat_model, conversation, "/compare", "hello", tty=True).conversation.turns == both.conversation.turns
 
 
-def test_the_oldest_turns_leave_when_the_context_is_full(opened):
+def test_the_oldest_turns_are_dropped_if_the_context_is_full(opened):
     chat_model, conversation = opened
-    found = talk(chat_model, conversation, *(f"{i}" + "x" * 120 for i in range(9)))
-    last = found.conversation.last[0]
+    result = talk(chat_model, conversation, *(f"{i}" + "x" * 120 for i in range(9)))
+    last = result.conversation.last[0]
     assert len(last.prompt.token_ids) + 12 <= 600
     assert "One of: Meow" in last.prompt.text and "8xxx" in last.prompt.text and "0xxx" not in last.prompt.text
-    assert "2 oldest turns" in found.told
-    assert 2 < len(found.conversation.turns) < 18
+    assert "2 oldest turns" in result.notices
+    assert 2 < len(result.conversation.turns) < 18
 
 
 @pytest.mark.parametrize(("excess", "turns_kept"), [(0, 4), (1, 2)])
-def test_history_leaves_room_for_the_answer_to_the_token(opened, excess, turns_kept):
+def test_history_reserves_exactly_the_tokens_of_the_answer(opened, excess, turns_kept):
     chat_model, conversation = opened
     before = talk(chat_model, conversation, "one").conversation
-    asked = [Message("system", "One of: Meow, Moo."), *before.turns, Message("user", "Text: ")]
-    room = 600 - 12 - len(render_prompt(asked, chat_model.renderer).token_ids)
-    found = talk(chat_model, before, "x" * (room + excess))
-    assert len(found.conversation.turns) == turns_kept
-    assert excess or len(found.conversation.last[0].prompt.token_ids) == 588
+    messages = [Message("system", "One of: Meow, Moo."), *before.turns, Message("user", "Text: ")]
+    room = 600 - 12 - len(render_prompt(messages, chat_model.renderer).token_ids)
+    result = talk(chat_model, before, "x" * (room + excess))
+    assert len(result.conversation.turns) == turns_kept
+    assert excess or len(result.conversation.last[0].prompt.token_ids) == 588
 
 
-def test_a_message_that_never_fits_changes_nothing(opened):
+def test_a_message_that_does_not_fit_changes_nothing(opened):
     chat_model, conversation = opened
     before = talk(chat_model, conversation, "one").conversation
-    found = talk(chat_model, before, "x" * 700)
-    assert found.conversation == before and "does not fit" in found.told
+    result = talk(chat_model, before, "x" * 700)
+    assert result.conversation == before and "does not fit" in result.notices
 
 
 def after(count: int) -> Callable[[], bool]:
-    """A person who interrupts at the ``count``-th time of asking."""
-    asked: Iterator[int] = iter(range(1, 10**6))
-    return lambda: next(asked) >= count
+    """A stop function that returns True from its ``count``-th call on."""
+    calls: Iterator[int] = iter(range(1, 10**6))
+    return lambda: next(calls) >= count
 
 
-def test_an_interrupted_answer_stays_as_far_as_it_was_said(talking):
+def test_the_text_of_an_interrupted_answer_stays_in_the_conversation(talking):
     conversation = Conversation(None, BASE, fills_template=False)
     whole = talk(talking, conversation, "hello").conversation
-    found = talk(talking, conversation, "hello", stopped=after(6))
-    assert found.conversation.last[0].token_ids == whole.last[0].token_ids[:5]
-    assert found.conversation.turns == (Message("user", "hello"), Message("assistant", whole.turns[1].content[:5]))
-    assert found.replies == whole.turns[1].content[:5] + "\n"
-    assert "stopped" in found.told
+    result = talk(talking, conversation, "hello", stopped=after(6))
+    assert result.conversation.last[0].token_ids == whole.last[0].token_ids[:5]
+    assert result.conversation.turns == (Message("user", "hello"), Message("assistant", whole.turns[1].content[:5]))
+    assert result.replies == whole.turns[1].content[:5] + "\n"
+    assert "stopped" in result.notices
 
 
-def test_ctrl_c_stops_the_answer_and_no_more(talking):
+def test_ctrl_c_stops_only_the_answer(talking):
     calls = []
 
     def press(*_):
@@ -420,28 +420,28 @@ def test_ctrl_c_stops_the_answer_and_no_more(talking):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_message_that_was_interrupted_before_a_word_is_forgotten(talking):
+def test_a_message_whose_answer_is_interrupted_before_any_text_is_dropped(talking):
     before = talk(talking, Conversation(None, BASE, fills_template=False), "hello").conversation
-    found = talk(talking, before, "more", stopped=lambda: True)
-    assert found.conversation.turns == before.turns
+    result = talk(talking, before, "more", stopped=lambda: True)
+    assert result.conversation.turns == before.turns
 
 
 def test_interrupting_a_comparison_stops_both(opened):
     chat_model, conversation = opened
-    found = talk(chat_model, conversation, "/compare", "hello", stopped=after(3))
-    assert [len(a.token_ids) for a in found.conversation.last] == [2, 0]
-    assert found.conversation.turns == ()
+    result = talk(chat_model, conversation, "/compare", "hello", stopped=after(3))
+    assert [len(a.token_ids) for a in result.conversation.last] == [2, 0]
+    assert result.conversation.turns == ()
     assert (
-        f"{TUNED}: {len(found.conversation.last[1].prompt.token_ids)} tokens, 0 of"
-        in talk(chat_model, found.conversation, "/show").replies
+        f"{TUNED}: {len(result.conversation.last[1].prompt.token_ids)} tokens, 0 of"
+        in talk(chat_model, result.conversation, "/show").replies
     )
 
 
 def test_show_prints_the_tokens_of_the_last_exchange(opened):
     chat_model, conversation = opened
-    assert "Nothing was said" in talk(chat_model, conversation, "/show").told
-    said = talk(chat_model, conversation, "one", "two").conversation
-    reply = said.last[0]
+    assert "There is no exchange" in talk(chat_model, conversation, "/show").notices
+    after_two = talk(chat_model, conversation, "one", "two").conversation
+    reply = after_two.last[0]
     seen = seen_tokens(reply, chat_model.renderer)
     assert seen.token_ids.tolist() == [*reply.prompt.token_ids.tolist(), *reply.token_ids]
     assert seen.loss_weights.sum() == len(reply.token_ids)
@@ -449,40 +449,40 @@ def test_show_prints_the_tokens_of_the_last_exchange(opened):
     assert text.plain.replace("↵\n", "\n") == seen.text
     green = "".join(text.plain[s.start : s.end] for s in text.spans if s.style == TRAINED)
     assert green == printable(chat_model.renderer.tokenizer.decode(reply.token_ids)).replace("\n", "↵\n")
-    shown = talk(chat_model, said, "/show")
-    assert shown.conversation == said
+    shown = talk(chat_model, after_two, "/show")
+    assert shown.conversation == after_two
     assert f"{len(seen.token_ids)} tokens, {len(reply.token_ids)} of them" in shown.replies
     assert seen.text in shown.replies.replace("↵\n", "\n")
 
 
 @pytest.mark.parametrize("line", ["/base", "/adapter", "/compare", "/raw"])
-def test_a_plain_model_has_nothing_to_switch(talking, line):
+def test_commands_that_need_an_adapter_change_nothing_with_a_base_model(talking, line):
     conversation = Conversation(None, BASE, fills_template=False)
-    found = talk(talking, conversation, line)
-    assert found.conversation == conversation and line in found.told
+    result = talk(talking, conversation, line)
+    assert result.conversation == conversation and line in result.notices
 
 
-@pytest.mark.parametrize(("refusal", "told"), [("{{ raise_exception('no system') }}", "refuses"), ("", "drops")])
-def test_a_system_message_that_the_template_does_not_take_changes_nothing(opened, refusal, told):
+@pytest.mark.parametrize(("refusal", "expected"), [("{{ raise_exception('no system') }}", "rejects"), ("", "drops")])
+def test_a_system_message_that_the_template_does_not_support_changes_nothing(opened, refusal, expected):
     chat_model, conversation = opened
     tokenizer = byte_tokenizer()
     loop = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
     tokenizer.chat_template = f"{{% if messages[0].role == 'system' %}}{refusal}{{% endif %}}{loop}"
     strict = dataclasses.replace(chat_model, renderer=make_renderer(tokenizer, (2,), PROMPT))
     before = talk(strict, dataclasses.replace(conversation, system=None), "one").conversation
-    found = talk(strict, before, "/system be brief")
-    assert found.conversation == before and told in found.told
+    result = talk(strict, before, "/system be brief")
+    assert result.conversation == before and expected in result.notices
 
 
 def test_help_names_every_command_and_quit_ends(opened):
-    told = talk(*opened, "/help", "/quit", "/xyzzy").told
-    assert all(f"/{name}" in told for name in COMMANDS) and "xyzzy" not in told
+    notices = talk(*opened, "/help", "/quit", "/xyzzy").notices
+    assert all(f"/{name}" in notices for name in COMMANDS) and "xyzzy" not in notices
 
 
-# ---- the verb --------------------------------------------------------------------------------------------------------
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
-def test_piped_lines_give_answers_on_standard_output_and_all_else_on_error(talker, monkeypatch, capsys):
+def test_piped_input_gives_answers_on_standard_output_and_messages_on_standard_error(talker, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/compre\n\nhow\\\nare you"))
     assert main(["chat", "--model", str(talker), "--max-new-tokens", "5"]) == 0
     out, err = capsys.readouterr()
@@ -491,16 +491,16 @@ def test_piped_lines_give_answers_on_standard_output_and_all_else_on_error(talke
 
 
 @pytest.mark.parametrize("flags", [["RUN", "--model", "x"], ["RUN/adapter/none"], ["RUN", "--max-new-tokens", "0"]])
-def test_a_mistake_on_the_command_line_exits_with_2(tuned_run, flags, capsys):
+def test_wrong_arguments_exit_with_2(tuned_run, flags, capsys):
     assert main(["chat", *(flag.replace("RUN", str(tuned_run)) for flag in flags)]) == 2
     assert "error: " in capsys.readouterr().err
 
 
-# Ctrl-C reaches the processes whose controlling terminal it is typed in.
+# Ctrl-C only reaches processes whose controlling terminal is the one it is typed in.
 IN_A_TERMINAL = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from loratory.cli import main
+from loratory.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -508,31 +508,31 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(talker):
-    mine, theirs = os.openpty()
+    parent, child = os.openpty()
     command = [sys.executable, "-c", IN_A_TERMINAL, "chat", "--model", str(talker), "--max-new-tokens", "90000"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, start_new_session=True)
+    os.close(child)
     seen, limit = b"", time.monotonic() + 240
 
     def until(done: Callable[[bytes], bool]) -> None:
         nonlocal seen
         while not done(seen):
             assert time.monotonic() < limit and process.poll() is None, seen.decode()
-            if select.select([mine], [], [], 0.1)[0]:
-                seen += os.read(mine, 4096)
+            if select.select([parent], [], [], 0.1)[0]:
+                seen += os.read(parent, 4096)
 
     try:
         until(lambda text: b"> " in text)
-        os.write(mine, b"hello\r")
+        os.write(parent, b"hello\r")
         until(lambda text: any(word in text for word in (b"aaaa", b"bbbb", b"abab")))
-        os.write(mine, b"\x03")
+        os.write(parent, b"\x03")
         until(lambda text: b"(stopped)" in text)
-        os.write(mine, b"/show\r")
-        until(lambda text: b"of them the answer's" in text)
+        os.write(parent, b"/show\r")
+        until(lambda text: b"of them generated" in text)
         while process.poll() is None and time.monotonic() < limit:
-            os.write(mine, b"\x04")
+            os.write(parent, b"\x04")
             time.sleep(0.1)
         assert process.wait(5) == 0
     finally:
         process.kill()
-        os.close(mine)
+        os.close(parent)

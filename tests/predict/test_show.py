@@ -1,4 +1,4 @@
-"""What `loratory show` says is what is trained on: the same ids, and labels that stand one place before their token."""
+"""`loratory show` prints exactly the training data: the same ids, and labels shifted by one position."""
 
 import dataclasses
 import json
@@ -28,24 +28,24 @@ token_lists = st.lists(
 
 @given(token_lists, st.integers(0, 63))
 @settings(derandomize=True, deadline=None, max_examples=80)
-def test_padded_arrays_predict_each_trained_token_from_the_place_before_it(drawn, pad_id: int):
-    ids = [[token for token, _ in one] for one in drawn]
-    weights = [[weight for _, weight in one] for one in drawn]
+def test_padded_arrays_predict_each_target_from_the_position_before_it(drawn, pad_id: int):
+    ids = [[token for token, _ in pairs] for pairs in drawn]
+    weights = [[weight for _, weight in pairs] for pairs in drawn]
     arrays = padded_arrays([sequence(i, w) for i, w in zip(ids, weights, strict=True)], pad_id)
     shape = (len(ids), max(map(len, ids)))
     assert {name: np.array(rows).shape for name, rows in arrays.items()} == {
         "input_ids": shape, "attention_mask": shape, "shifted_labels": shape,
     }  # fmt: skip
-    for i, w, shown, mask, labels in zip(ids, weights, *arrays.values(), strict=True):
+    for i, w, padded, mask, labels in zip(ids, weights, *arrays.values(), strict=True):
         length = len(i)
-        assert shown == i + [pad_id] * (shape[1] - length)
+        assert padded == i + [pad_id] * (shape[1] - length)
         assert mask == [1] * length + [0] * (shape[1] - length)
         for t in range(shape[1]):
             is_trained = t + 1 < length and w[t + 1] > 0
             assert labels[t] == (i[t + 1] if is_trained else IGNORED)
 
 
-def test_an_ignored_label_is_the_one_that_cross_entropy_leaves_out():
+def test_ignored_labels_have_the_ignore_index_of_cross_entropy():
     assert IGNORED == -100
 
 
@@ -55,7 +55,7 @@ def renderer() -> Renderer:
     return make_renderer(text.tokenizer, text.stop_ids, PromptConfig(date="2025-01-01"))
 
 
-def one(renderer: Renderer, question: str, reply: str) -> TokenizedExample:
+def tokenized(renderer: Renderer, question: str, reply: str) -> TokenizedExample:
     return tokenize(Example((Message("user", question),), (reply,), (), "a.csv:2"), renderer)[0]
 
 
@@ -65,35 +65,33 @@ texts = st.text("ab é日🤖\n", min_size=1, max_size=9)
 @needs_shared
 @given(texts, texts.filter(lambda t: bool(t.strip())))
 @settings(derandomize=True, deadline=None, max_examples=40)
-def test_rows_are_the_tokens_and_their_texts_the_text(renderer: Renderer, question: str, reply: str):
-    found = one(renderer, question, reply)
-    rows = token_records(found, renderer)
-    assert [row["id"] for row in rows] == found.token_ids.tolist()
-    assert [row["trained"] for row in rows] == (found.loss_weights > 0).tolist()
-    assert renderer.tokenizer.convert_tokens_to_ids([row["token"] for row in rows]) == found.token_ids.tolist()
+def test_token_records_match_the_tokenized_example(renderer: Renderer, question: str, reply: str):
+    example = tokenized(renderer, question, reply)
+    rows = token_records(example, renderer)
+    assert [row["id"] for row in rows] == example.token_ids.tolist()
+    assert [row["trained"] for row in rows] == (example.loss_weights > 0).tolist()
+    assert renderer.tokenizer.convert_tokens_to_ids([row["token"] for row in rows]) == example.token_ids.tolist()
     assert "".join(row["text"] for row in rows if row["trained"]) == reply.strip() + renderer.ending_text
 
 
 @needs_shared
 @given(texts, texts.filter(lambda t: bool(t.strip())))
 @settings(derandomize=True, deadline=None, max_examples=40)
-def test_the_coloured_text_is_the_whole_text_once_with_the_trained_part_marked(
-    renderer: Renderer, question: str, reply: str
-):
-    found = one(renderer, question, reply)
-    shown = highlighted(found)
-    assert shown.plain.replace("↵\n", "\n") == found.text
-    labels_above = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == TRAINED)
-    assert labels_above.replace("↵\n", "\n") == reply.strip() + renderer.ending_text
+def test_highlighted_text_is_complete_and_marks_the_targets(renderer: Renderer, question: str, reply: str):
+    example = tokenized(renderer, question, reply)
+    shown = highlighted(example)
+    assert shown.plain.replace("↵\n", "\n") == example.text
+    marked_text = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == TRAINED)
+    assert marked_text.replace("↵\n", "\n") == reply.strip() + renderer.ending_text
 
 
-def test_overlapping_spans_show_each_character_once():
-    found = sequence([1, 2, 3], 1)
+def test_characters_of_overlapping_spans_are_shown_once():
+    tokens = sequence([1, 2, 3], 1)
     spans = np.array([[0, 2], [1, 2], [1, 4]], dtype=np.int64)
-    assert highlighted(dataclasses.replace(found, text="abcd", char_spans=spans)).plain == "abcd"
+    assert highlighted(dataclasses.replace(tokens, text="abcd", char_spans=spans)).plain == "abcd"
 
 
-# ---- the verb --------------------------------------------------------------------------------------------------------
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -106,16 +104,16 @@ def task(tmp_path) -> str:
     return str(path)
 
 
-def printed(capsys, *arguments: str) -> str:
+def show(capsys, *arguments: str) -> str:
     assert main(["show", *arguments]) == 0
     return capsys.readouterr().out
 
 
 @needs_shared
 def test_show_prints_the_tokens_of_training_examples_as_json(task, capsys):
-    found = json.loads(printed(capsys, task, "--count", "3", "--json"))
-    assert len(found) == 3
-    for shown in found:
+    examples = json.loads(show(capsys, task, "--count", "3", "--json"))
+    assert len(examples) == 3
+    for shown in examples:
         file, _, line = shown["source"].rpartition(":")
         animal, sound = Path(file).read_text().splitlines()[int(line) - 1].split(",")
         text = "".join(token["text"] for token in shown["tokens"])
@@ -124,9 +122,9 @@ def test_show_prints_the_tokens_of_training_examples_as_json(task, capsys):
 
 
 @needs_shared
-def test_show_prints_the_arrays_that_other_programs_train_on(task, capsys):
-    tokens = json.loads(printed(capsys, task, "--count", "2", "--json"))
-    arrays = json.loads(printed(capsys, task, "--count", "2", "--padded", "--json"))
+def test_show_prints_the_padded_arrays(task, capsys):
+    tokens = json.loads(show(capsys, task, "--count", "2", "--json"))
+    arrays = json.loads(show(capsys, task, "--count", "2", "--padded", "--json"))
     assert set(arrays) == {"input_ids", "attention_mask", "shifted_labels"}
     for shown, ids, mask, labels in zip(tokens, *arrays.values(), strict=True):
         length = sum(mask)
@@ -134,11 +132,11 @@ def test_show_prints_the_arrays_that_other_programs_train_on(task, capsys):
         trained = [token["id"] for token in shown["tokens"] if token["trained"]]
         assert [label for label in labels if label != IGNORED] == trained
         assert labels[length - 2] == trained[-1] and labels[length - 1] == IGNORED
-    table = printed(capsys, task, "--count", "2", "--padded").splitlines()
+    table = show(capsys, task, "--count", "2", "--padded").splitlines()
     assert table[0] == "input_ids" and [int(x) for x in table[1].split()] == arrays["input_ids"][0]
 
 
 @needs_shared
-def test_show_prints_the_text_for_people(task, capsys):
-    shown = printed(capsys, task, "--count", "1")
+def test_show_prints_readable_text(task, capsys):
+    shown = show(capsys, task, "--count", "1")
     assert "tokens" in shown and "trained" in shown and "One of: meow, moo" in shown and "</s>" in shown

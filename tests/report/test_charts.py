@@ -1,4 +1,4 @@
-"""Numbers as text, and the geometry of the pictures."""
+"""Formatting of numbers, and the geometry of the charts."""
 
 import re
 
@@ -22,7 +22,7 @@ def test_logarithmic_ticks_are_few_and_enclose_the_values(low, factor):
     ticks = log_ticks(low, low * factor)
     assert 2 <= len(ticks) <= 9 and ticks == sorted(set(ticks))
     assert ticks[0] <= low * (1 + 1e-6) and ticks[-1] >= low * factor * (1 - 1e-6)
-    assert ticks[1] > low and ticks[-2] < low * factor * (1 + 1e-6), "no tick is spent on nothing"
+    assert ticks[1] > low and ticks[-2] < low * factor * (1 + 1e-6), "no superfluous ticks"
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_other_texts():
+def test_p_values_sizes_and_short_texts():
     assert [p_text(p) for p in (0.0004, 0.012, 0.31)] == ["p < 0.001", "p = 0.012", "p = 0.31"]
     assert (size(1_900_000_000), size(420_000_000)) == ("1.9 GB", "420 MB")
     assert short("a  b\nc", 10) == "a b c" and short("abcdef", 4) == "abc…"
 
 
-def test_what_belongs_together_stays_on_one_line():
+def test_numbers_and_units_are_joined_by_nonbreaking_spaces():
     assert unbroken("67.0 % ± 1.2 points in 2 min 5 s (p < 0.001) of 5 more").split(" ") == [
         "67.0\u00a0%\u00a0±\u00a01.2\u00a0points",
         "in",
@@ -53,24 +53,24 @@ def test_what_belongs_together_stays_on_one_line():
 
 
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=400))
-def test_loss_chart_stays_in_its_box_and_has_few_points(losses):
+def test_loss_chart_stays_in_its_box_with_a_bounded_number_of_points(losses):
     chart = loss_chart([(i + 1, loss) for i, loss in enumerate(losses)], [(len(losses), losses[-1])], len(losses))
     numbers = [float(number) for number in re.findall(r"[\d.]+", chart.training)]
     assert all(-0.01 <= number <= 100.01 for number in numbers)
     assert 2 <= len(numbers) <= 2 * 120
     assert all(0 <= tick.percent <= 100 for tick in [*chart.x_ticks, *chart.y_ticks])
     assert chart.validation == "" and chart.validation_dots.startswith("M100.00 ")
-    assert chart.kept.percent == 100
+    assert chart.selected.percent == 100
 
 
-def test_equal_ratios_of_loss_are_equal_heights():
+def test_loss_axis_is_logarithmic():
     chart = loss_chart([(1, 4.0), (2, 2.0), (3, 1.0)], [])
     first, second, third = (float(point.split()[1]) for point in chart.training[1:].split(" L"))
     assert second - first == pytest.approx(third - second, abs=0.02) and second > first
-    assert chart.kept is None
+    assert chart.selected is None
 
 
-def test_loss_chart_of_nothing():
+def test_no_loss_chart_without_finite_losses():
     assert loss_chart([], []) is None
     assert loss_chart([(1, float("nan"))], []) is None
 
@@ -78,7 +78,7 @@ def test_loss_chart_of_nothing():
 def test_confusion_grid_keeps_every_count_of_a_shown_row():
     counts = [[5, 1, 0, 2], [0, 9, 0, 0], [4, 0, 6, 1]]
     shown = labels_to_show([counts], most=2)
-    assert shown == [0, 2], "the label that is never mistaken goes first"
+    assert shown == [0, 2], "the label without errors is left out first"
     grid = confusion_grid(counts, ["a", "b", "c"], shown)
     assert grid.columns == ["a", "c", "other label", "no label"]
     assert [(label, [cell.count for cell in cells]) for label, cells in grid.rows] == [
@@ -92,6 +92,6 @@ def test_confusion_grid_keeps_every_count_of_a_shown_row():
     assert all(sum(cell.share for cell in cells) == pytest.approx(1) for _, cells in grid.rows)
 
 
-def test_confusion_grid_of_few_labels_is_whole():
+def test_confusion_grid_of_few_labels_is_complete():
     grid = confusion_grid([[1, 0, 0], [0, 1, 0]], ["a", "b"], labels_to_show([[[1, 0, 0], [0, 1, 0]]]))
     assert grid.columns == ["a", "b", "no label"] and len(grid.rows) == 2

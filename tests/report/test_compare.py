@@ -1,4 +1,4 @@
-"""Two runs compared: the difference, who may be compared, what is said to differ."""
+"""Comparison of two runs: the difference, which runs can be compared, and the settings that differ."""
 
 import json
 
@@ -16,7 +16,7 @@ TOML = '[prompt]\nuser = "{text}"\n[train]\nepochs = 3\nseed = 0\n[run]\nout = "
 
 
 def two_runs(folder, right_a=range(100), right_b=range(50, 170)):
-    """Two runs whose tuned systems have just these of 200 test examples right."""
+    """Two runs whose tuned systems answer exactly the given ones of 200 test examples correctly."""
     runs = [write_run(folder / name, RATES) for name in ("first", "second")]
     for run, right in zip(runs, (right_a, right_b), strict=True):
         exactly(run, "tuned", set(right))
@@ -24,24 +24,24 @@ def two_runs(folder, right_a=range(100), right_b=range(50, 170)):
     return runs
 
 
-def compared(a, b):
+def compare(a, b):
     return compare_runs(*read_pair(a, b))
 
 
-def terminal_text(found):
+def terminal_text(comparison):
     console = Console(width=100, force_terminal=False)
     with console.capture() as capture:
-        console.print(render_comparison(found))
+        console.print(render_comparison(comparison))
     return capture.get()
 
 
-def test_difference_and_test_are_those_of_the_two_after_systems(tmp_path):
-    found = compared(*two_runs(tmp_path))
-    assert (found["difference"]["only_a"], found["difference"]["only_b"]) == (50, 70)
-    assert found["difference"]["difference"] == pytest.approx(0.1)
-    assert found["difference"]["p_value"] == mcnemar_exact(50, 70)
-    assert [s["name"] for s in found["systems"]] == list(RATES)
-    assert [s["difference"] for s in found["systems"]] == pytest.approx([0, 0, 0.1])
+def test_difference_and_p_value_compare_the_two_after_systems(tmp_path):
+    comparison = compare(*two_runs(tmp_path))
+    assert (comparison["difference"]["only_a"], comparison["difference"]["only_b"]) == (50, 70)
+    assert comparison["difference"]["difference"] == pytest.approx(0.1)
+    assert comparison["difference"]["p_value"] == mcnemar_exact(50, 70)
+    assert [s["name"] for s in comparison["systems"]] == list(RATES)
+    assert [s["difference"] for s in comparison["systems"]] == pytest.approx([0, 0, 0.1])
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,19 @@ def test_difference_and_test_are_those_of_the_two_after_systems(tmp_path):
 )
 def test_the_comparison_is_antisymmetric(tmp_path, right_a, right_b, better):
     a, b = two_runs(tmp_path, right_a, right_b)
-    there, back = compared(a, b), compared(b, a)
-    one, other = there["difference"], back["difference"]
+    forward, backward = compare(a, b), compare(b, a)
+    one, other = forward["difference"], backward["difference"]
     assert one["difference"] == -other["difference"] and one["p_value"] == other["p_value"]
     assert (one["low"], one["high"]) == pytest.approx((-other["high"], -other["low"]))
     assert (one["only_a"], one["only_b"]) == (other["only_b"], other["only_a"])
-    assert there["better"] == better and back["better"] == {"a": "b", "b": "a", None: None}[better]
-    assert [s["difference"] for s in there["systems"]] == [-s["difference"] for s in back["systems"]]
+    assert forward["better"] == better and backward["better"] == {"a": "b", "b": "a", None: None}[better]
+    assert [s["difference"] for s in forward["systems"]] == [-s["difference"] for s in backward["systems"]]
 
 
 @pytest.mark.parametrize(
     ("right_a", "right_b", "start"),
     [
-        (range(100), range(50, 170), "No difference is measurable: 50.0 % for A (first) and 60.0 % for B (second)"),
+        (range(100), range(50, 170), "No significant difference: 50.0 % for A (first) and 60.0 % for B (second)"),
         (
             range(100),
             range(180),
@@ -75,21 +75,26 @@ def test_the_comparison_is_antisymmetric(tmp_path, right_a, right_b, better):
         ),
     ],
 )
-def test_words_say_which_is_better_or_that_none_is(tmp_path, right_a, right_b, start):
+def test_sentence_names_the_better_run_or_says_that_the_difference_is_not_significant(
+    tmp_path, right_a, right_b, start
+):
     a, b = two_runs(tmp_path, right_a, right_b)
-    found = compared(a, b)
-    assert found["sentence"].startswith(start)
-    assert found["better"] is None or " interval -" not in found["sentence"], "how much better, whichever is better"
-    assert " ".join(found["sentence"].split()) in " ".join(terminal_text(found).split())
-    assert found["sentence"] in Page(comparison_page(*read_pair(a, b), found)).text.replace("\n", "")
+    comparison = compare(a, b)
+    sentence = comparison["sentence"]
+    assert sentence.startswith(start)
+    assert comparison["better"] is None or " interval -" not in sentence, (
+        "the difference is stated as a positive number"
+    )
+    assert " ".join(sentence.split()) in " ".join(terminal_text(comparison).split())
+    assert sentence in Page(comparison_page(*read_pair(a, b), comparison)).text.replace("\n", "")
 
 
-def test_settings_that_differ_are_listed_and_no_others(tmp_path):
+def test_exactly_the_settings_that_differ_are_listed(tmp_path):
     a, b = two_runs(tmp_path)
     (b / "config.toml").write_text((TOML % b).replace("epochs = 3", "epochs = 5") + "threads = 2\n")
     change_json(b / "environment.json", versions={"torch": "2.12.0"})
     change_json(b / "data.json", files=[{"path": "papers.csv", "sha256": "2" * 64}])
-    settings = {row["key"]: (row["a"], row["b"]) for row in compared(a, b)["settings"]}
+    settings = {row["key"]: (row["a"], row["b"]) for row in compare(a, b)["settings"]}
     assert settings == {
         "train.epochs": ("3", "5"),
         "run.threads": (None, "2"),
@@ -98,16 +103,16 @@ def test_settings_that_differ_are_listed_and_no_others(tmp_path):
     }
 
 
-def test_costs_stand_side_by_side(tmp_path):
+def test_costs_of_both_runs_are_listed(tmp_path):
     a, b = two_runs(tmp_path)
     with (b / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"event": "stage", "name": "train", "seconds": 35.0}) + "\n")
-    costs = {cost["name"]: (cost["a"], cost["b"]) for cost in compared(a, b)["costs"]}
+    costs = {cost["name"]: (cost["a"], cost["b"]) for cost in compare(a, b)["costs"]}
     assert costs["train"] == (25, 60) and costs["peak memory"] == (2_000_000_000, 2_000_000_000)
 
 
 @pytest.mark.parametrize("difference", ["number", "answer", "order", "prompt"])
-def test_other_test_examples_are_refused_and_the_message_says_what_differs(tmp_path, difference):
+def test_different_test_examples_are_an_error_that_says_what_differs(tmp_path, difference):
     a, b = two_runs(tmp_path)
     lines = {path: path.read_text().splitlines(keepends=True) for path in (b / "predictions").glob("*.jsonl")}
     prompts = json.loads((b / "data.json").read_text())["test_prompts"]
@@ -121,62 +126,73 @@ def test_other_test_examples_are_refused_and_the_message_says_what_differs(tmp_p
             "prompt": rows,
         }
         path.write_text("".join(changed[difference]))
-    says = {
+    expected = {
         "number": "200 and 199 test examples",
-        "answer": "test example 2 expects 'Cryptography' and 'Robotics'",
-        "order": "test example 1 expects 'Computation and Language' and 'Cryptography'",
-        "prompt": "test example 3 reads 'Abstract number 2: we study a problem.' and 'Another text'",
+        "answer": "test example 2: expected answers 'Cryptography' and 'Robotics'",
+        "order": "test example 1: expected answers 'Computation and Language' and 'Cryptography'",
+        "prompt": "test example 3: prompts 'Abstract number 2: we study a problem.' and 'Another text'",
     }
     with pytest.raises(UserError, match="not tested on the same examples") as error:
         read_pair(a, b)
-    assert error.value.found == says[difference]
+    assert error.value.found == expected[difference]
 
 
-def test_runs_of_other_prompts_are_compared_only_on_the_same_files(tmp_path):
+def test_runs_with_different_prompt_templates_need_the_same_data_files(tmp_path):
     a, b = two_runs(tmp_path)
     prompts = json.loads((b / "data.json").read_text())["test_prompts"]
     change_json(b / "data.json", test_prompts=[f"Paper: {prompt}" for prompt in prompts])
     (b / "config.toml").write_text((TOML % b).replace("{text}", "Paper: {text}"))
-    assert [row["key"] for row in compared(a, b)["settings"]] == ["prompt.user"]
+    assert [row["key"] for row in compare(a, b)["settings"]] == ["prompt.user"]
     change_json(b / "data.json", files=[{"path": "papers.csv", "sha256": "2" * 64}])
     with pytest.raises(UserError, match="Paper: Abstract number 0"):
         read_pair(a, b)
 
 
-def test_a_system_that_one_run_lacks_has_no_difference(tmp_path):
+def test_a_system_missing_from_one_run_has_no_difference(tmp_path):
     a, b = write_run(tmp_path / "a", RATES), write_run(tmp_path / "b", RATES | {"tuned-choose": 0.9})
-    found = compared(a, b)
-    assert found["b"]["system"] == "tuned-choose" and found["systems"][-1]["a"] is None
-    assert found["systems"][-1]["difference"] is None and "tuned-choose" in terminal_text(found)
-    Page(comparison_page(*read_pair(a, b), found))
+    comparison = compare(a, b)
+    last = comparison["systems"][-1]
+    assert comparison["b"]["system"] == "tuned-choose" and last["a"] is None
+    assert last["difference"] is None and "tuned-choose" in terminal_text(comparison)
+    Page(comparison_page(*read_pair(a, b), comparison))
 
 
-def test_seeds_are_told(tmp_path):
+def test_sentence_reports_the_spread_over_seeds(tmp_path):
     a, b = two_runs(tmp_path)
     write_part(b, "seeds/1", {"tuned": 0.8})
-    assert "Over 2 seeds, B (second) reaches 70.0 % ± 14.1 points (60.0, 80.0)" in compared(a, b)["sentence"]
+    assert "Over 2 seeds, B (second) reaches 70.0 % ± 14.1 points (60.0, 80.0)" in compare(a, b)["sentence"]
 
 
-def test_page_is_self_contained_and_escapes_hostile_text(tmp_path):
+def test_page_is_self_contained_and_escapes_all_text(tmp_path):
     evil = "<script>alert('x')</script>\" onload=\"x [bold] {{ 7 * 7 }}"
     a, b = two_runs(tmp_path)
     (b / "config.toml").write_text((TOML % b) + f"note = {json.dumps(evil)}\n")
     for run in (a, b):
         change_json(run / "data.json", test_prompts=[evil] * 200)
-    found = compared(a, b)
-    html = comparison_page(*read_pair(a, b), found)
+    comparison = compare(a, b)
+    html = comparison_page(*read_pair(a, b), comparison)
     parsed = Page(html)
     assert parsed.references == [] and "url(" not in html and "@import" not in html
     assert not [tag for tag, attrs in parsed.tags if tag == "script" or "onload" in attrs]
-    assert parsed.text.count(evil) >= 3 and "[bold]" in terminal_text(found)
+    assert parsed.text.count(evil) >= 3 and "[bold]" in terminal_text(comparison)
     assert all("scope" in attrs for tag, attrs in parsed.tags if tag == "th")
     assert all(name in parsed.text for name in (*RATES, str(a), str(b)))
+
+
+def test_page_of_identical_runs_with_graded_scores(tmp_path):
+    a, b = two_runs(tmp_path, range(100), range(100))
+    for run in (a, b):
+        change_json(run / "data.json", task="text", labels=[])
+    comparison = compare(a, b)
+    assert comparison["difference"]["low"] == comparison["difference"]["high"] == 0
+    text = Page(comparison_page(*read_pair(a, b), comparison)).text
+    assert "Paired bootstrap" in text and "McNemar" not in text and "Mean ROUGE-L" in text and "A better: 0" in text
 
 
 def test_command_line(tmp_path, capsys):
     a, b = two_runs(tmp_path)
     assert main(["compare", str(a), str(b), "--json", "--html", str(tmp_path / "c.html")]) == 0
-    assert json.loads(capsys.readouterr().out) == compared(a, b)
-    assert "No difference is measurable" in (tmp_path / "c.html").read_text()
+    assert json.loads(capsys.readouterr().out) == compare(a, b)
+    assert "No significant difference" in (tmp_path / "c.html").read_text()
     assert main(["compare", str(a), str(tmp_path)]) == 2
     assert "No system was measured" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The report: what it says of a run, how it says it, and that it keeps the contract."""
+"""The report of a run: its numbers, the verdict, the page, the terminal table, and conformance to the schema."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def write_lines(path, rows):
 
 
 def predictions(expected, num_right, labels, seed, probabilities):
-    """Contract lines, the first ``num_right`` of a seeded shuffle right."""
+    """Prediction lines; the first ``num_right`` examples of a seeded shuffle are correct."""
     generator = np.random.default_rng(seed)
     right = set(generator.permutation(len(expected))[:num_right].tolist())
     rows = []
@@ -51,11 +51,11 @@ def predictions(expected, num_right, labels, seed, probabilities):
 
 
 def write_run(run, rates=RATES, labels=LABELS, num_test=200, validation=True, **system_facts):
-    """A synthetic run directory: every system right on its share of the test examples."""
+    """A synthetic run directory in which each system answers its given share of the test examples correctly."""
     expected = [labels[i % len(labels)] for i in range(num_test)]
     for seed, (name, rate) in enumerate(rates.items()):
-        facts = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
-        write_json(run / "systems" / f"{name}.json", facts | system_facts.get(name.replace("-", "_"), {}))
+        metadata = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
+        write_json(run / "systems" / f"{name}.json", metadata | system_facts.get(name.replace("-", "_"), {}))
         rows = predictions(expected, round(rate * num_test), labels, seed, name.endswith("choose"))
         write_lines(run / "predictions" / f"{name}.jsonl", rows)
         if validation:
@@ -96,7 +96,7 @@ def events():
 
 
 def exactly(run, name, right):
-    """Rewrites a system's predictions so that just the test examples ``right`` are right."""
+    """Rewrites a system's predictions so that exactly the test examples ``right`` are correct."""
     path = run / "predictions" / f"{name}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
@@ -110,24 +110,24 @@ def change_json(path, **values):
 
 
 def write_part(run, part, rates=None, num_test=200):
-    """A seed or fold of a run: its own predictions and log."""
+    """Writes the predictions and the log of one seed or fold of a run."""
     expected = [LABELS[i % len(LABELS)] for i in range(num_test)]
     for name, rate in (rates or {"tuned": 0.5, "tuned-choose": 0.6}).items():
-        facts = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
-        write_json(run / part / "systems" / f"{name}.json", facts)
+        metadata = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
+        write_json(run / part / "systems" / f"{name}.json", metadata)
         rows = predictions(expected, round(rate * num_test), LABELS, 7, name.endswith("choose"))
         write_lines(run / part / "predictions" / f"{name}.jsonl", rows)
     write_lines(run / part / "metrics.jsonl", [{"event": "stage", "name": "train", "seconds": 100.0}])
 
 
 class Page(HTMLParser):
-    """Collects a page's text, tags and references; fails on tags that are not closed in order."""
+    """Collects the text, tags and references of a page; fails if tags are not properly nested."""
 
     VOID = frozenset({"meta", "col", "br", "path"})
 
     def __init__(self, html):
         super().__init__()
-        self.text, self.tags, self.references, self.open, self.labels_above = "", [], [], [], ""
+        self.text, self.tags, self.references, self.open, self.marked_text = "", [], [], [], ""
         self.feed(html.replace("\u00a0", " "))
         assert self.open == []
 
@@ -142,7 +142,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-        self.labels_above += data if "mark" in self.open else ""
+        self.marked_text += data if "mark" in self.open else ""
 
 
 def page_of(run):
@@ -156,7 +156,7 @@ def table_of(report):
     return capture.get()
 
 
-@pytest.mark.skipif(not SCHEMA.exists(), reason="the contract is not beside this checkout")
+@pytest.mark.skipif(not SCHEMA.exists(), reason="the schema is not available")
 @pytest.mark.parametrize(
     "names", [SYSTEMS, ("prompt",), ("tuned",), ("linear",), ("tuned", "linear"), ("few-shot", "tuned")]
 )
@@ -166,7 +166,7 @@ def test_report_conforms_to_the_schema(tmp_path, names):
     assert {report["verdict"]["before"], report["verdict"]["after"]} <= {s["name"] for s in report["systems"]}
 
 
-def test_written_report_is_the_built_one(tmp_path):
+def test_written_report_equals_the_built_report(tmp_path):
     report = write_report(write_run(tmp_path))
     assert json.loads((tmp_path / "report.json").read_text()) == report == build_report(tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -197,7 +197,7 @@ def test_before_and_after_are_chosen_on_validation_not_on_test(tmp_path):
     assert (verdict["before"], verdict["after"]) == ("few-shot", "tuned-choose")
 
 
-def test_without_validation_the_ones_that_score_labels_are_chosen(tmp_path):
+def test_without_validation_the_systems_that_score_labels_are_chosen(tmp_path):
     report = build_report(write_run(tmp_path, validation=False))
     assert (report["verdict"]["before"], report["verdict"]["after"]) == ("prompt-choose", "tuned-choose")
     assert all(s["validation_value"] is None for s in report["systems"])
@@ -218,13 +218,13 @@ def test_comparisons_count_the_pairs(tmp_path):
     )
     assert (second["a"], second["only_a"], second["only_b"], second["difference"]) == ("linear", 20, 0, -0.1)
     assert first["low"] < 0.25 < first["high"]
-    # Holm doubles the smaller p-value of two; 20 tosses that all fall the same way have 2 / 2^20.
+    # Holm doubles the smaller of two p-values; 20 equal coin tosses have a two-sided p-value of 2 / 2^20.
     assert second["p_value"] == pytest.approx(2 / 2**20)
     assert first["p_value"] == pytest.approx(2 * mcnemar_exact(20, 70))
 
 
 @pytest.mark.parametrize(
-    ("prompt", "linear", "tuned", "helped", "beats", "says"),
+    ("prompt", "linear", "tuned", "helped", "beats", "expected"),
     [
         (60, 80, 150, True, True,
          r"Tuning helped: 75\.0 % against 30\.0 % for the best prompting \(prompt\) on 200 test examples"
@@ -244,7 +244,7 @@ def test_comparisons_count_the_pairs(tmp_path):
         (60, None, 150, True, None, r"Tuning helped: .* \(p < 0\.001\)\."),
     ],
 )  # fmt: skip
-def test_verdict_is_honest(tmp_path, prompt, linear, tuned, helped, beats, says):
+def test_verdict_matches_the_counts(tmp_path, prompt, linear, tuned, helped, beats, expected):
     counts = {"prompt": prompt, "linear": linear, "tuned": tuned}
     counts = {name: count for name, count in counts.items() if count is not None}
     write_run(tmp_path, dict.fromkeys(counts, 0.5))
@@ -252,24 +252,26 @@ def test_verdict_is_honest(tmp_path, prompt, linear, tuned, helped, beats, says)
         exactly(tmp_path, name, set(range(count)))
     verdict = write_report(tmp_path)["verdict"]
     assert (verdict["helped"], verdict["beats_linear"]) == (helped, beats)
-    assert re.fullmatch(says, verdict["sentence"]), verdict["sentence"]
+    assert re.fullmatch(expected, verdict["sentence"]), verdict["sentence"]
     assert verdict["sentence"] in page_of(tmp_path).text
 
 
-def test_a_better_prompting_that_validation_passed_over_is_told(tmp_path):
+def test_a_better_prompting_that_validation_did_not_select_is_reported(tmp_path):
     counts = {"prompt": 60, "few-shot": 100, "linear": 80, "tuned": 150}
     write_run(tmp_path, dict.fromkeys(counts, 0.5) | {"few-shot": 0.4})
     for name, count in counts.items():
         exactly(tmp_path, name, set(range(count)))
     verdict = build_report(tmp_path)["verdict"]
     assert verdict["before"] == "prompt"
-    says = " On the test examples, few-shot was the best prompting (50.0 %); 100 validation examples did not show it."
-    assert verdict["sentence"].endswith(says)
+    expected = (
+        " On the test examples, few-shot was the best prompting (50.0 %); 100 validation examples did not show it."
+    )
+    assert verdict["sentence"].endswith(expected)
     exactly(tmp_path, "few-shot", set(range(61)))
     assert "was the best prompting" not in build_report(tmp_path)["verdict"]["sentence"]
 
 
-def test_a_slow_linear_model_is_not_said_to_take_seconds(tmp_path):
+def test_verdict_states_the_time_of_a_slow_linear_model(tmp_path):
     write_run(tmp_path, {"prompt": 0.1, "linear": 0.9, "tuned": 0.5}, linear={"seconds": 150.0})
     assert build_report(tmp_path)["verdict"]["sentence"].endswith("takes 2 min 30 s.")
 
@@ -291,12 +293,12 @@ def test_only_tuned_systems_measured(tmp_path):
     assert verdict["beats_linear"] is True and [c["a"] for c in report["comparisons"]] == ["linear"]
 
 
-def test_nothing_measured_is_the_persons_error(tmp_path):
+def test_a_run_without_systems_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="No system was measured"):
         build_report(tmp_path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_names_a_missing_file(tmp_path):
     (write_run(tmp_path) / "predictions" / "embed.jsonl").unlink()
     with pytest.raises(UserError, match=r"embed\.jsonl"):
         build_report(tmp_path)
@@ -328,7 +330,7 @@ def test_answers_are_parsed_for_the_metrics(tmp_path):
     assert system["per_label"]["Cryptography"] == {"precision": 1, "recall": 1, "f1": 1, "support": 40}
 
 
-def test_hostile_text_is_escaped_everywhere(tmp_path):
+def test_all_text_is_escaped(tmp_path):
     evil = "<script>alert('x')</script>\" onload=\"x [bold] {{ 7 * 7 }}"
     run = write_run(tmp_path / "run", labels=[*LABELS, evil], prompt={"note": evil, "rule": evil})
     (run / "config.toml").write_text(f"# {evil}")
@@ -349,23 +351,23 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
     assert "[bold]" in table_of(report)
 
 
-def test_page_is_self_contained_and_says_what_its_pictures_show(tmp_path):
+def test_page_is_self_contained_and_describes_its_charts(tmp_path):
     write_report(write_run(tmp_path))
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
     parts = {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
-    assert page.references and set(page.references) <= parts, "links lead to parts of the page only"
+    assert page.references and set(page.references) <= parts, "all links are internal"
     assert "url(" not in html and "@import" not in html and "<script" not in html
     pictures = [attrs for _, attrs in page.tags if attrs.get("role") == "img"]
     num_comparisons, num_curves = 3, 1
     assert len(pictures) == len(SYSTEMS) + num_comparisons + num_curves
     assert all(attrs["aria-label"] for attrs in pictures)
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
-    assert "from 3 to 0.06 in 50 steps" in page.text, "the loss of the trial that was chosen"
-    assert "validation loss from 0.5 to 0.4" in page.text
+    assert "from 3 to 0.06 in 50 steps" in page.text, "the loss of the chosen trial"
+    assert "validation loss goes from 0.5 to 0.4" in page.text
 
 
-def test_a_resumed_step_counts_once(tmp_path):
+def test_a_step_repeated_after_resuming_counts_once(tmp_path):
     log = write_run(tmp_path) / "metrics.jsonl"
     with log.open("a") as file:
         file.write(json.dumps({"event": "step", "trial": "2e-4", "step": 50, "loss": 0.5}) + "\n")
@@ -373,7 +375,7 @@ def test_a_resumed_step_counts_once(tmp_path):
     assert "from 3 to 0.5 in 50 steps" in page_of(tmp_path).text
 
 
-def test_page_shows_what_changed(tmp_path):
+def test_page_lists_the_examples_whose_answers_changed(tmp_path):
     write_run(tmp_path, {"prompt": 0.5, "tuned": 0.5})
     exactly(tmp_path, "prompt", {0, 1, 2})
     exactly(tmp_path, "tuned", set(range(2, 190)))
@@ -381,10 +383,10 @@ def test_page_shows_what_changed(tmp_path):
     text = page_of(tmp_path).text
     assert "Fixed: 187" in text and "Broken: 2" in text and "Still wrong: 10" in text
     assert "Abstract number 3:" in text and "Abstract number 1:" in text and "Abstract number 190:" in text
-    assert "Abstract number 2:" not in text, "right before and after"
+    assert "Abstract number 2:" not in text, "correct before and after"
 
 
-def test_page_shows_the_likeliest_labels_the_answer_and_the_right_one(tmp_path):
+def test_page_shows_the_most_probable_labels_the_answer_and_the_expected_label(tmp_path):
     write_run(tmp_path, {"prompt": 0.0, "tuned-choose": 0.5}, num_test=5)
     path = tmp_path / "predictions" / "tuned-choose.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -394,28 +396,28 @@ def test_page_shows_the_likeliest_labels_the_answer_and_the_right_one(tmp_path):
     lists = re.findall(r"<ul>(.*?)</ul>", (tmp_path / "report.html").read_text(), re.DOTALL)
     first, second, third = ([label for label in LABELS if label in text] for text in lists[:3])
     assert (first, second) == ([LABELS[0], *LABELS[2:]], LABELS[1:]), (
-        "the expected label is shown though it is unlikely"
+        "the expected label is shown even if it is improbable"
     )
     assert third == LABELS[2:]
     assert "3&nbsp;%" in lists[0] and "width" not in lists[0] and "--p:40.0%" in lists[0]
 
 
-def test_trained_tokens_are_marked_and_nothing_of_the_text_is_lost(tmp_path):
+def test_target_tokens_are_marked_and_the_text_is_complete(tmp_path):
     tokens = [["<|user|>\n", False], ["Say", False], [" it", False], ["<|bot|>", False], ["Robo", True], ["tics", True]]
     change_json(write_run(tmp_path, FEW) / "data.json", rendered=[{"source": "papers.csv:7", "tokens": tokens}])
     write_report(tmp_path)
     page = page_of(tmp_path)
     assert "papers.csv:7" in page.text and "<|user|>↵\nSay it<|bot|>Robotics" in page.text
-    assert page.labels_above.endswith("Robotics") and "Say it" not in page.labels_above
+    assert page.marked_text.endswith("Robotics") and "Say it" not in page.marked_text
 
 
-def test_a_very_long_rendering_is_cut_in_the_middle(tmp_path):
+def test_the_middle_of_a_very_long_example_is_left_out(tmp_path):
     tokens = [[f"token{i} ", i >= 4990] for i in range(5000)]
     change_json(write_run(tmp_path, FEW) / "data.json", rendered=[{"source": "a.csv:2", "tokens": tokens}])
     write_report(tmp_path)
     page = page_of(tmp_path)
-    assert "token0 " in page.text and "token4999 " in page.labels_above and "token2500 " not in page.text
-    left_out = int(re.search(r"(\d+) tokens are not shown", page.text).group(1))
+    assert "token0 " in page.text and "token4999 " in page.marked_text and "token2500 " not in page.text
+    left_out = int(re.search(r"(\d+) tokens not shown", page.text).group(1))
     assert len(re.findall(r"token\d+ ", page.text)) == 5000 - left_out
 
 
@@ -429,20 +431,20 @@ def test_several_seeds_are_reported_with_mean_and_spread(tmp_path):
     choose = report["seeds"][1]
     assert choose["seeds"] == [4, 5, 10] and choose["values"] == pytest.approx([0.75, 0.6, 0.9])
     assert choose["mean"] == pytest.approx(0.75) and choose["sd"] == pytest.approx(0.15)
-    said = "75.0 % ± 15.0 points (75.0, 60.0, 90.0)"
-    assert said in report["verdict"]["sentence"] and said in page_of(tmp_path).text
-    assert said in " ".join(table_of(report).split())
-    assert report["systems"][-1]["value"] == 0.75, "the headline stays that of the first seed"
-    assert report["seconds"]["train"] == 25 + 200, "the further seeds took their time too"
+    expected = "75.0 % ± 15.0 points (75.0, 60.0, 90.0)"
+    assert expected in report["verdict"]["sentence"] and expected in page_of(tmp_path).text
+    assert expected in " ".join(table_of(report).split())
+    assert report["systems"][-1]["value"] == 0.75, "the headline value is that of the first seed"
+    assert report["seconds"]["train"] == 25 + 200, "the time of the additional seeds is included"
 
 
-def test_seeds_of_other_test_examples_are_refused(tmp_path):
+def test_seeds_with_different_test_examples_are_an_error(tmp_path):
     write_part(write_run(tmp_path, FEW), "seeds/1", num_test=199)
     with pytest.raises(UserError, match="same test examples"):
         build_report(tmp_path)
 
 
-def test_folds_are_reported_and_what_they_mean_is_said(tmp_path):
+def test_folds_are_reported_and_explained(tmp_path):
     change_json(write_run(tmp_path, FEW) / "data.json", folds=2)
     rates = {"linear": 0.25, "tuned-choose": 0.75}
     for k, rate in (("1", 1.0), ("2", 0.5)):
@@ -450,31 +452,31 @@ def test_folds_are_reported_and_what_they_mean_is_said(tmp_path):
     report = write_report(tmp_path)
     assert report["folds"]["count"] == 2 and report["seeds"] is None
     assert report["folds"]["values"]["tuned-choose"] == pytest.approx([0.75, 0.375])
-    assert report["folds"]["values"]["prompt"] == [], "measured nowhere"
+    assert report["folds"]["values"]["prompt"] == [], "not measured in any fold"
     page = page_of(tmp_path)
-    assert "did not train on it" in page.text and "its own score is not measured" in page.text
+    assert "was not trained on it" in page.text and "its score is not measured" in page.text
     assert "2 folds" in report["verdict"]["sentence"] and "37.5 %" in page.text and "37.5" in table_of(report)
 
 
-def test_without_seeds_or_folds_the_report_says_null(tmp_path):
+def test_seeds_and_folds_are_null_if_there_are_none(tmp_path):
     report = write_report(write_run(tmp_path, FEW))
     assert (report["seeds"], report["folds"]) == (None, None)
     text = page_of(tmp_path).text
     assert not [word for word in (" seeds", " folds", "Estimated", "emonstration") if word in text]
 
 
-def test_the_kept_step_and_an_early_end_are_shown(tmp_path):
+def test_the_selected_step_and_early_stopping_are_shown(tmp_path):
     log = write_run(tmp_path, FEW) / "metrics.jsonl"
     trial = {"event": "trial", "trial": "2e-4", "learning_rate": 2e-4, "validation_loss": 0.4, "chosen": True}
     with log.open("a") as file:
         file.write(json.dumps(trial | {"best_step": 25, "stopped": True}) + "\n")
     write_report(tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "kept: step 25" in html and 'class="kept" d="M50.00 0' in html
-    assert "early" in page_of(tmp_path).text
+    assert "selected: step 25" in html and 'class="kept" d="M50.00 0' in html
+    assert "stopped early" in page_of(tmp_path).text
 
 
-def test_estimated_time_stands_beside_the_time_it_took(tmp_path):
+def test_estimated_and_actual_times_are_shown(tmp_path):
     with (write_run(tmp_path, FEW) / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"event": "estimate", "stages": {"baselines": 3.0, "train": 30.0}}) + "\n")
     write_report(tmp_path)
@@ -483,14 +485,14 @@ def test_estimated_time_stands_beside_the_time_it_took(tmp_path):
     assert re.findall(r"<td[^>]*>([^<]*)</td>", train) == ["30 s", "25 s"]
 
 
-def test_the_demonstration_model_is_named_as_such(tmp_path):
+def test_the_demonstration_model_is_pointed_out(tmp_path):
     change_json(write_run(tmp_path, FEW) / "environment.json", demonstration=True)
     report = write_report(tmp_path)
     assert "--model.name" in page_of(tmp_path).text
     assert "demonstration" in table_of(report).splitlines()[0]
 
 
-def test_a_large_run_makes_a_page_of_bounded_size(tmp_path):
+def test_the_page_of_a_large_run_has_a_bounded_size(tmp_path):
     labels = [f"intent number {i} with quite a long name" for i in range(77)]
     write_run(tmp_path, {"prompt": 0.4, "tuned-choose": 0.7}, labels, num_test=3000, validation=False)
     change_json(
@@ -502,10 +504,10 @@ def test_a_large_run_makes_a_page_of_bounded_size(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
-def test_many_labels_are_cut_and_the_page_says_so(tmp_path):
+def test_the_page_says_if_labels_are_left_out(tmp_path):
     labels = [f"label {i}" for i in range(250)]
     write_report(write_run(tmp_path, {"prompt": 0.3, "tuned-choose": 0.7}, labels=labels, num_test=500))
-    assert "the 20 of 250 labels" in page_of(tmp_path).text and "The first 200 of 250 labels" in page_of(tmp_path).text
+    assert "the 20 of 250 labels" in page_of(tmp_path).text and "the first 200 of 250 labels" in page_of(tmp_path).text
 
 
 def test_prompts_validation_and_log_may_be_missing(tmp_path):
@@ -515,10 +517,10 @@ def test_prompts_validation_and_log_may_be_missing(tmp_path):
     del data["test_prompts"]
     write_json(tmp_path / "data.json", data)
     report = write_report(tmp_path)
-    assert report["train_tokens_per_second"] is None and "Training loss" not in page_of(tmp_path).text
+    assert report["train_tokens_per_second"] is None and "training loss" not in page_of(tmp_path).text
 
 
-def test_table_says_the_verdict_first_and_lists_systems_in_order(tmp_path):
+def test_table_starts_with_the_verdict_and_lists_systems_in_order(tmp_path):
     report = build_report(write_run(tmp_path, prompt={"note": "2 of 4 examples fit"}))
     text = table_of(report)
     assert " ".join(text.split()).startswith(report["verdict"]["sentence"])

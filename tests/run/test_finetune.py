@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: what a person gets, and that interruption, repetition and reloading change nothing."""
+"""Whole runs on a tiny model: their results, and that interruption, repetition and reloading change nothing."""
 
 import dataclasses
 import itertools
@@ -57,7 +57,7 @@ def steps(run) -> list[tuple[int, float]]:
     return [(m["step"], m["loss"]) for m in read_metrics(run) if m["event"] == "step"]
 
 
-def test_a_run_measures_eight_systems_and_keeps_the_contract(config):
+def test_a_run_evaluates_eight_systems_and_its_report_matches_the_schema(config):
     events: list[Event] = []
     run = finetune(config, events.append)
     report = json.loads((run / "report.json").read_text())
@@ -83,7 +83,7 @@ def test_a_run_measures_eight_systems_and_keeps_the_contract(config):
         jsonschema.validate(report, json.loads((SHARED / "contract/report.schema.json").read_text()))
 
 
-def test_interrupted_at_any_step_and_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch):
+def test_a_run_interrupted_at_any_step_and_resumed_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
     whole = train_only(changed(config, "run", out=str(tmp_path / "whole")))
     for stop_after in (1, 2, 5):
         torn = changed(config, "run", out=str(tmp_path / f"torn{stop_after}"))
@@ -100,7 +100,7 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted_bit_for_bit(co
             patch.setattr("loratory.run.tuning.interrupt_requested", Flag)
             with pytest.raises(Interrupted, match=f"after step {stop_after}"):
                 train_only(torn, lambda event, seen=seen: seen.append(event) if event.kind == "step" else None)
-        torch.rand(7)  # whatever happens to the random state in between must not matter
+        torch.rand(7)  # the random state in between must not matter
         resumed = train_only(torn)
         assert steps(resumed) == steps(whole)
         names = ("adapter/adapter_model.safetensors",)
@@ -124,16 +124,16 @@ def test_a_finished_run_is_not_overwritten_unless_asked(config):
     few = changed(config, "run", systems=("linear", "tuned-choose"))
     run = finetune(few)
     before = (run / "report.json").read_bytes()
-    with pytest.raises(UserError, match="finished already"):
+    with pytest.raises(UserError, match="already finished"):
         finetune(few)
-    with pytest.raises(UserError, match="finished already"):
+    with pytest.raises(UserError, match="already finished"):
         finetune(changed(few, "train", epochs=1))
     assert (run / "report.json").read_bytes() == before
     finetune(changed(few, "train", epochs=1), overwrite=True)
     assert len(steps(run)) == 5
 
 
-def test_a_mistake_with_overwrite_loses_nothing(config):
+def test_a_mistake_with_overwrite_deletes_nothing(config):
     few = changed(config, "run", systems=("linear",))
     run = finetune(few)
     files = sorted(p.relative_to(run) for p in run.rglob("*"))
@@ -145,11 +145,11 @@ def test_a_mistake_with_overwrite_loses_nothing(config):
 def test_a_run_whose_data_changed_is_not_resumed(config, animals):
     train_only(config)
     animals.write_text(animals.read_text().replace("number 7", "number seven"))
-    with pytest.raises(UserError, match="data changed"):
+    with pytest.raises(UserError, match="data has changed"):
         train_only(config)
 
 
-def test_the_best_learning_rate_on_validation_is_kept(config, tmp_path):
+def test_the_learning_rate_that_is_best_on_validation_is_kept(config, tmp_path):
     rates = changed(config, "train", learning_rate=(1e-4, 3e-2))
     run = train_only(changed(rates, "run", out=str(tmp_path / "list")))
     trials = {m["learning_rate"]: m for m in read_metrics(run) if m["event"] == "trial"}
@@ -160,7 +160,7 @@ def test_the_best_learning_rate_on_validation_is_kept(config, tmp_path):
     assert all(torch.equal(kept[name], direct[name]) for name in direct)
 
 
-def test_full_fine_tuning_learns_saves_and_reloads_the_same(config, animals):
+def test_a_run_with_full_fine_tuning(config, animals):
     full = changed(config, "adapter", kind="full", dropout=0.0)
     full = changed(full, "train", epochs=25, learning_rate=5e-3)
     run = finetune(changed(full, "run", systems=("prompt-choose", "tuned", "tuned-choose")))
@@ -180,7 +180,7 @@ def test_evaluating_a_run_again_gives_the_same_answers(config):
     assert {name: predictions(run, name) for name in few.run.systems} == before
 
 
-def test_what_is_loaded_answers_as_what_was_measured(config):
+def test_a_loaded_model_gives_the_answers_that_were_measured(config):
     run = finetune(changed(config, "run", systems=("prompt-choose", "tuned-choose")))
     tuned = load(run)
     data = json.loads((run / "data.json").read_text())
@@ -194,7 +194,7 @@ def test_what_is_loaded_answers_as_what_was_measured(config):
     assert choose_layout(tuned.base.model, sequences, "auto").kind == "tree"
 
 
-def test_an_adapter_is_refused_on_other_weights_unless_forced(config, tmp_path, tiny_folder):
+def test_an_adapter_is_rejected_on_other_weights_unless_forced(config, tmp_path, tiny_folder):
     import shutil
 
     from safetensors.torch import save_file
@@ -205,19 +205,19 @@ def test_an_adapter_is_refused_on_other_weights_unless_forced(config, tmp_path, 
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * 2
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="other weights"):
+    with pytest.raises(UserError, match="different weights"):
         load(run)
     assert load(run, force=True).answer({"text": "x"}) in ("Meow", "Moo", "Woof woof")
 
 
-def test_the_adapter_does_something_and_detaching_leaves_the_base_as_it_was(config, tiny_folder):
+def test_training_changes_every_adapter_matrix(config, tiny_folder):
     run = train_only(config)
     saved = load_file(run / "adapter/adapter_model.safetensors")
     assert all(tensor.abs().max() > 0 for tensor in saved.values())
     assert all("lora_" in name for name in saved)
 
 
-def test_over_long_examples_are_counted_and_answers_stay_whole(config, animals):
+def test_over_long_examples_are_rejected_or_cut_and_counted(config, animals):
     animals.write_text(animals.read_text() + "The cat " + "really " * 200 + "sleeps,Meow\n")
     with pytest.raises(UserError, match="longer than the model's context") as error:
         finetune(config)
@@ -237,17 +237,17 @@ def validation(run) -> dict[int, float]:
 
 @pytest.mark.parametrize(("kind", "rate", "epochs"), [("lora", 0.3, 8), ("full", 0.3, 5)])
 def test_the_weights_of_the_best_epoch_are_kept(config, tmp_path, kind, rate, epochs):
-    # So high a rate that the loss on validation rises again.
+    # The learning rate is so high that the validation loss rises again.
     wild = changed(
         config, "train", epochs=epochs, learning_rate=rate, schedule="constant", early_stopping=9, checkpoint_every=0
     )
-    # One thread: at this rate the last bits, which depend on the number of threads, decide which epoch is the best.
+    # One thread: rounding depends on the number of threads, and at this rate it decides which epoch is best.
     wild = changed(changed(wild, "adapter", kind=kind, dropout=0.0), "model", dtype="float32")
     wild = changed(wild, "run", threads=1)
     run = train_only(wild)
     losses = validation(run)
     best = min(losses, key=losses.__getitem__)
-    assert best < max(losses), "a run whose last epoch is the best proves nothing"
+    assert best < max(losses), "the test needs a run whose last epoch is not the best"
     [trial] = [m for m in read_metrics(run) if m["event"] == "trial"]
     assert (trial["best_step"], trial["validation_loss"], trial["stopped"]) == (best, losses[best], False)
     weights = run / ("adapter/adapter_model.safetensors" if kind == "lora" else "model/model.safetensors")
@@ -261,7 +261,7 @@ def test_the_weights_of_the_best_epoch_are_kept(config, tmp_path, kind, rate, ep
     assert any(not torch.equal(final[name], tensor) for name, tensor in kept.items())
 
 
-def test_training_stops_early_and_going_on_changes_nothing(config, monkeypatch):
+def test_training_stops_early_and_repeating_the_command_changes_nothing(config, monkeypatch):
     wild = changed(config, "train", epochs=12, learning_rate=0.3, schedule="constant", early_stopping=1)
     wild = changed(wild, "adapter", dropout=0.0)
     run = train_only(wild)
@@ -271,11 +271,11 @@ def test_training_stops_early_and_going_on_changes_nothing(config, monkeypatch):
     assert losses[:-1] == sorted(losses[:-1], reverse=True)
     before, done = adapter(run), steps(run)
     train_only(wild)
-    assert steps(run) == done, "a stopped training goes on"
+    assert steps(run) == done, "a training that stopped early was resumed"
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter(run).items())
 
 
-def test_several_seeds_are_each_what_a_run_of_that_seed_trains(config, tmp_path):
+def test_a_run_with_several_seeds_equals_separate_runs(config, tmp_path):
     few = changed(config, "run", systems=("prompt-choose", "tuned", "tuned-choose"))
     run = finetune(changed(few, "train", seeds=3))
     found = [adapter(folder) for folder in (run, run / "seeds/1", run / "seeds/2")]
@@ -292,7 +292,7 @@ def test_several_seeds_are_each_what_a_run_of_that_seed_trains(config, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind):
+def test_cross_validation_answers_every_example_from_a_model_not_trained_on_it(config, kind):
     few = changed(config, "run", systems=("prompt-choose", "linear", "tuned-choose"))
     few = changed(changed(few, "train", epochs=1), "adapter", kind=kind, dropout=0.0)
     run = finetune(changed(few, "data", folds=3))
@@ -302,7 +302,7 @@ def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind)
         rows = predictions(run, name)
         assert [row["index"] for row in rows] == list(range(48))
         assert [row["expected"] for row in rows] == [ANIMALS[list(ANIMALS)[i % 3]] for i in range(48)]
-    # The base model answers alike in every fold, so its training elsewhere leaves no trace.
+    # The base model gives the same answers in every fold, so training in other folds leaves no trace.
     data = json.loads((run / "data.json").read_text())
     base = load_model(few.model, resolve_machine("cpu", "float32", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, config.prompt)
@@ -319,14 +319,14 @@ def test_folds_answer_every_example_by_a_model_that_did_not_see_it(config, kind)
     assert load(run).answer({"text": "The cow number 99 sleeps"}) in ANIMALS.values()
 
 
-def test_an_unfinished_cross_validation_is_not_measured_on_what_it_trained_on(config):
+def test_an_unfinished_cross_validation_cannot_be_evaluated(config):
     run = train_only(changed(config, "data", folds=3))
     (run / "adapter/loratory.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         evaluate_run(run)
 
 
-def test_the_folds_of_a_split_partition_it_and_do_not_leak(config):
+def test_folds_partition_the_examples_without_leakage(config):
     split = load_split(dataclasses.replace(config.data, folds=4), config.prompt, 0)
     assert len(split.test) == 48
     folds = fold_splits(split, dataclasses.replace(config.data, folds=4), 0)
@@ -349,19 +349,19 @@ def test_the_folds_of_a_split_partition_it_and_do_not_leak(config):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_an_option_of_lora_is_trained_saved_and_loaded(config, option, seen):
+def test_lora_options_are_trained_saved_and_loaded(config, option, seen):
     run = train_only(changed(config, "adapter", **option))
     assert seen(json.loads((run / "adapter/adapter_config.json").read_text()), adapter(run))
     assert load(run).answer({"text": "The cow number 99 sleeps"}) in ANIMALS.values()
 
 
-def test_lora_plus_makes_the_second_matrix_learn_faster(config, tmp_path):
+def test_lora_plus_raises_the_learning_rate_of_the_second_matrix(config, tmp_path):
     one = changed(
         changed(config, "train", epochs=1, batch_size=64, learning_rate=1e-3, warmup=0.0), "adapter", dropout=0.0
     )
     plain = adapter(train_only(one))
     plus = adapter(train_only(changed(changed(one, "adapter", lora_plus=16.0), "run", out=str(tmp_path / "plus"))))
     for name, tensor in plain.items():
-        # B starts at zero, and one step of Adam moves every entry by the learning rate; A's gradient is zero then.
+        # B starts at zero and the first step of Adam moves every entry by the learning rate; A's gradient is then zero.
         factor = 16 if "lora_B" in name else 1
         assert torch.allclose(plus[name], factor * tensor, rtol=1e-3), name

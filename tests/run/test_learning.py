@@ -1,4 +1,4 @@
-"""Learning, not leakage: the report tells when there was nothing to learn, and labels need no meaning of their own."""
+"""Learning without leakage: nonsense labels can be learned, and the report says if there was nothing to learn."""
 
 import json
 import random
@@ -13,7 +13,7 @@ NONSENSE = {"cat": "Xq vorp", "dog": "Blen", "cow": "Tz tz ok"}
 
 
 def run(folder, model, rows: list[tuple[str, str]], test: list[tuple[str, str]]) -> dict:
-    """The report of full fine-tuning, which a random model needs to learn anything."""
+    """The report of a run with full fine-tuning, without which a random model learns nothing."""
     for name, lines in (("train", rows), ("test", test)):
         (folder / f"{name}.csv").write_text("text,sound\n" + "".join(f"{text},{sound}\n" for text, sound in lines))
     config = Config(
@@ -38,14 +38,14 @@ def value(report: dict, name: str) -> float:
 
 
 @pytest.mark.parametrize("names", [SOUNDS, NONSENSE], ids=["sounds", "nonsense"])
-def test_a_rule_is_learnt_whatever_the_labels_are_called(tmp_path, tiny_folder, names):
+def test_a_rule_is_learned_whatever_the_labels_are_called(tmp_path, tiny_folder, names):
     report = run(tmp_path, tiny_folder, sentences(96, names, 1), sentences(40, names, 2))
     assert value(report, "tuned-choose") >= 0.9
     assert report["verdict"]["helped"]
     assert report["verdict"]["sentence"].startswith("Tuning helped")
 
 
-def test_with_permuted_training_labels_tuning_falls_to_chance_and_the_first_line_says_so(tmp_path, tiny_folder):
+def test_with_permuted_training_labels_tuning_falls_to_chance_and_the_verdict_says_so(tmp_path, tiny_folder):
     rows = sentences(96, SOUNDS, 1)
     labels = [sound for _, sound in rows]
     random.Random(3).shuffle(labels)

@@ -1,4 +1,4 @@
-"""Masked language models: hidden tokens, packed batches, whole runs."""
+"""Masked language models: masked tokens, packed batches, whole runs."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ from loratory.predict.tuned import load
 from loratory.run.checks import check_kind, check_words
 from loratory.text import masking as cloze
 from loratory.text.context import fit_to_context
-from loratory.text.rendering import TokenizedExample, pieces, tokenize, tokenizer_round_trip, with_mask_count
+from loratory.text.rendering import TokenizedExample, token_texts, tokenize, tokenizer_round_trip, with_mask_count
 from loratory.text.template import renderer_for
 from loratory.tree.batches import build_batch, micro_batches, sequences_of_epoch
 from loratory.tree.fill_mask import complete, fill_slots
@@ -58,12 +58,12 @@ FAMILIES = {
     "distilbert": lambda: transformers.DistilBertConfig(
         vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_heads=4, n_layers=2, max_position_embeddings=80, pad_token_id=1
     ),
-    # Its local layers see two tokens to each side.
+    # Its local attention layers see two tokens to each side.
     "modernbert": lambda: transformers.ModernBertConfig(
         **{**SMALL, "num_hidden_layers": 3}, local_attention=4, global_attn_every_n_layers=3, cls_token_id=None,
         sep_token_id=None, bos_token_id=None, eos_token_id=None,
     ),
-    # The interface does not reach its attention: padded batches have to serve.
+    # Its attention does not use the attention interface, so padded batches are used.
     "deberta": lambda: transformers.DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
 }  # fmt: skip
 MASK_ID = 3
@@ -72,7 +72,7 @@ TOLERANCE = {"modernbert": 1e-7}  # its rotary angles are float32
 
 @functools.cache
 def tiny(family: str) -> transformers.PreTrainedModel:
-    """A random float64 model whose attention matters."""
+    """A random float64 model with weights large enough for attention to matter."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForMaskedLM.from_config(FAMILIES[family]()).to(torch.float64)
@@ -84,7 +84,7 @@ def tiny(family: str) -> transformers.PreTrainedModel:
 
 
 def hidden(ids: list[int], at: list[int]) -> TokenizedExample:
-    """A sequence whose tokens ``at`` are hidden."""
+    """A sequence with the tokens ``at`` masked."""
     weights = np.zeros(len(ids), dtype=np.float32)
     weights[at] = 1
     shown = np.array(ids, dtype=np.int64)
@@ -94,7 +94,7 @@ def hidden(ids: list[int], at: list[int]) -> TokenizedExample:
 
 
 def some_sequences() -> list[TokenizedExample]:
-    """Of different lengths; two read the same and hide different tokens."""
+    """Sequences of different lengths, of which two have the same input but different targets."""
     draw = np.random.default_rng(0)
     found = [hidden(draw.integers(4, VOCABULARY, n).tolist(), [n // 2, n - 1]) for n in (5, 23, 9, 40, 12)]
     same = draw.integers(4, VOCABULARY, 14).tolist()
@@ -104,7 +104,7 @@ def some_sequences() -> list[TokenizedExample]:
 
 
 def one_by_one(model, sequences) -> tuple[float, dict[str, torch.Tensor]]:
-    """Cross-entropy of hidden tokens and its gradients: one plain forward a sequence."""
+    """Summed cross-entropy of masked tokens and its gradients, one plain forward pass per sequence."""
     loss = 0.0
     for s in sequences:
         logits = model(input_ids=torch.from_numpy(s.masked_ids)[None]).logits[0]
@@ -124,7 +124,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("budget", [30, 1000])
 @pytest.mark.parametrize("batching", ["auto", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batches_have_the_loss_and_gradients_of_the_sequences_one_by_one(family, batching, budget):
+def test_batches_have_the_same_loss_and_gradients_as_the_sequences_one_by_one(family, batching, budget):
     model, sequences = tiny(family), some_sequences()
     layout = choose_layout(model, sequences, batching)
     assert layout.kind == ("packed" if batching == "auto" and family != "deberta" else "padded"), layout.reason
@@ -158,14 +158,14 @@ def test_a_packed_batch_gives_each_sequence_its_own_log_probabilities(family):
         assert torch.allclose(found[batch.target_sequence_N == i], logits[at, s.token_ids[at]], rtol=0, atol=1e-12)
 
 
-def test_sequences_that_read_the_same_stand_once():
+def test_sequences_with_the_same_input_are_packed_once():
     sequences = some_sequences()
     [batch] = micro_batches(sequences, 1000, True)
     assert len(batch.token_ids_T) == sum(len(s.token_ids) for s in sequences[:-1])
     assert len(batch.target_ids_N) == sum(int(s.loss_weights.sum()) for s in sequences)
 
 
-def test_a_mask_that_lets_sequences_see_each_other_is_found_from_one_text(monkeypatch):
+def test_verification_detects_attention_across_sequences_from_one_text(monkeypatch):
     from loratory.tree import attention
 
     chunks = attention._chunks
@@ -179,7 +179,7 @@ def test_a_mask_that_lets_sequences_see_each_other_is_found_from_one_text(monkey
     assert layout.kind == "padded" and "reach another" in layout.reason
 
 
-def test_the_check_finds_positions_that_are_off(monkeypatch):
+def test_verification_detects_wrong_positions(monkeypatch):
     monkeypatch.setattr("loratory.tree.verification.first_position", lambda model: 0)
     layout = choose_layout(tiny("roberta"), some_sequences(), "auto")
     assert layout.kind == "padded" and "differs from the stock attention" in layout.reason
@@ -189,7 +189,7 @@ def test_the_check_finds_positions_that_are_off(monkeypatch):
 
 
 def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """As BERT's: lower-case word pieces between [CLS] and [SEP]."""
+    """A tokenizer like BERT's: lower-case word pieces between [CLS] and [SEP]."""
     special = ["[UNK]", "[PAD]", "[CLS]", "[MASK]", "[SEP]"]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.:,"
     vocabulary = {t: i for i, t in enumerate([*special, *letters, *(f"##{c}" for c in letters), "the", "cat", "##ow"])}
@@ -204,7 +204,7 @@ def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def bytes_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """As RoBERTa's: bytes, a space belongs to the word after it, and the mask takes the space before it."""
+    """A tokenizer like RoBERTa's: byte-level with leading spaces; the mask token absorbs the space before it."""
     special = ["<s>", "<pad>", "</s>", "<mask>"]
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     merges = [("Ġ", "m"), ("Ġm", "e"), ("Ġme", "o"), ("Ġmeo", "w")]
@@ -228,25 +228,25 @@ def renderer(kind: str, **settings):
 
 
 def question(text: str, *answers: str, candidates: tuple[str, ...] = ()) -> Example:
-    """``text`` with {mask} where the answer stands."""
+    """An example whose text has {mask} as its answer slot."""
     return Example((Message("user", text.replace("{mask}", ANSWER_SLOT)),), answers, candidates, "pets.csv:3")
 
 
 @every_tokenizer
-def test_an_answer_fills_the_blank_as_the_whole_text_would_be_tokenized(kind):
+def test_an_answer_in_the_slot_is_tokenized_as_part_of_the_whole_text(kind):
     r = renderer(kind)
     [found] = tokenize(question("the cat says {mask} today", "meow"), r)
     assert found.token_ids.tolist() == r.tokenizer("the cat says meow today")["input_ids"]
     masks = found.masked_ids == r.tokenizer.mask_token_id
     assert (masks == (found.loss_weights > 0)).all() and masks.any()
     assert (found.masked_ids[~masks] == found.token_ids[~masks]).all()
-    assert "".join(piece for piece, _ in pieces(found)) == found.text == "the cat says meow today"
-    trained = "".join(piece for piece, is_trained in pieces(found) if is_trained)
+    assert "".join(piece for piece, _ in token_texts(found)) == found.text == "the cat says meow today"
+    trained = "".join(piece for piece, is_trained in token_texts(found) if is_trained)
     assert trained.strip() == "meow"
 
 
 @every_tokenizer
-def test_what_is_read_does_not_depend_on_the_answer(kind):
+def test_the_input_does_not_depend_on_the_answer(kind):
     r = renderer(kind)
     r = dataclasses.replace(r, masks=9)
     long, short = (tokenize(question("A cat says {mask}.", a), r)[0] for a in ("xyzw", "ab"))
@@ -254,10 +254,10 @@ def test_what_is_read_does_not_depend_on_the_answer(kind):
     assert long.loss_weights.sum() == short.loss_weights.sum() == 9
     ending = cloze.answer_end_id(r.tokenizer)
     assert (short.token_ids[short.loss_weights > 0][-3:] == ending).all()
-    assert "".join(piece for piece, _ in pieces(short)) == short.text == "A cat says ab."
+    assert "".join(piece for piece, _ in token_texts(short)) == short.text == "A cat says ab."
 
 
-def test_a_single_mask_is_what_other_programs_make_of_the_text():
+def test_a_single_mask_is_tokenized_as_in_transformers():
     for kind in TOKENIZERS:
         r = renderer(kind)
         mask = r.tokenizer.mask_token
@@ -266,13 +266,13 @@ def test_a_single_mask_is_what_other_programs_make_of_the_text():
         assert cloze.with_masks(r.tokenizer, slotted, 1).masked_ids.tolist() == own
 
 
-def test_label_words_stand_in_the_blank():
+def test_label_words_fill_the_answer_slot():
     [found] = tokenize(question("a cat: {mask}", "cs.CL"), renderer("words", words={"cs.CL": "cow"}))
     assert found.text == "a cat: cow"
 
 
 @every_tokenizer
-def test_the_sequences_of_a_text_hide_each_of_its_tokens_once(kind):
+def test_the_sequences_of_a_text_mask_each_of_its_tokens_once(kind):
     r = dataclasses.replace(renderer(kind), longest=24)
     text = "the cat sleeps on number 7 while a {mask} dog, who is called rex, is outside"
     found = tokenize(Example((Message("user", text),), (text,), (), "a"), r)
@@ -285,7 +285,7 @@ def test_the_sequences_of_a_text_hide_each_of_its_tokens_once(kind):
     assert inner == r.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_every_epoch_trains_on_other_hidden_tokens():
+def test_every_epoch_trains_on_different_masked_tokens():
     text = "the cat sleeps on number 7 while a dog is outside"
     own = tokenize(question(text, text), renderer("words"))
     epochs = [sequences_of_epoch([own], [0], epoch) for epoch in range(14)]
@@ -295,13 +295,13 @@ def test_every_epoch_trains_on_other_hidden_tokens():
 
 
 @pytest.mark.parametrize("text", ["no blank at all", "{mask} and {mask}"])
-def test_a_text_without_one_blank_is_refused_with_its_place(text):
-    with pytest.raises(UserError, match=r"needs one \{mask\}") as found:
+def test_a_text_without_exactly_one_answer_slot_is_rejected_with_its_source(text):
+    with pytest.raises(UserError, match=r"needs exactly one \{mask\}") as found:
         tokenize(question(text, "meow"), renderer("words"))
     assert "pets.csv:3" in str(found.value)
 
 
-def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
+def test_a_long_text_is_cut_above_the_line_of_the_answer_slot():
     r = renderer("words")
     long = question("the cat " * 60 + "\nit says {mask} today", "cow", candidates=("cow", "meow"))
     with pytest.raises(UserError, match="longer than the model's context"):
@@ -320,7 +320,7 @@ def test_what_is_too_long_is_cut_above_the_line_of_the_blank():
         ("it says {mask}: " + "the cat " * 60, ("it says {mask}: the cat", "the cat")),
     ],
 )
-def test_without_a_line_above_the_longer_side_is_cut(text, kept):
+def test_without_a_line_above_the_slot_the_longer_side_is_cut(text, kept):
     r = renderer("words")
     fitted = fit_to_context([question(text, "cow", candidates=("cow", "meow"))], r, 80, "cut_prompt")
     shown = fitted.examples[0].messages[-1].content.replace(ANSWER_SLOT, "{mask}")
@@ -328,20 +328,20 @@ def test_without_a_line_above_the_longer_side_is_cut(text, kept):
     assert 70 < len(tokenize(fitted.examples[0], r)[0].token_ids) <= 80
 
 
-def test_blanks_have_room_for_the_longest_answer_in_its_place():
-    asked = [question("says:\n{mask}", "meow"), question("says {mask}", "xy")]
-    assert with_mask_count(asked, renderer("words")).masks == 3
-    assert with_mask_count(asked, renderer("bytes")).masks == 5  # the line's end is a token of its own
+def test_the_answer_slot_has_room_for_the_longest_answer():
+    examples = [question("says:\n{mask}", "meow"), question("says {mask}", "xy")]
+    assert with_mask_count(examples, renderer("words")).masks == 3
+    assert with_mask_count(examples, renderer("bytes")).masks == 5  # the line break is a separate token
 
 
-def test_an_empty_text_is_refused_before_anything_runs():
+def test_an_empty_text_is_rejected_before_anything_runs():
     with pytest.raises(UserError, match="text is empty") as found:
         fit_to_context([Example((Message("user", " "),), (" ",), (), "texts.csv:9")], renderer("words"), 80, "error")
     assert "texts.csv:9" in str(found.value)
 
 
-def test_system_messages_are_refused():
-    with pytest.raises(UserError, match="takes no system message"):
+def test_system_messages_are_rejected():
+    with pytest.raises(UserError, match="does not take a system message"):
         renderer("words", system="Be kind.")
 
 
@@ -350,7 +350,7 @@ def test_system_messages_are_refused():
 
 @pytest.fixture(scope="session")
 def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT model folder as the hub would give it."""
+    """A BERT model folder as downloaded from the hub."""
     return save_masked(tmp_path_factory.mktemp("masked"), "bert", words_tokenizer())
 
 
@@ -389,7 +389,7 @@ def masked_config(model: Path, data: Path, out: Path, **changes) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def test_labels_as_words_from_baselines_to_report(masked_folder, pets, tmp_path):
+def test_a_run_on_labels(masked_folder, pets, tmp_path):
     full = AdapterConfig(kind="full")
     train = TrainConfig(epochs=20, batch_size=4, learning_rate=3e-3)
     config = masked_config(masked_folder, pets, tmp_path / "run", adapter=full, train=train)
@@ -400,11 +400,11 @@ def test_labels_as_words_from_baselines_to_report(masked_folder, pets, tmp_path)
     assert values["tuned-choose"] == values["tuned"] == 1.0 > values["prompt-choose"]
     tuned = load(run)
     assert tuned.answer({"text": "cow 77 sleeps"}) == "moo"
-    shares = tuned.probabilities({"text": "cow 77 sleeps"})
-    assert max(shares, key=shares.get) == "moo" and sum(shares.values()) == pytest.approx(1)
+    probabilities = tuned.probabilities({"text": "cow 77 sleeps"})
+    assert max(probabilities, key=probabilities.get) == "moo" and sum(probabilities.values()) == pytest.approx(1)
 
 
-def test_words_stand_in_for_labels_in_what_is_written_and_chosen(masked_folder, pets, tmp_path):
+def test_a_run_with_label_words(masked_folder, pets, tmp_path):
     full, train = AdapterConfig(kind="full"), TrainConfig(epochs=20, batch_size=4, learning_rate=3e-3)
     words = {"meow": "cat", "woof": "7", "moo": "the"}
     prompt = PromptConfig(user="the {text} and [MASK] says {mask}.", words=words)
@@ -416,7 +416,7 @@ def test_words_stand_in_for_labels_in_what_is_written_and_chosen(masked_folder, 
     assert load(run).answers([{"text": "dog 99 sleeps"}, {"text": "cat 1 sleeps"}]) == ["woof", "meow"]
 
 
-def test_answers_count_as_the_tokenizer_spells_them():
+def test_answers_are_compared_after_the_tokenizer_round_trip():
     r = renderer("words")
     assert _restore_spelling("rex.", question("a {mask}", "Rex."), r) == "Rex."
     spelled = tokenizer_round_trip("cs.CL", r)
@@ -449,16 +449,16 @@ def base_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_labels_have_the_log_probabilities_of_the_plain_model(family, tmp_path):
+def test_labels_have_the_same_log_probabilities_as_the_plain_model(family, tmp_path):
     tokenizer = words_tokenizer() if family == "bert" else bytes_tokenizer()
     folder = save_masked(tmp_path / "model", family, tokenizer)
     base = load_model(ModelConfig(str(folder), dtype="float64"), resolve_machine("cpu", "float64", 1))
     r = renderer_for(base.text, PromptConfig())
-    asked = [question(f"the {pet} says {{mask}}.", candidates=("meow", "a", "woof")) for pet in SOUNDS]
-    probes = [s for e in asked for s in tokenize(dataclasses.replace(e, answers=e.candidates), r)]
+    examples = [question(f"the {pet} says {{mask}}.", candidates=("meow", "a", "woof")) for pet in SOUNDS]
+    probes = [s for e in examples for s in tokenize(dataclasses.replace(e, answers=e.candidates), r)]
     layout = choose_layout(base.model, probes, "auto")
-    scores = label_log_probs(base.model, r, asked, layout, 100, lambda done, total: None)
-    for i, example in enumerate(asked):
+    scores = label_log_probs(base.model, r, examples, layout, 100, lambda done, total: None)
+    for i, example in enumerate(examples):
         for n, label in enumerate(example.candidates):
             [s] = tokenize(dataclasses.replace(example, answers=(label,)), r)
             with torch.no_grad():
@@ -476,7 +476,7 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-def test_plain_texts_are_learned_and_measured_by_pseudo_perplexity(masked_folder, texts, tmp_path):
+def test_a_run_on_plain_texts_is_measured_by_pseudo_perplexity(masked_folder, texts, tmp_path):
     config = Config(
         task="fill",
         model=ModelConfig(str(masked_folder), dtype="float64"),
@@ -503,7 +503,7 @@ def test_plain_texts_are_learned_and_measured_by_pseudo_perplexity(masked_folder
         tuned.answer({"text": "the cat"})
 
 
-def test_free_answers_are_filled_in(masked_folder, pets, tmp_path):
+def test_a_run_that_fills_in_free_answers(masked_folder, pets, tmp_path):
     config = masked_config(masked_folder, pets, tmp_path / "run", task="fill")
     full = AdapterConfig(kind="full")
     train = TrainConfig(epochs=20, batch_size=4, learning_rate=3e-3)
@@ -519,7 +519,7 @@ def test_free_answers_are_filled_in(masked_folder, pets, tmp_path):
     assert sum(p for _, p in every[0]) == pytest.approx(1) and len(every[0]) == 86 - 5
 
 
-def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts, tmp_path, monkeypatch):
+def test_an_interrupted_masked_training_resumes_bit_for_bit(masked_folder, texts, tmp_path, monkeypatch):
     from loratory.training import loop
 
     def config(out: str) -> Config:
@@ -546,13 +546,13 @@ def test_an_interrupted_masked_training_goes_on_bit_for_bit(masked_folder, texts
 
 
 @pytest.mark.parametrize("task", ["text", "dialogue", "choice", "labels", "code"])
-def test_tasks_of_causal_models_are_refused(task, masked_folder, pets, tmp_path):
+def test_tasks_for_causal_models_are_rejected(task, masked_folder, pets, tmp_path):
     base = load_model(ModelConfig(str(masked_folder)), resolve_machine("cpu", "float32", 1))
     with pytest.raises(UserError, match="cannot do this task"):
         check_kind(dataclasses.replace(Config(), task=task), base.text, base.name)
 
 
-def test_a_causal_model_cannot_fill(tiny_folder, texts, tmp_path):
+def test_a_causal_model_cannot_do_the_task_fill(tiny_folder, texts, tmp_path):
     config = Config(
         task="fill",
         model=ModelConfig(str(tiny_folder)),
@@ -564,7 +564,7 @@ def test_a_causal_model_cannot_fill(tiny_folder, texts, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_blanks_are_filled_with_no_special_token(masked_folder):
+def test_masks_are_not_filled_with_special_tokens(masked_folder):
     base = load_model(ModelConfig(str(masked_folder), dtype="float64"), resolve_machine("cpu", "float64", 1))
     r = renderer_for(base.text, PromptConfig())
     layout = Layout("padded", "test", masked=True)
@@ -574,7 +574,7 @@ def test_blanks_are_filled_with_no_special_token(masked_folder):
     assert len(answers) == 3 and all(answers)
 
 
-def test_a_first_task_file_puts_the_answer_into_a_blank(masked_folder, pets):
+def test_a_guessed_task_file_has_an_answer_slot(masked_folder, pets):
     found = guess_task_file(str(pets), "sound", is_masked, str(masked_folder))
     config = Config.parse(found.toml, found.path)
     assert config.task == "classification" and config.prompt.system is None
@@ -582,15 +582,15 @@ def test_a_first_task_file_puts_the_answer_into_a_blank(masked_folder, pets):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [({"cot": "meow"}, "no label"), ({"cat": "pet", "dog": "pet"}, "the same word")]
+    ("words", "message"), [({"cot": "meow"}, "not a label"), ({"cat": "pet", "dog": "pet"}, "the same word")]
 )
-def test_words_have_to_tell_labels_apart(words, message):
+def test_label_words_must_be_distinct_and_belong_to_labels(words, message):
     with pytest.raises(UserError, match=message):
         check_words(words, ("cat", "cow", "dog"))
     check_words({"cat": "meow"}, ("cat", "cow", "dog"))
 
 
-def test_the_built_in_masked_model_knows_the_words_of_papers(tmp_path):
+def test_the_built_in_masked_model_fills_in_words_of_papers(tmp_path):
     base = load_model(ModelConfig("builtin-masked"), resolve_machine("cpu", "float32", 1))
     r = renderer_for(base.text, PromptConfig())
     words, text = complete(base.model, r, "We propose a new [MASK] for training deep neural <mask>.", 5)
@@ -612,7 +612,7 @@ def test_fill_on_the_command_line(capsys):
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_layers_computed_twice_give_the_same_gradients(family):
+def test_gradient_checkpointing_gives_the_same_gradients(family):
     model, sequences = tiny(family), some_sequences()
     layout, found = choose_layout(model, sequences, "auto"), []
     for checkpoints in (False, True):

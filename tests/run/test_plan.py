@@ -1,4 +1,4 @@
-"""The plan is told before anything is written, names what will be done, and leaves the job as it was."""
+"""The plan is shown before anything is written, describes the run, and leaves the job unchanged."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def config(tiny_folder, animals, tmp_path) -> Config:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_planning_leaves_model_and_random_state_as_they_were(config, kind):
+def test_planning_leaves_model_and_random_state_unchanged(config, kind):
     job = load_job(dataclasses.replace(config, adapter=AdapterConfig(kind=kind)), Path(config.run.out), ignore_event)
     weights = {name: tensor.clone() for name, tensor in job.base.model.state_dict().items()}
     state = torch.get_rng_state()
@@ -46,11 +46,11 @@ def test_planning_leaves_model_and_random_state_as_they_were(config, kind):
     assert list(make_plan(job, False).seconds) == ["train"]
 
 
-def test_a_run_with_more_to_do_is_estimated_longer(config):
+def test_more_work_gives_a_longer_estimate(config):
     few = load_job(config, Path(config.run.out), ignore_event)
     train = dataclasses.replace(config.train, epochs=50, seeds=4)
     many = dataclasses.replace(few, config=dataclasses.replace(config, train=train))
-    # Timings vary; a hundred times the work is far outside of that.
+    # Timings vary, but not by as much as a hundred times the work.
     assert make_plan(many, False).seconds["train"] > 5 * make_plan(few, False).seconds["train"]
 
 
@@ -59,19 +59,19 @@ def test_the_plan_states_sizes_seeds_steps_and_labels(config):
     events = []
     with pytest.raises(Interrupted, match="Nothing was started"):
         finetune(dataclasses.replace(config, train=train), events.append, confirm=lambda: False)
-    told = "\n".join(event.text for event in events)
+    text = "\n".join(event.text for event in events)
     for words in ("34 training", "4 validation", "10 test", "3 labels", "seeds 0 to 2", "2 epochs, 10 steps of 8"):
-        assert words in told, told
+        assert words in text, text
     assert not Path(config.run.out).exists()
 
 
-def test_an_estimate_is_kept_beside_what_it_took(config):
+def test_the_estimate_is_logged(config):
     run = train_only(config)
     [estimate] = [m for m in read_metrics(run) if m["event"] == "estimate"]
     assert estimate["stages"].keys() == {"train"}
 
 
-def test_the_demonstration_model_says_so_on_other_data_and_not_on_its_own(config):
+def test_the_demonstration_model_warns_on_other_data_than_its_own(config):
     own = DataConfig((str(builtin_folder().parent / "papers-train.jsonl"),), answer="category")
     assert is_demonstration(dataclasses.replace(config, model=ModelConfig()))
     assert not is_demonstration(dataclasses.replace(config, model=ModelConfig(), data=own))
@@ -79,7 +79,7 @@ def test_the_demonstration_model_says_so_on_other_data_and_not_on_its_own(config
     assert "demonstration model" in demonstration_text(masked=False)
 
 
-def test_suggested_models_fit_the_memory():
+def test_suggested_models_fit_into_memory():
     names = [name for name, _ in KNOWN_MODELS]
     assert suggestions(0) == [names[0]]
     for gibibytes in (2, 4, 8, 16, 24, 64, 200):
@@ -91,6 +91,6 @@ def test_suggested_models_fit_the_memory():
     assert suggestions(24 * 1024**3)[-1] != suggestions(200 * 1024**3)[-1]
 
 
-def test_the_estimates_of_a_finished_run_are_in_its_report_only_where_made(config):
+def test_the_report_contains_the_seconds_of_training(config):
     run = finetune(dataclasses.replace(config, run=dataclasses.replace(config.run, systems=("linear", "tuned-choose"))))
     assert json.loads((run / "report.json").read_text())["seconds"]["train"] > 0

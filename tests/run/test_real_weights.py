@@ -1,4 +1,4 @@
-"""A small pretrained model, trained here and read back by plain PEFT and Transformers in a process of its own."""
+"""A small pretrained model, tuned here and loaded by plain PEFT and Transformers in a separate process."""
 
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ from loratory.tree.verification import choose_layout
 
 pytestmark = [
     needs_shared,
-    # PEFT asks Transformers by a name of version 5 that version 6 removes.
+    # PEFT uses a property of Transformers 5 that version 6 removes.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 FOLDER = SHARED / "data" / "models" / "stories260K"
@@ -41,7 +41,7 @@ TEXT = "the little girl went to a park with her dog and saw one big red ball the
 CONFIG = TrainConfig(epochs=4, batch_size=8, learning_rate=1e-2, warmup=0.0)
 ADAPTER = AdapterConfig(rank=4, alpha=8)
 
-# Knows nothing of this package. Reads sequences; writes logits, and the loss and log-probabilities of a padded batch.
+# Does not import this package. Reads sequences; writes logits, and loss and log-probabilities of a padded batch.
 PLAIN = """
 import json, sys
 import torch
@@ -69,7 +69,7 @@ save_file({"logits": logits.contiguous(), "loss": output.loss, "log_probs": sums
 
 @dataclasses.dataclass
 class Trained:
-    """A finished run of a few steps."""
+    """A finished training of a few steps."""
 
     base: LoadedModel
     model: torch.nn.Module
@@ -79,7 +79,7 @@ class Trained:
     layout: Layout
     results: list[StepResult]
     before: torch.Tensor
-    """The base model's logits of the first sequence."""
+    """The base model's logits on the first sequence."""
     folder: Path
 
 
@@ -131,7 +131,7 @@ def trained(tmp_path_factory) -> Trained:
 
 
 def plain(run: Trained, sequences: list[TokenizedExample], folder: Path) -> dict[str, torch.Tensor]:
-    """What the script above finds in a fresh process."""
+    """The output of the script above, run in a separate process."""
     ids, labels = [s.token_ids.tolist() for s in sequences], [padded_labels(s) for s in sequences]
     task, out = folder / "task.json", folder / "out.safetensors"
     task.write_text(json.dumps({"ids": ids, "labels": labels, "threads": torch.get_num_threads()}))
@@ -151,8 +151,8 @@ def test_the_pretrained_model_trains_on_trees(trained):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_plain_peft_in_a_fresh_process_agrees_with_the_trained_model(trained, tmp_path):
-    """Logits bit for bit; the loss of a right-padded batch with -100; the summed log-probabilities of every label."""
+def test_plain_peft_in_a_separate_process_agrees_with_the_trained_model(trained, tmp_path):
+    """Logits bit for bit, the loss of a right-padded batch, and the summed log-probabilities of every label."""
     answers = [dataclasses.replace(e, answers=(label,)) for e in trained.examples for label in LABELS]
     sequences = [*trained.sequences, *(s for e in answers for s in tokenize(e, trained.renderer))]
     found = plain(trained, sequences, tmp_path)
@@ -172,7 +172,7 @@ def test_plain_peft_in_a_fresh_process_agrees_with_the_trained_model(trained, tm
     assert result.loss == pytest.approx(found["loss"].item(), rel=1e-5)
 
 
-def test_the_first_loss_is_that_of_plain_peft_on_a_padded_batch(trained):
+def test_the_first_loss_equals_plain_peft_on_a_padded_batch(trained):
     base = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, settings)
@@ -185,13 +185,13 @@ def test_the_first_loss_is_that_of_plain_peft_on_a_padded_batch(trained):
     assert trained.results[0].loss == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_a_saved_adapter_is_read_back_bit_for_bit(trained):
+def test_a_saved_adapter_is_loaded_bit_for_bit(trained):
     model = load_adapter(load(), trained.folder)
     s = trained.sequences[0]
     assert torch.equal(logits_of(model, s), logits_of(trained.model, s))
 
 
-def test_attaching_the_adapter_changes_nothing_and_warns_of_nothing(trained):
+def test_attaching_an_adapter_does_not_change_the_logits(trained):
     base = load()
     model = attach_adapter(dataclasses.replace(base, name="owner/name", revision="abc"), ADAPTER, seed=0)
     assert torch.equal(logits_of(model, trained.sequences[0]), trained.before)
@@ -209,7 +209,7 @@ def test_bfloat16_trees_are_as_close_to_float32_as_bfloat16_sequences_one_by_one
     torch.manual_seed(0)
     for name, parameter in half.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)  # from zero, half of the gradients would be zero
+            torch.nn.init.normal_(parameter, std=0.05)  # with B = 0, the gradients of A are zero
     single = copy.deepcopy(half).float()  # the same rounded weights
     distances = []
     for seed in range(3):

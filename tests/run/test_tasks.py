@@ -1,4 +1,4 @@
-"""Tasks beside classification: how their rows become examples, what answers are worth, and whole runs."""
+"""Tasks other than classification: how rows become examples, how answers are scored, and whole runs."""
 
 import dataclasses
 import gzip
@@ -44,7 +44,7 @@ from loratory.metrics.tasks import TASKS, ranking_metrics
 from loratory.metrics.texts import edit_similarity, rouge_l, text_metrics
 from loratory.predict.tuned import load
 from loratory.text.context import fit_to_context
-from loratory.text.rendering import pieces, tokenize
+from loratory.text.rendering import token_texts, tokenize
 from loratory.text.template import check_tools_are_shown, make_renderer
 from loratory.tree.scoring import group_log_probs
 
@@ -64,7 +64,7 @@ def user(text: str, answer: str, candidates: tuple[str, ...] = ()) -> Example:
 
 @pytest.fixture
 def choices_file(tmp_path):
-    """Each row has candidates of its own, two to four, of which one names the text's thing."""
+    """Each row has two to four candidates of its own; one of them names the thing in the text."""
     draw, path = random.Random(0), tmp_path / "choices.jsonl"
     with path.open("w") as file:
         for n in range(60):
@@ -113,28 +113,28 @@ def text_config(texts_file, tiny_folder, tmp_path) -> Config:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_candidates_are_a_list_or_a_cell_that_holds_one():
+def test_candidates_are_a_list_or_a_cell_that_contains_one():
     for value in (["a", "b"], '["a", "b"]', ("a", " b ")):
         assert candidates_of(Row({"c": value}, "f:1"), "c") == ("a", "b")
 
 
 @pytest.mark.parametrize("value", ["a, b", None, ["a"], ["a", "a"], ["a", ""], "[1,"])
-def test_candidates_that_cannot_be_chosen_from_are_the_persons_error(value):
+def test_unusable_candidates_raise_a_user_error(value):
     with pytest.raises(UserError) as caught:
         candidates_of(Row({"c": value}, "data.jsonl:7"), "c")
     assert "data.jsonl:7" in str(caught.value)
 
 
-def test_the_right_candidate_is_named_by_its_text_or_its_place():
+def test_the_expected_candidate_is_given_by_its_text_or_its_index():
     options = ["a", "b", "c"]
     assert choice_of(Row({"o": options, "a": "b"}, "f:1"), "a", "o") == "b"
     assert choice_of(Row({"o": options, "a": 2}, "f:1"), "a", "o") == "c"
     for wrong in ("d", 3, -1, True):
-        with pytest.raises(UserError, match="none of the row's candidates"):
+        with pytest.raises(UserError, match="not one of the row's candidates"):
             choice_of(Row({"o": options, "a": wrong}, "f:1"), "a", "o")
 
 
-def test_each_example_has_its_rows_candidates_and_the_prompt_lists_them(choice_config):
+def test_each_example_has_the_candidates_of_its_row_and_the_prompt_lists_them(choice_config):
     split = load_split(choice_config.data, choice_config.prompt, 0, task="choice")
     assert split.labels == ()
     assert {len(e.candidates) for e in split.train} == {2, 3, 4}
@@ -143,7 +143,7 @@ def test_each_example_has_its_rows_candidates_and_the_prompt_lists_them(choice_c
         assert example.messages[-1].content.endswith("\n".join(f"- {c}" for c in example.candidates))
 
 
-def test_free_answers_are_split_at_random_and_may_be_all_different(text_config):
+def test_rows_with_free_answers_are_split_at_random(text_config):
     split = load_split(text_config.data, text_config.prompt, 0, task="text")
     assert [len(part) for part in (split.train, split.validation, split.test)] == [43, 5, 12]
     assert all(e.candidates == () for e in split.train)
@@ -152,16 +152,16 @@ def test_free_answers_are_split_at_random_and_may_be_all_different(text_config):
 
 
 @pytest.mark.parametrize(("task", "candidates"), [("choice", None), ("text", "options"), ("classification", "options")])
-def test_candidates_and_the_task_choice_belong_together(task, candidates):
+def test_candidates_are_required_for_the_task_choice_and_only_there(task, candidates):
     from loratory.config import config_from_dict
 
     data = {"train": "a.csv", **({"candidates": candidates} if candidates else {})}
-    with pytest.raises(UserError, match="needs \\[data\\] candidates"):
+    with pytest.raises(UserError, match=r"data\.candidates and task"):
         config_from_dict({"task": task, "data": data}, "task.toml")
 
 
 @pytest.mark.parametrize("task", SYSTEMS)
-def test_a_system_of_another_task_is_refused(task):
+def test_a_system_of_another_task_is_rejected(task):
     from loratory.config import config_from_dict
 
     name = "copy" if task != "text" else "embed"
@@ -170,7 +170,7 @@ def test_a_system_of_another_task_is_refused(task):
         config_from_dict({"task": task, "data": data, "run": {"systems": [name]}}, "task.toml")
 
 
-def test_every_task_says_what_its_answers_are_worth():
+def test_every_task_defines_a_score():
     assert set(TASKS) == {*SYSTEMS, "code-tests", "fill-text"}
 
 
@@ -180,10 +180,10 @@ def test_every_task_says_what_its_answers_are_worth():
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
     assert rouge_l("the cat sat", ["the cat sat"]) == 1
     assert rouge_l("the cat", ["a dog"]) == 0
-    # "the sat" of 3 and 4 words: precision 2/3, recall 2/4.
+    # "the sat" in texts of 3 and 4 words: precision 2/3, recall 2/4.
     assert rouge_l("The dog sat!", ["the cat sat down"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
     assert rouge_l("b a", ["a b"]) == 0.5  # order counts
-    assert rouge_l("a b", ["x y", "a b c"]) == pytest.approx(0.8)  # the best of the right answers
+    assert rouge_l("a b", ["x y", "a b c"]) == pytest.approx(0.8)  # the best of the accepted answers
     assert rouge_l("", ["a"]) == rouge_l("...", ["!"]) == 0
 
 
@@ -193,14 +193,14 @@ def test_rouge_l_reads_any_script():
     assert 0.5 < rouge_l("深度学习方法", ["深度学习模型"]) < 1
 
 
-def test_text_metrics_of_equal_and_of_other_texts():
+def test_text_metrics_of_equal_and_of_different_texts():
     same = text_metrics(["a red boat", "a kite"], ["A red boat.", "a kite"])
     assert same["exact_match"] == 1 and same["chrf"] > 0.7 and same["length_ratio"] == 1 and same["words"] == 2.5
     other = text_metrics(["xxxx"], ["a red boat"])
     assert other["exact_match"] == 0 and other["chrf"] < 0.1 and other["length_ratio"] == pytest.approx(1 / 3)
 
 
-def test_mrr_counts_the_rank_of_the_right_candidate():
+def test_mrr_is_the_mean_reciprocal_rank_of_the_expected_candidate():
     lines = [
         {"expected": "a", "probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}},
         {"expected": "c", "probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}},
@@ -211,7 +211,7 @@ def test_mrr_counts_the_rank_of_the_right_candidate():
     assert ranking_metrics([undecided], ()) == {"mrr": 0.5}
 
 
-def test_paired_bootstrap_knows_a_difference_from_noise():
+def test_paired_bootstrap_distinguishes_a_difference_from_noise():
     draw = np.random.default_rng(0)
     noise = draw.normal(size=200)
     low, high, p = paired_bootstrap(noise - noise.mean())
@@ -219,15 +219,15 @@ def test_paired_bootstrap_knows_a_difference_from_noise():
     low, high, p = paired_bootstrap(noise - noise.mean() + 0.5)
     assert 0.3 < low < 0.5 < high < 0.7 and p < 0.001
     assert paired_bootstrap(np.zeros(5)) == (0.0, 0.0, 1.0)
-    # As often as it says p < 0.1 without a difference, it is wrong: about one time in ten.
+    # Without a difference, p < 0.1 occurs about one time in ten.
     wrong = sum(paired_bootstrap(draw.normal(size=40), draws=400)[2] < 0.1 for _ in range(200))
     assert 8 < wrong < 40
 
 
-# ---- what a person would otherwise do --------------------------------------------------------------------------------
+# ---- baselines -------------------------------------------------------------------------------------------------------
 
 
-def test_the_copy_rule_is_the_closest_to_the_training_answers():
+def test_the_copy_rule_closest_to_the_training_answers_is_chosen():
     train = [user(f"Say it short:\n\nFirst {n} here. The end is {n}.", f"The end is {n}") for n in range(9)]
     copy, note = copy_rule(train)
     assert note == "copies the last sentence"
@@ -239,14 +239,14 @@ def test_the_copy_rule_is_the_closest_to_the_training_answers():
     assert first(user("", "")) == ""
 
 
-def test_likeness_chooses_the_candidate_that_shares_words():
+def test_text_similarity_chooses_the_candidate_that_shares_words():
     options = ("a paper on boats", "a paper on kites", "something else")
     train = [user(f"Text {n} about boats and kites", options[0], options) for n in range(5)]
     classify, _ = most_similar(train)
-    asked = user("The kites fly\n" + "\n".join(f"- {o}" for o in options), options[1], options)
-    [shares] = classify([asked], ignore_event)
-    assert max(shares, key=shares.__getitem__) == "a paper on kites"
-    assert sum(shares.values()) == pytest.approx(1)
+    example = user("The kites fly\n" + "\n".join(f"- {o}" for o in options), options[1], options)
+    [probabilities] = classify([example], ignore_event)
+    assert max(probabilities, key=probabilities.__getitem__) == "a paper on kites"
+    assert sum(probabilities.values()) == pytest.approx(1)
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_a_run_that_chooses_among_candidates(choice_config):
     linear = next(s for s in report["systems"] if s["name"] == "linear")
     assert linear["value"] == 1 and linear["metrics"]["mrr"] == 1
     page = (run / "report.html").read_text()
-    assert "a guess" in page and "Confusion" not in page
+    assert "random choice" in page and "Confusion" not in page
 
     tuned = load(run)
     records = [
@@ -331,7 +331,7 @@ def dialogue_config(tiny_folder, tmp_path) -> Config:
     return config_of("dialogue", DataConfig((str(path),)), PromptConfig(), tiny_folder, tmp_path)
 
 
-def test_openai_and_sharegpt_conversations_are_the_same():
+def test_openai_and_sharegpt_conversations_give_the_same_example():
     rows = [{"messages": OPENAI}, {"conversations": SHAREGPT}, {"messages": json.dumps(OPENAI)}]
     found = [conversation(turns_of(Row(row, "f:1"), "", None), "f:1") for row in rows]
     assert found[0] == found[1] == found[2]
@@ -350,7 +350,7 @@ def test_a_row_without_a_conversation_is_the_persons_error():
         turns_of(Row({"text": "x"}, "f:1"), "", None)
     with pytest.raises(UserError, match="no conversation"):
         turns_of(Row({"messages": OPENAI}, "f:1"), "chat", None)
-    with pytest.raises(UserError, match="no user's turn"):
+    with pytest.raises(UserError, match="no user turn"):
         question([{"role": "system", "content": "x"}], "f:1")
 
 
@@ -380,7 +380,7 @@ def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
             assert value == pytest.approx(float(log_probs[at - 1, sequence.token_ids[at]].sum().detach()), abs=1e-9)
 
 
-def test_the_headline_of_conversations_is_one_over_perplexity():
+def test_the_headline_metric_of_conversations_is_one_over_perplexity():
     example = conversation(OPENAI, "f")
     turns = ((math.log(0.5) * 2, 2), (math.log(0.25) * 2, 2))
     name, value = headline([example], [Prediction("fine", None, None, turns)], "dialogue")
@@ -418,7 +418,7 @@ HUMAN_EVAL = {
 }
 
 
-def test_tests_are_read_as_mbpp_and_humaneval_have_them():
+def test_tests_are_read_in_the_formats_of_mbpp_and_humaneval():
     found = row_tests(Row(MBPP, "f:1"), CodeConfig())
     assert (found.prefix, found.name, found.after) == ("", "", "\nassert f(1, 2) == 3")
     found = row_tests(Row(HUMAN_EVAL, "f:1"), CodeConfig())
@@ -441,24 +441,24 @@ def test_tests_are_read_as_mbpp_and_humaneval_have_them():
         (HUMAN_EVAL, "import os; os._exit(0)", False),
     ],
 )
-def test_an_answer_is_tested_alone_or_behind_what_it_continues(row, answer, passes):
+def test_an_answer_is_tested_alone_or_after_the_prefix_that_it_continues(row, answer, passes):
     outcome = run_program(*candidate_programs(answer, row_tests(Row(row, "f:1"), CodeConfig())))
     assert outcome.passed == passes, outcome.reason
 
 
-def test_code_is_taken_out_of_its_fence():
+def test_code_is_extracted_from_a_fenced_block():
     assert extract_code("Here it is:\n```python\nx = 1\n```\nDone.") == "x = 1"
     assert extract_code("```\nx = 1") == "x = 1"
     assert extract_code("x = 1") == "x = 1"
 
 
-def test_edit_similarity_is_one_less_the_edits_over_the_longer_text():
+def test_edit_similarity_is_one_minus_the_normalized_edit_distance():
     assert edit_similarity("abcd", "abcx") == 0.75
     assert edit_similarity("x = 1  \n", "x = 1") == 1
     assert edit_similarity("", "") == 1 and edit_similarity("", "abc") == 0
 
 
-def test_a_packed_file_is_read_and_a_damaged_one_told(tmp_path):
+def test_a_compressed_file_is_read_and_a_damaged_one_reported(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
     assert [row.values["a"] for row in read_rows(str(path))] == [1, 2]
@@ -499,7 +499,7 @@ def labels_config(tiny_folder, tmp_path) -> Config:
     return config_of("labels", data, PromptConfig(system="Which? {labels}.", few_shot=1), tiny_folder, tmp_path)
 
 
-def test_a_set_is_a_list_or_a_text_with_semicolons():
+def test_a_label_set_is_a_list_or_a_text_with_semicolons():
     for value in (["b", "a", "a"], "b; a", "a;b;", ("a", " b")):
         assert labels_of(Row({"x": value}, "f:1"), "x") == ("a", "b")
     for value in ([], "", ";", None):
@@ -509,7 +509,7 @@ def test_a_set_is_a_list_or_a_text_with_semicolons():
         labels_of(Row({"x": ["a;b"]}, "f:1"), "x")
 
 
-def test_each_label_of_a_set_is_trained_behind_the_same_prompt(labels_config):
+def test_each_label_of_a_set_is_trained_after_the_same_prompt(labels_config):
     from loratory.events import ignore_event as silent
     from loratory.run.job import load_job
 
@@ -518,7 +518,7 @@ def test_each_label_of_a_set_is_trained_behind_the_same_prompt(labels_config):
     for example, sequences in zip(job.split.train, job.train_sequences, strict=True):
         assert len(sequences) == len(example.answers)
         for answer, sequence in zip(example.answers, sequences, strict=True):
-            trained = "".join(text for text, weight in pieces(sequence) if weight)
+            trained = "".join(text for text, weight in token_texts(sequence) if weight)
             assert trained.startswith(answer)
 
 
@@ -526,11 +526,11 @@ def test_f1_of_sets():
     assert set_f1(["a"], ["a"]) == 1 and set_f1(["a"], ["b"]) == 0
     assert set_f1(["a", "b"], ["b", "c", "d"]) == pytest.approx(0.4)
     found = label_set_metrics([["a"], ["a", "b"]], [["a"], ["b"]], ("a", "b"))
-    # a: 1 right of 2 answered, 1 expected; b: 1 right of 1 and 1.
+    # a: 1 correct of 2 answered, 1 expected; b: 1 correct of 1 answered, 1 expected.
     assert found == {"micro_f1": pytest.approx(0.8), "macro_f1": pytest.approx((2 / 3 + 1) / 2), "exact_match": 0.5}
 
 
-def test_the_threshold_is_the_best_on_validation_and_something_is_always_chosen():
+def test_the_threshold_is_the_best_on_validation_and_at_least_one_label_is_chosen():
     rows = [({"a": 0.6, "b": 0.3, "c": 0.1}, ("a", "b")), ({"a": 0.1, "b": 0.2, "c": 0.7}, ("c",))]
     threshold = fit_threshold([Prediction("", None, p) for p, _ in rows], examples_of(rows))
     assert 0.2 < threshold <= 0.3
@@ -553,15 +553,15 @@ def test_a_run_on_sets_of_labels(labels_config):
     for row in predictions(run, "tuned-choose"):
         answered = row["answer"].split("; ")
         assert row["worth"] == pytest.approx(set_f1(answered, row["expected"].split("; ")))
-        least = min(row["probabilities"][label] for label in answered)
-        assert all(p <= least for label, p in row["probabilities"].items() if label not in answered)
+        lowest = min(row["probabilities"][label] for label in answered)
+        assert all(p <= lowest for label, p in row["probabilities"].items() if label not in answered)
     card = json.loads((run / "adapter" / "loratory.json").read_text())
     assert card["choose"]["threshold"] is not None
     tuned = load(run)
     assert set(tuned.answer({"text": "7: lamp, boat"}).split("; ")) <= set(THINGS[:4])
 
 
-# ---- the middle, and tools -------------------------------------------------------------------------------------------
+# ---- fill in the middle, and tools -----------------------------------------------------------------------------------
 
 
 def middle_tokenizer():
@@ -570,18 +570,18 @@ def middle_tokenizer():
     return tokenizer
 
 
-def test_code_is_filled_into_the_middle():
+def test_code_is_rendered_for_filling_in_the_middle():
     r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
     example = Example((Message("user", f"def f(x):\n    {ANSWER_SLOT}\n\nf(1)"),), ("return x",), (), "a.jsonl:1")
     [found] = tokenize(example, r)
     assert found.text == ("<|fim_prefix|>def f(x):\n    <|fim_suffix|>\n\nf(1)<|fim_middle|>return x<|im_end|>")
-    assert "".join(piece for piece, trained in pieces(found) if trained) == "return x<|im_end|>"
+    assert "".join(piece for piece, trained in token_texts(found) if trained) == "return x<|im_end|>"
     assert found.token_ids.tolist() == r.tokenizer(found.text, add_special_tokens=False)["input_ids"]
 
 
-def test_a_tokenizer_without_tokens_for_the_middle_is_named():
+def test_a_tokenizer_without_tokens_for_filling_in_the_middle_is_rejected():
     r = make_renderer(byte_tokenizer(), (2,), PromptConfig())
-    with pytest.raises(UserError, match="no tokens for filling in the middle"):
+    with pytest.raises(UserError, match="no fill-in-the-middle tokens"):
         tokenize(user(f"a {ANSWER_SLOT} b", "c"), r)
 
 
@@ -592,20 +592,20 @@ def test_a_tokenizer_without_tokens_for_the_middle_is_named():
         (Message("user", f"a{ANSWER_SLOT}b{ANSWER_SLOT}"),),
     ],
 )
-def test_a_middle_has_one_message_with_one_place(messages):
+def test_filling_in_the_middle_needs_one_message_with_one_answer_slot(messages):
     r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
-    with pytest.raises(UserError, match="one message with one of them"):
+    with pytest.raises(UserError, match="must be a single message"):
         tokenize(Example(messages, ("c",), (), "a"), r)
 
 
-def test_programs_with_a_middle_are_tested_with_what_follows():
+def test_programs_filled_in_the_middle_are_tested_with_their_suffix():
     row = Row({"head": "def f(x):\n", "tail": "    return y\n", "test_list": ["assert f(1) == 2"]}, "a")
     tests = row_tests(row, CodeConfig(prefix="head", suffix="tail"))
     assert tests and tests.after.startswith("    return y\n") and tests.after.endswith("assert f(1) == 2")
     assert candidate_programs("    y = x + 1", tests)[0].startswith("def f(x):\n    y = x + 1\n    return y\n")
 
 
-def test_middles_from_rows_to_report(tiny_folder, tmp_path):
+def test_a_run_that_fills_in_the_middle(tiny_folder, tmp_path):
     folder, path = tmp_path / "model", tmp_path / "code.jsonl"
     copytree(tiny_folder, folder)
     middle_tokenizer().save_pretrained(folder)
@@ -621,7 +621,7 @@ def test_middles_from_rows_to_report(tiny_folder, tmp_path):
     )
     run = finetune(config)
     report = json.loads((run / "report.json").read_text())
-    assert [s["name"] for s in report["systems"]] == ["prompt", "tuned"]  # solved ones are not shown beside a middle
+    assert [s["name"] for s in report["systems"]] == ["prompt", "tuned"]  # no few-shot prompting with an answer slot
     assert json.loads((run / "data.json").read_text())["test_prompts"][0].endswith("    {mask}\n")
 
 
@@ -629,7 +629,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "description": "Says
 TOOL_TEMPLATE = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
 
 
-def test_tools_and_their_replies_are_passed_to_the_template():
+def test_tools_and_tool_messages_are_passed_to_the_template():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TOOL_TEMPLATE
     r = make_renderer(tokenizer, (2,), PromptConfig())
@@ -649,44 +649,44 @@ def test_tools_and_their_replies_are_passed_to_the_template():
     assert "<|im_start|>tool\nsun<|im_end|>" in last.text and last.text.endswith("No.<|im_end|>")
 
 
-def test_a_template_that_drops_tools_is_refused():
-    with pytest.raises(UserError, match="does not show tools"):
+def test_a_template_that_drops_tools_is_rejected():
+    with pytest.raises(UserError, match="does not support tools"):
         check_tools_are_shown(make_renderer(byte_tokenizer(), (2,), PromptConfig()))
 
 
 @pytest.mark.parametrize("value", ['{"name": "weather"}', [1], "["])
-def test_tools_that_are_no_list_of_objects_are_refused(value):
+def test_tools_that_are_not_a_list_of_objects_are_rejected(value):
     with pytest.raises(UserError, match=r"list of objects|Malformed JSON"):
         tools_of(Row({"tools": value}, "a.jsonl:1"))
 
 
-def test_calls_of_tools_outside_of_the_content_are_refused():
+def test_tool_calls_outside_the_content_are_rejected():
     turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]
-    with pytest.raises(UserError, match="turn's content only"):
+    with pytest.raises(UserError, match="only read from a turn's content"):
         conversation(turns, "a.jsonl:1")
 
 
-def test_a_reply_of_a_tool_can_be_answered():
+def test_a_conversation_that_ends_with_a_tool_message_can_be_answered():
     turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "weather()"}]
     turns += [{"role": "tool", "content": "sun"}, {"role": "assistant", "content": "No."}]
     assert [m.role for m in question(turns, "a.jsonl:1").messages] == ["user", "assistant", "tool"]
 
 
-def test_a_text_to_fill_whose_prompt_lacks_the_blank_is_refused(texts_file):
+def test_the_task_fill_needs_an_answer_slot_in_the_prompt(texts_file):
     data = DataConfig(train=(str(texts_file),), answer="answer")
-    with pytest.raises(UserError, match=r"no \{mask\} for it"):
+    with pytest.raises(UserError, match=r"the prompt has no \{mask\}"):
         load_split(data, PromptConfig(user="{text}"), 0, task="fill")
 
 
-def test_a_column_called_mask_is_told(tmp_path):
+def test_a_column_named_mask_is_rejected(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,mask,label\n" + "a,b,c\nd,e,f\n" * 10)
-    with pytest.raises(UserError, match="stands for the answer") as found:
+    with pytest.raises(UserError, match="reserved for the answer slot") as found:
         load_split(DataConfig(train=(str(path),), answer="label"), PromptConfig(user="{text} {mask}"), 0)
     assert "rename the column" in str(found.value)
 
 
-def test_a_long_middle_is_cut_above_its_line():
+def test_a_long_prefix_is_cut_above_the_line_of_the_answer_slot():
     r = make_renderer(middle_tokenizer(), (2,), PromptConfig())
     long = user("# a note\n" * 30 + f"x = {ANSWER_SLOT}\nprint(x)", "1")
     fitted = fit_to_context([long], r, 120, "cut_prompt")

@@ -1,6 +1,7 @@
-"""The template matrix: what must hold of rendering, over 71 real chat templates and 5 real tokenizers.
+"""The template matrix: properties of rendering, tested with 71 real chat templates and 5 real tokenizers.
 
-``python tests/test_templates.py > docs/templates.md`` writes the table that the tests check and pytest prints.
+``PYTHONPATH=tests python tests/text/test_templates.py > docs/templates.md`` writes the table, which a test compares
+with the current results and pytest prints at the end.
 """
 
 import copy
@@ -33,29 +34,29 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "templates.md"
 DAY, ANOTHER_DAY = datetime.datetime(2025, 1, 1), datetime.datetime(2031, 2, 3)
 
 
-# ---- which tokenizer belongs to which template -----------------------------------------------------------------------
+# ---- the tokenizer of each template ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Family:
-    """What of a model decides how its template is rendered; tokens are separated by spaces.
+    """The properties of a model that affect the rendering of its template; tokens are separated by spaces.
 
-    The vocabulary is one of those at hand, the special tokens are the model's own.
+    The vocabulary is that of one of the available tokenizers; the special tokens are the model's own.
     """
 
     tokenizer: str
     bos: str | None = None
-    """None: the tokenizer's own, as for ``eos``."""
+    """None: the one of the tokenizer; the same applies to ``eos``."""
     eos: str | None = None
     special: str = ""
     plain: str = ""
-    """Tokens of one piece that are not special, as reasoning marks are."""
+    """Added tokens that are not special, such as reasoning tags."""
     stops: str | None = None
-    """The stop tokens in the model's generation config. None: those in ``generation_configs``, if any."""
+    """The stop tokens in the model's generation config. None: those in the folder ``generation_configs``, if any."""
 
 
 QWEN = Family("qwen2.5-instruct", plain="<think> </think>", stops="<|im_end|> <|endoftext|>")
-LLAMA_2 = Family("phi-3.5-mini", eos="</s>")  # has the vocabulary of Llama 2
+LLAMA_2 = Family("phi-3.5-mini", eos="</s>")  # has Llama 2's vocabulary
 LLAMA_3 = Family("llama-3.2-instruct", stops="<|end_of_text|> <|eom_id|> <|eot_id|>")
 PHI_3 = Family("phi-3.5-mini", stops="<|end|> <|assistant|> <|endoftext|>")
 GEMMA = Family(
@@ -66,7 +67,7 @@ COHERE = Family(
     special="<|START_OF_TURN_TOKEN|> <|USER_TOKEN|> <|SYSTEM_TOKEN|> <|CHATBOT_TOKEN|> <|START_RESPONSE|> "
     "<|END_RESPONSE|>",
 )  # fmt: skip
-# The first key that a template's name begins with says its family.
+# The family of a template is given by the first key that its name starts with.
 FAMILIES = {
     "trl/cohere": COHERE,
     "trl/deepseekv3": Family(
@@ -112,7 +113,7 @@ FAMILIES = {
     "chat_templates/qwen2.5": QWEN,
     "chat_templates/": LLAMA_2,
 }  # fmt: skip
-# Real tokenizers with the architecture and the stop ids that their models' settings state.
+# Real tokenizers, with the architecture and the stop ids in their models' settings.
 REAL: dict[str, tuple[str, list[int]]] = {
     "qwen2.5-instruct": ("qwen2", [151645, 151643]),
     "llama-3.2-instruct": ("llama", [128001, 128008, 128009]),
@@ -124,26 +125,26 @@ TEMPLATES = sorted(
     path.relative_to(DATA / "templates").with_suffix("").as_posix() for path in DATA.glob("templates/*/*.jinja")
 )
 NAMES = [*TEMPLATES, *(f"tokenizers/{name}" for name in REAL)] if SHARED.exists() else []
-# What cannot be used: what the error says, and why.
-ONLY_LISTS = ("does not show the user's text", "shows content only as a list of parts, not as text")
-REFUSED = {
+# Templates that cannot be used: the text of the error, and the reason.
+ONLY_LISTS = ("drops the user message", "supports content only as a list of parts, not as text")
+REJECTED = {
     "trl/idefics3": ONLY_LISTS,
     "trl/idefics3_training": ONLY_LISTS,
     "trl/llava_next": ONLY_LISTS,
     "trl/llava_next_training": ONLY_LISTS,
     "tokenizers/bert-base-uncased": (
-        "says how an answer ends",
-        "a masked language model: it fills [MASK], writes no answer and has no token to end one",
+        "defines how an answer ends",
+        "a masked language model, which fills [MASK] tokens and has no stop token",
     ),
 }
-# Templates that themselves begin every turn, not only the conversation, with the beginning-of-sequence token.
+# Templates that put the beginning-of-sequence token before every turn, not only before the conversation.
 BEGIN_TURNS = ("chat_templates/llama-2-chat", "chat_templates/saiga")
 NO_SYSTEM = ("trl/gemma", "trl/gemma_training")
 
 
 @functools.cache
 def from_model_folder(name: str) -> LoadedTokenizer:
-    """A real tokenizer as a run loads it: from a model's folder, with stop ids from its settings."""
+    """A real tokenizer, loaded as in a run: from a model folder, with the stop ids in the model's settings."""
     model_type, stops = REAL[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -152,15 +153,15 @@ def from_model_folder(name: str) -> LoadedTokenizer:
         (folder / "config.json").write_text(json.dumps({"model_type": model_type, "eos_token_id": None}))
         if stops:
             (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
-        found = load_tokenizer(ModelConfig(str(folder)))
-    own_stop = found.tokenizer.eos_token_id
-    assert set(found.stop_ids) == {*stops, *([own_stop] if own_stop is not None else [])}
-    return found
+        loaded_tokenizer = load_tokenizer(ModelConfig(str(folder)))
+    eos = loaded_tokenizer.tokenizer.eos_token_id
+    assert set(loaded_tokenizer.stop_ids) == {*stops, *([eos] if eos is not None else [])}
+    return loaded_tokenizer
 
 
 @functools.cache
 def read(name: str) -> Any:
-    """A tokenizer, and in it the special tokens of every family that uses it."""
+    """A tokenizer with the special tokens of all families that use it."""
     tokenizer = from_model_folder(name).tokenizer
     families = [family for family in FAMILIES.values() if family.tokenizer == name]
     texts = [" ".join([f.special, f.bos or "", f.eos or "", f.stops or ""]).split() for f in families]
@@ -176,20 +177,20 @@ def family_of(name: str) -> Family:
 
 def template_of(name: str) -> str:
     text = (DATA / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    # This folder's files are indented for readers, and meant to be used without indentation and line ends.
+    # The files in this folder are indented for readability and meant to be used without indentation and newlines.
     return text.replace("    ", "").replace("\n", "") if name.startswith("chat_templates/") else text
 
 
 @functools.cache
 def loaded(name: str) -> tuple[Any, tuple[int, ...]]:
-    """The tokenizer under the template, and the stop ids by the model's settings."""
+    """The tokenizer with the template, and the stop ids in the model's settings."""
     if name.startswith("tokenizers/"):
         text = from_model_folder(name.removeprefix("tokenizers/"))
         return text.tokenizer, text.stop_ids
     family = family_of(name)
     shared = read(family.tokenizer)
     tokenizer = copy.copy(shared)
-    tokenizer._special_tokens_map = dict(shared._special_tokens_map)  # a copy of its own, to change
+    tokenizer._special_tokens_map = dict(shared._special_tokens_map)  # copied, because it is changed below
     tokenizer.bos_token = family.bos or shared.bos_token
     tokenizer.eos_token = family.eos or shared.eos_token
     tokenizer.chat_template = template_of(name)
@@ -197,7 +198,7 @@ def loaded(name: str) -> tuple[Any, tuple[int, ...]]:
     if family.stops is not None:
         stops = tokenizer.convert_tokens_to_ids(family.stops.split())
     else:
-        # Here the ids are those of the vocabulary at hand.
+        # These ids refer to the vocabulary of the tokenizer used here.
         stops = json.loads(config.read_text())["stop_token_ids"] if config.exists() else []
     return tokenizer, tuple(sorted({*stops, tokenizer.eos_token_id}))
 
@@ -207,12 +208,12 @@ def renderer_of(name: str) -> Renderer:
     return make_renderer(*loaded(name), PromptConfig(date=DAY.date().isoformat()))
 
 
-# ---- what the tokenizer itself makes ---------------------------------------------------------------------------------
+# ---- reference: rendering by Transformers ----------------------------------------------------------------------------
 
 
 @contextmanager
 def on(day: datetime.datetime) -> Iterator[None]:
-    """While open, templates that ask for the date are told this day."""
+    """Context manager that sets the date that templates see."""
 
     class Today(datetime.datetime):
         @classmethod
@@ -224,8 +225,10 @@ def on(day: datetime.datetime) -> Iterator[None]:
         yield
 
 
-def own(name: str, messages: Sequence[Message], prompt: bool, day=DAY, **arguments: Any) -> tuple[str, list[int]]:
-    """Text and ids that the tokenizer's own call gives on a day."""
+def transformers_rendering(
+    name: str, messages: Sequence[Message], prompt: bool, day=DAY, **arguments: Any
+) -> tuple[str, list[int]]:
+    """Text and ids from the tokenizer's own ``apply_chat_template`` on the given day."""
     tokenizer, _ = loaded(name)
     turns = [{"role": m.role, "content": m.content} for m in messages]
     with on(day):
@@ -241,7 +244,7 @@ def own(name: str, messages: Sequence[Message], prompt: bool, day=DAY, **argumen
 USERS = ("Is it so?", "  Zeile 1 \n\n{x} ü 日本 🤖\n", "the last question")
 ANSWERS = ("yes", "New York", "two\nlines", "ü 日本語 🤖", "1.5 %")
 SINGLE = tuple((Message("user", text),) for text in USERS)
-SEVERAL = (*SINGLE[0], Message("assistant", " no\n"), *SINGLE[1], Message("assistant", "New York"), *SINGLE[2])
+CONVERSATION = (*SINGLE[0], Message("assistant", " no\n"), *SINGLE[1], Message("assistant", "New York"), *SINGLE[2])
 SYSTEM = Message("system", "Answer with one of: a, b.")
 
 
@@ -253,32 +256,32 @@ def trained(sequence: TokenizedExample) -> list[int]:
     return sequence.token_ids[sequence.loss_weights > 0].tolist()
 
 
-# ---- the properties: each raises AssertionError, or says how it holds ------------------------------------------------
+# ---- the properties: each raises AssertionError or returns how it holds ----------------------------------------------
 
 
 def same_bytes(name: str) -> str:
-    """The prompt's text and ids are the tokenizer's own, in training as in use."""
+    """In training and inference, the prompt's text and ids equal those of the tokenizer's own rendering."""
     renderer = renderer_of(name)
-    for messages in (*SINGLE, SEVERAL):
-        text, ids = own(name, messages, prompt=True)
+    for messages in (*SINGLE, CONVERSATION):
+        text, ids = transformers_rendering(name, messages, prompt=True)
         prompt = render_prompt(messages, renderer)
         assert prompt.text == text
         assert prompt.token_ids.tolist() == ids
-        found = sequences(messages, "yes", renderer)[-1]
-        assert found.token_ids[: len(ids)].tolist() == ids
-        assert not found.loss_weights[: len(ids)].any() and found.loss_weights[len(ids) :].all()
+        sequence = sequences(messages, "yes", renderer)[-1]
+        assert sequence.token_ids[: len(ids)].tolist() == ids
+        assert not sequence.loss_weights[: len(ids)].any() and sequence.loss_weights[len(ids) :].all()
     return "ok"
 
 
 def stop_is_trained(name: str) -> str:
-    """One ending, the last token trained stops generation and no earlier one does; also without a generation config."""
+    """The last trained token, and no earlier one, stops generation; also without a generation config."""
     tokenizer, given = loaded(name)
-    found = [_check_ending(name, stops) for stops in {given, (tokenizer.eos_token_id,)}]
-    return "ok" if renderer_of(name).ending[-1] in given and all(found) else "reported"
+    has_stop = [_check_ending(name, stops) for stops in {given, (tokenizer.eos_token_id,)}]
+    return "ok" if renderer_of(name).ending[-1] in given and all(has_stop) else "reported"
 
 
 def _check_ending(name: str, given: tuple[int, ...]) -> bool:
-    """Whether the template itself puts a stop after an answer."""
+    """Whether the template itself puts a stop token after an answer."""
     tokenizer, _ = loaded(name)
     renderer = make_renderer(tokenizer, given, PromptConfig(date=DAY.date().isoformat()))
     stops = set(renderer.stop_ids)
@@ -289,28 +292,28 @@ def _check_ending(name: str, given: tuple[int, ...]) -> bool:
         assert tuple(ids[-len(renderer.ending) :]) == renderer.ending
         assert [i for i in ids if i in stops] == [ids[-1]]
         assert decode_answer(ids, renderer).strip() == answer
-    text, ids = own(name, (*SINGLE[0], Message("assistant", "yes")), prompt=False)
+    text, ids = transformers_rendering(name, (*SINGLE[0], Message("assistant", "yes")), prompt=False)
     tail = text.rpartition("yes")[2]
     special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
     for candidates in (given, special):
         ends = [tail.find(t) + len(t) for t in tokenizer.convert_ids_to_tokens(list(candidates)) if t in tail]
         if ends:
-            # Some special tokens swallow the white space around them.
+            # Some special tokens absorb the white space around them.
             assert "".join(renderer.ending_text.split()) == "".join(tail[: min(ends)].split())
             size = len(renderer.ending)
             assert any(tuple(ids[i : i + size]) == renderer.ending for i in range(len(ids)))
             return True
     assert renderer.ending == (tokenizer.eos_token_id,)
-    assert "puts no stop" in renderer.note
+    assert "puts no stop token" in renderer.note
     return False
 
 
-def one_beginning(name: str) -> str:
-    """The beginning-of-sequence token comes at most once, and first."""
+def one_bos(name: str) -> str:
+    """The beginning-of-sequence token appears at most once, at the start."""
     renderer = renderer_of(name)
     bos, eos = renderer.tokenizer.bos_token_id, renderer.tokenizer.eos_token_id
     counts = []
-    for messages in (*SINGLE, SEVERAL) if bos != eos else SINGLE:
+    for messages in (*SINGLE, CONVERSATION) if bos != eos else SINGLE:
         ids = render_prompt(messages, renderer).token_ids.tolist()
         assert bos is None or ids[:2] != [bos, bos]
         assert bos not in ids or ids[0] == bos
@@ -323,39 +326,41 @@ def one_beginning(name: str) -> str:
 
 
 def prompt_is_a_prefix(name: str) -> str:
-    """Prompt, answer and ending begin the template's own rendering, or the difference is told."""
+    """The template's own rendering begins with prompt, answer and ending, or the difference is reported."""
     renderer = renderer_of(name)
-    told = template_deviation(renderer)
+    deviation = template_deviation(renderer)
     for answer in ANSWERS:
         prompt = render_prompt(SINGLE[0], renderer)
         completion, in_context = completion_ids(prompt, answer, renderer)
-        found = sequences(SINGLE[0], answer, renderer)[0]
-        assert found.token_ids.tolist() == [*prompt.token_ids.tolist(), *completion]
-        assert found.text == prompt.text + renderer.lead + answer + renderer.ending_text
-        with_answer = renderer.tokenizer(prompt.text + renderer.lead + answer, add_special_tokens=False)["input_ids"]
-        alone = renderer.tokenizer(renderer.lead + answer, add_special_tokens=False)["input_ids"]
+        sequence = sequences(SINGLE[0], answer, renderer)[0]
+        assert sequence.token_ids.tolist() == [*prompt.token_ids.tolist(), *completion]
+        assert sequence.text == prompt.text + renderer.leading_space + answer + renderer.ending_text
+        with_answer = renderer.tokenizer(prompt.text + renderer.leading_space + answer, add_special_tokens=False)[
+            "input_ids"
+        ]
+        alone = renderer.tokenizer(renderer.leading_space + answer, add_special_tokens=False)["input_ids"]
         start = len(prompt.token_ids)
         assert in_context == (with_answer[:start] == prompt.token_ids.tolist())
         assert completion == [*(with_answer[start:] if in_context else alone), *renderer.ending]
-        _, ids = own(name, (*SINGLE[0], Message("assistant", answer)), prompt=False)
-        assert (ids[: len(found.token_ids)] == found.token_ids.tolist()) == (told is None)
-    if told:
-        assert "ANSWER" in told or repr(renderer.ending_text) in told
-        assert ("enable_thinking = false" in told) == ("enable_thinking" in switches_of(name))
-    return "reported" if told else "ok"
+        _, ids = transformers_rendering(name, (*SINGLE[0], Message("assistant", answer)), prompt=False)
+        assert (ids[: len(sequence.token_ids)] == sequence.token_ids.tolist()) == (deviation is None)
+    if deviation:
+        assert "ANSWER" in deviation or repr(renderer.ending_text) in deviation
+        assert ("enable_thinking = false" in deviation) == ("enable_thinking" in switches_of(name))
+    return "reported" if deviation else "ok"
 
 
 def system_is_shown(name: str) -> str:
-    """A system message is shown, or an error says that it is not."""
+    """A system message appears in the prompt, or an error reports that it does not."""
     renderer = renderer_of(name)
     if name in NO_SYSTEM:
-        with pytest.raises(UserError, match=r"refuses these messages|drops the system message") as caught:
+        with pytest.raises(UserError, match=r"rejects these messages|drops the system message") as caught:
             check_system_is_shown(renderer)
         assert "[prompt] user" in str(caught.value.fix)
-        return "refused"
+        return "rejected"
     check_system_is_shown(renderer)
-    for messages in ((SYSTEM, *SINGLE[0]), (SYSTEM, *SEVERAL)):
-        text, ids = own(name, messages, prompt=True)
+    for messages in ((SYSTEM, *SINGLE[0]), (SYSTEM, *CONVERSATION)):
+        text, ids = transformers_rendering(name, messages, prompt=True)
         prompt = render_prompt(messages, renderer)
         assert SYSTEM.content in prompt.text
         assert (prompt.text, prompt.token_ids.tolist()) == (text, ids)
@@ -363,18 +368,18 @@ def system_is_shown(name: str) -> str:
 
 
 def turns_are_sequences(name: str) -> str:
-    """Each assistant turn is a sequence, rendered as use at that turn renders it; its answer alone is trained."""
+    """Each assistant turn is a sequence, rendered as at inference; only its answer and ending are trained."""
     renderer = renderer_of(name)
-    found = sequences(SEVERAL, "ü 日本", renderer)
-    assert len(found) == 3
-    for sequence, end, answer in zip(found, (1, 3, 5), ("no", "New York", "ü 日本"), strict=True):
-        text, ids = own(name, SEVERAL[:end], prompt=True)
-        assert sequence.text == text + renderer.lead + answer + renderer.ending_text
+    turns = sequences(CONVERSATION, "ü 日本", renderer)
+    assert len(turns) == 3
+    for sequence, end, answer in zip(turns, (1, 3, 5), ("no", "New York", "ü 日本"), strict=True):
+        text, ids = transformers_rendering(name, CONVERSATION[:end], prompt=True)
+        assert sequence.text == text + renderer.leading_space + answer + renderer.ending_text
         assert sequence.token_ids[: len(ids)].tolist() == ids
-        alone = sequences(SEVERAL[:end], answer, renderer)[-1]
+        alone = sequences(CONVERSATION[:end], answer, renderer)[-1]
         assert alone.token_ids.tolist() == sequence.token_ids.tolist()
         assert trained(sequence) == sequence.token_ids[len(ids) :].tolist()
-        assert "no" in text or end == 1, "the earlier answer is shown"
+        assert "no" in text or end == 1, "earlier answers are part of the prompt"
     return "ok"
 
 
@@ -386,13 +391,13 @@ SWITCHES: dict[str, Any] = {
 
 
 def switches_of(name: str) -> list[str]:
-    """The template's arguments, by its text."""
+    """The arguments that appear in the template's source."""
     source = re.sub(r"{#.*?#}", "", loaded(name)[0].chat_template, flags=re.DOTALL)
     return [switch for switch in SWITCHES if switch in source]
 
 
 def arguments_are_frozen(name: str) -> str:
-    """The same bytes on another day and from the saved settings; a misspelt argument is an error."""
+    """The bytes are the same on another day and with saved settings; a misspelled argument is an error."""
     tokenizer, stops = loaded(name)
     switches = switches_of(name)
     for arguments in ({}, {switch: SWITCHES[switch] for switch in switches}):
@@ -402,31 +407,32 @@ def arguments_are_frozen(name: str) -> str:
         texts = set()
         for day in (DAY, ANOTHER_DAY):
             with on(day):
-                texts |= {render_prompt(SEVERAL, make_renderer(tokenizer, stops, c)).text for c in (config, again)}
-        assert texts == {own(name, SEVERAL, prompt=True, **arguments)[0]}
+                texts |= {render_prompt(CONVERSATION, make_renderer(tokenizer, stops, c)).text for c in (config, again)}
+        assert texts == {transformers_rendering(name, CONVERSATION, prompt=True, **arguments)[0]}
     for switch in [*switches, "no_such_argument"]:
-        with pytest.raises(UserError, match="knows no argument") as caught:
+        with pytest.raises(UserError, match="has no argument") as caught:
             make_renderer(tokenizer, stops, PromptConfig(template_kwargs={switch + "q": True}))
         assert (repr(switch) in str(caught.value.fix)) == (switch in SWITCHES)
     return "ok"
 
 
 def trained_text_is_the_answer(name: str) -> str:
-    """The trained ids decode to answer and ending, which their characters are too."""
+    """The trained ids decode to answer and ending, and their character spans cover the same text."""
     renderer = renderer_of(name)
     for answer in ANSWERS:
-        found = sequences(SINGLE[0], answer, renderer)[0]
-        assert renderer.tokenizer.decode(trained(found)).lstrip() == answer + renderer.ending_text
-        spans = found.char_spans[found.loss_weights > 0]
-        assert "".join(found.text[start:end] for start, end in spans) == renderer.lead + answer + renderer.ending_text
-        assert found.text.endswith(answer + renderer.ending_text)
+        sequence = sequences(SINGLE[0], answer, renderer)[0]
+        assert renderer.tokenizer.decode(trained(sequence)).lstrip() == answer + renderer.ending_text
+        spans = sequence.char_spans[sequence.loss_weights > 0]
+        covered = "".join(sequence.text[start:end] for start, end in spans)
+        assert covered == renderer.leading_space + answer + renderer.ending_text
+        assert sequence.text.endswith(answer + renderer.ending_text)
     return "ok"
 
 
 PROPERTIES: dict[str, Callable[[str], str]] = {
     "bytes": same_bytes,
     "stop": stop_is_trained,
-    "BOS": one_beginning,
+    "BOS": one_bos,
     "prefix": prompt_is_a_prefix,
     "system": system_is_shown,
     "turns": turns_are_sequences,
@@ -437,28 +443,31 @@ PROPERTIES: dict[str, Callable[[str], str]] = {
 
 @functools.cache
 def cell(name: str, column: str) -> str:
-    """How a property holds. A template that is known to be unusable must be refused by an error that says why."""
-    if name in REFUSED:
-        with pytest.raises(UserError, match=REFUSED[name][0]):
+    """The result for a template and a property. A known unusable template must be rejected with the right error."""
+    if name in REJECTED:
+        with pytest.raises(UserError, match=REJECTED[name][0]):
             renderer_of(name)
-        return "refused"
+        return "rejected"
     return PROPERTIES[column](name)
 
 
 # ---- the matrix ------------------------------------------------------------------------------------------------------
 
 
-def remark(name: str) -> str:
-    """What is particular about a template."""
-    if name in REFUSED:
-        return f"refused: {REFUSED[name][1]}"
+def notes(name: str) -> str:
+    """Notes on a template for the last column."""
+    if name in REJECTED:
+        return f"rejected: {REJECTED[name][1]}"
     renderer = renderer_of(name)
     parts = []
-    if (told := template_deviation(renderer)) is not None:
-        parts.append(told)
+    if (deviation := template_deviation(renderer)) is not None:
+        parts.append(deviation)
     if name in BEGIN_TURNS:
-        parts.append("begins every turn with BOS")
-    if own(name, SINGLE[0], True)[0] != own(name, SINGLE[0], True, ANOTHER_DAY)[0]:
+        parts.append("puts BOS before every turn")
+    if (
+        transformers_rendering(name, SINGLE[0], True)[0]
+        != transformers_rendering(name, SINGLE[0], True, ANOTHER_DAY)[0]
+    ):
         parts.append("shows the date")
     if switches := switches_of(name):
         parts.append(f"arguments: {', '.join(switches)}")
@@ -466,45 +475,46 @@ def remark(name: str) -> str:
 
 
 def total(table: dict[str, dict[str, str]]) -> str:
-    refused = sum(set(cells.values()) == {"refused"} for cells in table.values())
+    rejected = sum(set(cells.values()) == {"rejected"} for cells in table.values())
     templates = sum(not name.startswith("tokenizers/") for name in table)
     return (
-        f"{templates} templates + {len(table) - templates} tokenizers: {len(table) - refused} usable, "
-        f"{refused} refused, {len(NAMES) - len(table)} skipped"
+        f"{templates} templates + {len(table) - templates} tokenizers: {len(table) - rejected} usable, "
+        f"{rejected} rejected, {len(NAMES) - len(table)} skipped"
     )
 
 
 def table_lines(table: dict[str, dict[str, str]]) -> list[str]:
-    """The matrix for a terminal: one line a template."""
+    """The matrix for a terminal, one line per template."""
     lines = [f"{'':38}" + "".join(f"{column:9}" for column in PROPERTIES)]
     lines += [f"{name:38}" + "".join(f"{cells.get(c, '-'):9}" for c in PROPERTIES) for name, cells in table.items()]
     return [*lines, total(table)]
 
 
 def document() -> str:
-    """docs/templates.md."""
+    """The text of docs/templates.md."""
     table = {name: {column: cell(name, column) for column in PROPERTIES} for name in NAMES}
 
     rows = []
     for name, cells in table.items():
-        ending = "" if name in REFUSED else f"`{renderer_of(name).ending_text}`"
-        row = [name, ending, *(cells[column] for column in PROPERTIES), remark(name).replace("<", "&lt;")]
+        ending = "" if name in REJECTED else f"`{renderer_of(name).ending_text}`"
+        row = [name, ending, *(cells[column] for column in PROPERTIES), notes(name).replace("<", "&lt;")]
         rows.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
     properties = "\n".join(f"- **{column}**: {(check.__doc__ or '').strip()}" for column, check in PROPERTIES.items())
-    return f"""# Chat templates that are tested
+    return f"""# Tested chat templates
 
-Made by `python tests/test_templates.py > docs/templates.md`; a test compares. Templates go by the names of their files.
-Each is rendered with a real tokenizer that has the special tokens of the template's model.
+This page is generated by `PYTHONPATH=tests python tests/text/test_templates.py > docs/templates.md`, and a test checks
+that it is current. Templates are named after their files. Each is rendered with a real tokenizer to which the special
+tokens of the template's model have been added.
 
 **{total(table)}.**
 
 {properties}
 
-`ok`: it holds. `reported`: the template has no stop of its own, or writes something else around an answer; training and
-use agree with each other, and a run says what differs. `own`: the template does otherwise, and its bytes are kept.
-`refused`: an error says why.
+`ok`: the property holds. `reported`: the template puts no stop token after an answer, or writes something else around
+an answer; training and inference still agree, and a run reports the difference. `own`: the template deviates, and its
+own rendering is used unchanged. `rejected`: an error states the reason.
 
-| name | ending | {" | ".join(PROPERTIES)} | remark |
+| name | ending | {" | ".join(PROPERTIES)} | notes |
 |{" --- |" * (len(PROPERTIES) + 3)}
 {chr(10).join(rows)}
 """
@@ -515,34 +525,36 @@ use agree with each other, and a run says what differs. `own`: the template does
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[dict[str, dict[str, str]]]:
-    """The cells as they are found; pytest prints them at its end."""
-    found: dict[str, dict[str, str]] = {}
-    yield found
-    request.config.stash[TABLE] = table_lines(found)
+    """Collects the results; pytest prints them at the end."""
+    results: dict[str, dict[str, str]] = {}
+    yield results
+    request.config.stash[TABLE] = table_lines(results)
 
 
 @needs_shared
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("column", PROPERTIES)
-def test_it_holds_of_the_template(name: str, column: str, table):
+def test_the_property_holds_for_the_template(name: str, column: str, table):
     table.setdefault(name, {})[column] = "FAILED"
     table[name][column] = cell(name, column)
 
 
 @needs_shared
-def test_no_template_is_left_out():
+def test_no_template_is_missing():
     counts = [sum(name.startswith(folder) for name in NAMES) for folder in ("trl/", "chat_templates/", "tokenizers/")]
     assert counts == [53, 18, len(list((DATA / "tokenizers").iterdir()))]
 
 
 @needs_shared
-def test_the_page_on_templates_is_up_to_date():
-    assert DOCUMENT.read_text(encoding="utf-8") == document(), "run: python tests/test_templates.py > docs/templates.md"
+def test_the_templates_page_is_current():
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), (
+        "run: PYTHONPATH=tests python tests/text/test_templates.py > docs/templates.md"
+    )
 
 
 @needs_shared
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("trl/qwen3_5", "trl/qwen3_6", "trl/nemotron_3"))])
-def test_a_template_that_opens_a_thinking_block_closes_it_where_thinking_is_off(name: str):
+def test_a_template_closes_its_thinking_block_if_thinking_is_disabled(name: str):
     off = PromptConfig(template_kwargs={"enable_thinking": False}, date=DAY.date().isoformat())
     assert template_deviation(make_renderer(*loaded(name), off)) is None
 
@@ -559,7 +571,7 @@ def test_a_template_that_opens_a_thinking_block_closes_it_where_thinking_is_off(
         "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     ],
 )
-def test_a_template_that_fails_is_an_error_and_no_crash(source: str):
+def test_a_failing_template_raises_a_user_error(source: str):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = source
     for arguments in ({}, {"an_argument": 1}):
@@ -567,12 +579,12 @@ def test_a_template_that_fails_is_an_error_and_no_crash(source: str):
             make_renderer(tokenizer, (), PromptConfig(template_kwargs=arguments))
 
 
-def test_a_date_in_a_format_that_is_computed_is_refused():
+def test_a_computed_date_format_is_rejected():
     tokenizer = byte_tokenizer()
     template = tokenizer.chat_template
     for call in ("strftime_now(given)", "strftime_now('%d' ~ '%m')", "strftime_now (format='%d')"):
         tokenizer.chat_template = template + "{{ " + call + " }}"
-        with pytest.raises(UserError, match="cannot be fixed"):
+        with pytest.raises(UserError, match="cannot be frozen"):
             make_renderer(tokenizer, (), PromptConfig())
     for harmless in ("{# strftime_now(format) #}", "{% if strftime_now is defined %}{% endif %}"):
         tokenizer.chat_template = template + harmless

@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed is the run that was not; a torn checkpoint is never used."""
+"""An interrupted and resumed run equals an uninterrupted one; a damaged checkpoint is never used."""
 
 import json
 
@@ -12,7 +12,7 @@ from loratory.training.checkpoints import MANIFEST, Checkpoint, latest_checkpoin
 from loratory.training.loop import train
 from loratory.training.optimizer import make_optimizer, trainable_parameters
 
-# PEFT asks Transformers by a name of version 5 that version 6 removes.
+# PEFT uses an attribute of Transformers that is deprecated in version 5 and removed in version 6.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 CONFIG = TrainConfig(epochs=2, batch_size=2, weight_decay=0.01)
@@ -20,7 +20,7 @@ STEPS = 6
 
 
 def start(seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """A fresh model with dropout on its branches, an optimizer, and a random state of its own."""
+    """A fresh model with adapter dropout, an optimizer, and a seeded random state."""
     model = with_lora("llama", dropout=0.3, seed=seed)
     torch.manual_seed(seed)
     return model, make_optimizer(model, CONFIG)
@@ -48,35 +48,35 @@ def test_resuming_after_any_step_equals_the_uninterrupted_run_bit_for_bit(interr
     model, optimizer = start()
     before = advance(model, optimizer, 0, interrupted)
     save_checkpoint(tmp_path, model, optimizer, interrupted)
-    found, skipped = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert (found.step, skipped) == (interrupted, [])
-    fresh, optimizer = start(seed=7)  # other branches and another random state, which must all be replaced
-    load_checkpoint(found, fresh, optimizer)
+    latest, skipped = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert (latest.step, skipped) == (interrupted, [])
+    fresh, optimizer = start(seed=7)  # different branches and random state, all of which must be replaced
+    load_checkpoint(latest, fresh, optimizer)
     assert before + advance(fresh, optimizer, interrupted, STEPS) == losses
     others = dict(expected.named_parameters())
     assert all(torch.equal(p, others[n]) for n, p in fresh.named_parameters())
 
 
-def test_the_dropout_of_this_run_makes_the_random_state_matter(uninterrupted):
+def test_the_random_state_matters_because_of_dropout(uninterrupted):
     model, optimizer = start()
     torch.manual_seed(1)
     assert advance(model, optimizer, 0, STEPS) != uninterrupted[0]
 
 
-def test_the_model_alone_can_be_loaded_without_touching_the_random_state(tmp_path):
+def test_loading_only_the_model_does_not_touch_the_random_state(tmp_path):
     model, optimizer = start()
     advance(model, optimizer, 0, 2)
     saved = save_checkpoint(tmp_path, model, optimizer, 2)
     fresh, _ = start(seed=7)
-    random = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     load_checkpoint(saved, fresh, None)
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), random_state)
     values = trainable_parameters(model)
     assert all(torch.equal(p, values[n]) for n, p in trainable_parameters(fresh).items())
 
 
-# ---- torn ------------------------------------------------------------------------------------------------------------
+# ---- damage ----------------------------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -96,7 +96,7 @@ def change_the_random_state(path):
     file.write_bytes(file.read_bytes()[::-1])
 
 
-TORN = {
+DAMAGE = {
     "truncated": truncate,
     "changed": change_a_byte,
     "random": change_the_random_state,
@@ -117,29 +117,29 @@ def trained():
     return model, optimizer
 
 
-@pytest.mark.parametrize("damage", TORN)
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_torn_checkpoint_is_skipped_with_a_sentence_and_the_one_before_is_used(damage, trained, tmp_path):
     save_checkpoint(tmp_path, *trained, 1)
     save_checkpoint(tmp_path, *trained, 2)
     assert latest_checkpoint(tmp_path) == (Checkpoint(tmp_path / "step-000002", 2), [])
-    TORN[damage](tmp_path / "step-000002")
-    found, [sentence] = latest_checkpoint(tmp_path)
-    assert found == Checkpoint(tmp_path / "step-000001", 1)
-    assert sentence.startswith("step-000002 is skipped: ")
+    DAMAGE[damage](tmp_path / "step-000002")
+    latest, [sentence] = latest_checkpoint(tmp_path)
+    assert latest == Checkpoint(tmp_path / "step-000001", 1)
+    assert sentence.startswith("Skipping checkpoint step-000002: ")
 
 
-def test_without_a_whole_checkpoint_there_is_none(trained, tmp_path):
+def test_without_an_intact_checkpoint_there_is_none(trained, tmp_path):
     assert latest_checkpoint(tmp_path / "absent") == (None, [])
     assert latest_checkpoint(tmp_path) == (None, [])
     truncate(save_checkpoint(tmp_path, *trained, 3).path)
-    found, skipped = latest_checkpoint(tmp_path)
-    assert found is None
-    assert skipped == ["step-000003 is skipped: optimizer.safetensors changed since it was written"]
+    latest, skipped = latest_checkpoint(tmp_path)
+    assert latest is None
+    assert skipped == ["Skipping checkpoint step-000003: optimizer.safetensors changed since it was written"]
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_save_that_fails_midway_leaves_what_was_there_and_nothing_else(call, step, trained, tmp_path, monkeypatch):
+def test_a_save_that_fails_midway_leaves_the_folder_unchanged(call, step, trained, tmp_path, monkeypatch):
     save_checkpoint(tmp_path, *trained, 1)
     before = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     calls = []
@@ -158,7 +158,7 @@ def test_a_save_that_fails_midway_leaves_what_was_there_and_nothing_else(call, s
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_a_folder_that_a_killed_save_left_is_not_taken_for_a_checkpoint(trained, tmp_path, monkeypatch):
+def test_the_temporary_folder_of_a_killed_save_is_not_a_checkpoint(trained, tmp_path, monkeypatch):
     whole = save_checkpoint(tmp_path, *trained, 1)
     (tmp_path / ".step-000002.abc").mkdir()
     (tmp_path / ".step-000002.abc" / "parameters.safetensors").write_bytes(b"half")
@@ -171,12 +171,12 @@ def test_the_two_newest_checkpoints_are_kept(trained, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000010"]
 
 
-def test_a_new_checkpoint_outlives_torn_ones_of_later_steps(trained, tmp_path):
+def test_a_new_checkpoint_survives_damaged_ones_of_later_steps(trained, tmp_path):
     for step in (4, 6):
         truncate(save_checkpoint(tmp_path, *trained, step).path)
     save_checkpoint(tmp_path, *trained, 2)
-    found, skipped = latest_checkpoint(tmp_path)
-    assert found == Checkpoint(tmp_path / "step-000002", 2)
+    latest, skipped = latest_checkpoint(tmp_path)
+    assert latest == Checkpoint(tmp_path / "step-000002", 2)
     assert len(skipped) <= 2
 
 
@@ -186,7 +186,7 @@ def test_saving_a_step_again_replaces_it(trained, tmp_path):
     assert latest_checkpoint(tmp_path) == (whole, [])
 
 
-def test_a_checkpoint_holds_the_trained_parameters_and_a_manifest_of_all_files(trained, tmp_path):
+def test_a_checkpoint_contains_the_trained_parameters_and_a_manifest_of_all_files(trained, tmp_path):
     path = save_checkpoint(tmp_path, *trained, 1).path
     manifest = json.loads((path / MANIFEST).read_text())
     assert set(manifest["sha256"]) == {p.name for p in path.iterdir()} - {MANIFEST}

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, the automatic one, and what is decayed."""
+"""Learning rate schedules, the automatic learning rate, and which parameters have weight decay."""
 
 import itertools
 
@@ -22,31 +22,31 @@ def rates(steps: int, schedule: str, warmup: float, peak: float = 1.0) -> list[f
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @given(st.integers(1, 200), st.floats(0, 0.99))
 @settings(derandomize=True, deadline=None, max_examples=40)
-def test_the_rate_rises_to_the_peak_and_never_again(schedule, steps, warmup):
-    found = rates(steps, schedule, warmup)
-    top = found.index(max(found))
-    assert 0 < min(found) <= max(found) <= 1
-    assert found[: top + 1] == sorted(found[: top + 1])
-    assert found[top:] == sorted(found[top:], reverse=True)
-    assert sum(rate < 1 for rate in found[:top]) == top <= -(-steps * warmup // 1)
+def test_the_rate_rises_to_its_maximum_and_never_again(schedule, steps, warmup):
+    curve = rates(steps, schedule, warmup)
+    top = curve.index(max(curve))
+    assert 0 < min(curve) <= max(curve) <= 1
+    assert curve[: top + 1] == sorted(curve[: top + 1])
+    assert curve[top:] == sorted(curve[top:], reverse=True)
+    assert sum(rate < 1 for rate in curve[:top]) == top <= -(-steps * warmup // 1)
 
 
 def test_warm_up_is_a_straight_line_from_above_zero():
     assert rates(100, "constant", 0.04)[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
 
 
-def test_cosine_is_at_half_in_the_middle_and_ends_near_zero():
-    found = rates(110, "cosine", 10 / 110)
-    assert found[10] == 1
-    assert found[60] == pytest.approx(0.5)
-    assert found[35] == pytest.approx((1 + 2**-0.5) / 2)
-    assert 0 < found[-1] < 1e-3
+def test_cosine_is_halfway_in_the_middle_and_ends_near_zero():
+    curve = rates(110, "cosine", 10 / 110)
+    assert curve[10] == 1
+    assert curve[60] == pytest.approx(0.5)
+    assert curve[35] == pytest.approx((1 + 2**-0.5) / 2)
+    assert 0 < curve[-1] < 1e-3
 
 
 def test_linear_falls_by_the_same_amount_each_step():
-    found = rates(100, "linear", 0.0)
-    assert [a - b for a, b in itertools.pairwise(found)] == pytest.approx([0.01] * 99)
-    assert found[-1] == pytest.approx(0.01)
+    curve = rates(100, "linear", 0.0)
+    assert [a - b for a, b in itertools.pairwise(curve)] == pytest.approx([0.01] * 99)
+    assert curve[-1] == pytest.approx(0.01)
 
 
 def test_constant_stays_at_the_peak():
@@ -64,7 +64,7 @@ def test_the_automatic_rate_is_ten_times_higher_for_lora_and_falls_with_width():
     assert automatic_learning_rate(LORA, 16) == 5e-3
 
 
-def test_only_what_trains_is_given_to_the_optimizer():
+def test_the_optimizer_receives_only_trainable_parameters():
     model = tiny_model("gpt2").requires_grad_(False)
     model.transformer.h[0].requires_grad_(True)
     optimizer = make_optimizer(model, TrainConfig())
@@ -73,7 +73,7 @@ def test_only_what_trains_is_given_to_the_optimizer():
     assert all(name.startswith("transformer.h.0.") for name in trainable_parameters(model))
 
 
-def test_weight_decay_shrinks_matrices_and_leaves_vectors():
+def test_weight_decay_applies_to_matrices_but_not_to_vectors():
     model = tiny_model("gpt2")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = make_optimizer(model, TrainConfig(weight_decay=0.5))

@@ -1,4 +1,4 @@
-"""Each part of the fast path gives what the slow one gives, and is used where it pays."""
+"""Each speed setting gives the same results as the slow path, and is used only if it pays off."""
 
 import dataclasses
 import json
@@ -37,19 +37,19 @@ def gradients(model, layout: Layout, token_budget: int = 1000) -> tuple[float, d
             part = batch_loss(model, batch, layout).total
             part.backward()
             loss += part.item()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return loss, found
+    return loss, grads
 
 
-def assert_same(found, expected, relative: float) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=relative)
+def assert_same(actual, expected, relative: float) -> None:
+    assert actual[0] == pytest.approx(expected[0], rel=relative)
     largest = max(g.abs().max().item() for g in expected[1].values())
     for name, gradient in expected[1].items():
-        assert (found[1][name] - gradient).abs().max() <= relative * largest, name
+        assert (actual[1][name] - gradient).abs().max() <= relative * largest, name
 
 
-# ---- on equals off ---------------------------------------------------------------------------------------------------
+# ---- on and off agree ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("switch", ["attention", "head", "skip_rows"])
@@ -65,7 +65,7 @@ def test_each_switch_changes_nothing_but_rounding(family, switch):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_layers_computed_twice_give_the_same_gradients_to_the_bit(family):
+def test_gradient_checkpointing_gives_bitwise_the_same_gradients(family):
     model = tiny_model(family, torch.float32)
     layout = dataclasses.replace(choose_layout(model, SEQUENCES, "tree"), skips_rows=False)
     once = gradients(model, layout)
@@ -87,7 +87,7 @@ def test_layers_computed_twice_give_the_same_gradients_to_the_bit(family):
     assert_same(gradients(model, layout), once, 0.0)
 
 
-def test_layers_computed_twice_may_still_skip_rows_in_the_last_one():
+def test_gradient_checkpointing_works_with_row_skipping_in_the_last_layer():
     model = tiny_model("llama")
     layout = choose_layout(model, SEQUENCES, "tree")
     assert layout.skips_rows
@@ -95,7 +95,7 @@ def test_layers_computed_twice_may_still_skip_rows_in_the_last_one():
     assert_same(both, one_by_one(model, SEQUENCES), RELATIVE)
 
 
-def test_rows_that_nothing_needs_do_not_enter_the_last_layers_mlp():
+def test_rows_without_targets_skip_the_mlp_of_the_last_layer():
     model = tiny_model("llama")
     rows = []
     for layer in decoder_layers(model):
@@ -108,7 +108,7 @@ def test_rows_that_nothing_needs_do_not_enter_the_last_layers_mlp():
     assert rows == [8, 3]
 
 
-def test_products_in_bfloat16_leave_weights_and_gradients_in_float32_and_lie_close():
+def test_bfloat16_products_keep_weights_and_gradients_in_float32_and_are_close():
     model = tiny_model("llama", torch.float32)
     layout = choose_layout(model, SEQUENCES, "tree")
     exact = gradients(model, layout)
@@ -151,20 +151,20 @@ draw = np.random.default_rng(0)
 prefix = draw.integers(0, 64, 12).tolist()
 examples = [[sequence(prefix + draw.integers(0, 64, n).tolist(), 3)] for n in (9, 30, 17, 5, 21, 40, 11, 26, 7, 33)]
 config = TrainConfig(epochs=2, batch_size=2)
-found = []
+results = []
 for compiled in (False, True):
     one = model()
     layout = choose_layout(one.get_base_model(), [s for e in examples for s in e], "tree")
     layout = dataclasses.replace(layout, compiled=compiled)
     steps = train(one, examples, make_optimizer(one, config), config, 1e-3, layout)
-    found.append([(r.loss, r.grad_norm) for r in steps])
-print(json.dumps([found, torch._dynamo.utils.counters["stats"]["unique_graphs"]]))
+    results.append([(r.loss, r.grad_norm) for r in steps])
+print(json.dumps([results, torch._dynamo.utils.counters["stats"]["unique_graphs"]]))
 """
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_layers_agree_with_others_and_are_compiled_once_for_all_lengths():
-    """float32, five layers of which three are compiled, ten steps of ten lengths; in a process without type checks."""
+def test_compiled_layers_agree_with_uncompiled_ones_and_are_compiled_once_for_all_lengths():
+    """float32; five layers, three of them compiled; ten steps with ten lengths; in a process without type checks."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -176,7 +176,7 @@ def test_compiled_layers_agree_with_others_and_are_compiled_once_for_all_lengths
     assert 3 <= graphs <= 16
 
 
-# ---- what is used where ----------------------------------------------------------------------------------------------
+# ---- resolving the settings ------------------------------------------------------------------------------------------
 
 
 def resolved(settings: SpeedConfig, **train_settings):
@@ -188,19 +188,19 @@ def test_a_short_training_is_not_compiled_and_a_long_one_is(monkeypatch):
     monkeypatch.setattr(speed, "compile_problem", lambda device: None)
     assert resolved(SpeedConfig()) == (SpeedConfig(compile="off", checkpointing="off"), [])
     monkeypatch.setattr(speed, "matmul_flops", lambda device, dtype: 1e3)
-    found, sentences = resolved(SpeedConfig())
-    assert found.compile == "on"
+    result, sentences = resolved(SpeedConfig())
+    assert result.compile == "on"
     assert "compiled first" in sentences[0]
 
 
-def test_without_a_compiler_a_long_training_goes_on_and_says_so(monkeypatch):
+def test_without_a_compiler_a_long_training_runs_uncompiled_with_a_message(monkeypatch):
     monkeypatch.setattr(speed, "compile_problem", lambda device: "No working C++ compiler found")
     monkeypatch.setattr(speed, "matmul_flops", lambda device, dtype: 1e3)
-    found, [sentence] = resolved(SpeedConfig())
-    assert found.compile == "off"
+    result, [sentence] = resolved(SpeedConfig())
+    assert result.compile == "off"
     assert "No working C++ compiler" in sentence
-    found, [sentence] = resolved(SpeedConfig(compile="on"))  # as a run that was begun elsewhere has it recorded
-    assert found.compile == "off"
+    result, [sentence] = resolved(SpeedConfig(compile="on"))  # as recorded on another machine
+    assert result.compile == "off"
     assert "No working C++ compiler" in sentence
 
 
@@ -214,48 +214,48 @@ def test_padded_batches_and_mixtures_of_experts_are_not_compiled(monkeypatch):
     assert resolve_speed(SpeedConfig(), TrainConfig(), False, model, EXAMPLES, tree, CPU)[0].compile == "off"
 
 
-def test_layers_that_cannot_be_computed_twice_are_told(monkeypatch):
+def test_unsupported_gradient_checkpointing_is_reported(monkeypatch):
     model = tiny_model("llama", torch.float32)
-    model.model.layers[0].dropout = 0.1  # drawn by the layer itself, which the library's switch would turn on
+    model.model.layers[0].dropout = 0.1  # applied by the layer itself; the checkpointing flag would enable it
     for settings in (SpeedConfig(checkpointing="on"), SpeedConfig()):
         monkeypatch.setattr(speed, "memory_bytes", lambda device: 1000)
-        found, [sentence] = resolve_speed(settings, TrainConfig(), False, model, EXAMPLES, Layout("tree", "test"), CPU)
-        assert found.checkpointing == "off"
-        assert "cannot be computed twice" in sentence
+        result, [sentence] = resolve_speed(settings, TrainConfig(), False, model, EXAMPLES, Layout("tree", "test"), CPU)
+        assert result.checkpointing == "off"
+        assert "does not support gradient checkpointing" in sentence
 
 
-def test_full_fine_tuning_goes_on_with_the_products_that_it_began_with(monkeypatch):
+def test_resumed_full_fine_tuning_keeps_its_number_format_of_products(monkeypatch):
     monkeypatch.setattr(machine, "_probe_dtype", lambda device: (torch.bfloat16, "bfloat16, because it is fast"))
-    began = machine.resolve_machine("cpu", "auto", 0, "auto")
-    assert (began.dtype, began.autocast_dtype, began.matmul_dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
+    first = machine.resolve_machine("cpu", "auto", 0, "auto")
+    assert (first.dtype, first.autocast_dtype, first.matmul_dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
     model = tiny_model("llama", torch.float32)
-    settings, _ = resolve_speed(SpeedConfig(), TrainConfig(), True, model, EXAMPLES, Layout("tree", "test"), began)
+    settings, _ = resolve_speed(SpeedConfig(), TrainConfig(), True, model, EXAMPLES, Layout("tree", "test"), first)
     assert settings.products == "bfloat16"
     monkeypatch.setattr(machine, "_probe_dtype", lambda device: (torch.float32, "another machine"))
-    goes_on = machine.resolve_machine("cpu", began.dtype_name, 0, settings.products)
-    assert (goes_on.dtype, goes_on.autocast_dtype) == (began.dtype, began.autocast_dtype)
-    assert machine.resolve_machine("cpu", "float32", 0, "auto").autocast_dtype is None, "float32 was asked for"
+    resumed = machine.resolve_machine("cpu", first.dtype_name, 0, settings.products)
+    assert (resumed.dtype, resumed.autocast_dtype) == (first.dtype, first.autocast_dtype)
+    assert machine.resolve_machine("cpu", "float32", 0, "auto").autocast_dtype is None, "float32 is set explicitly"
     assert machine.resolve_machine("cpu", "float32", 0).autocast_dtype is None
 
 
-def test_the_probe_says_what_is_missing(monkeypatch, tmp_path):
+def test_the_compile_probe_reports_the_problem(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch, "compile", lambda function: 1 / 0)
     assert "division" in str(speed.compile_problem.__wrapped__("cpu"))
 
 
-def test_short_memory_makes_layers_compute_twice(monkeypatch):
+def test_low_memory_turns_on_gradient_checkpointing(monkeypatch):
     monkeypatch.setattr(speed, "memory_bytes", lambda device: 1000)
-    found, sentences = resolved(SpeedConfig())
-    assert found.checkpointing == "on"
+    result, sentences = resolved(SpeedConfig())
+    assert result.checkpointing == "on"
     assert "computed twice" in sentences[0]
     assert resolved(SpeedConfig(checkpointing="off"))[0].checkpointing == "off"
     monkeypatch.setattr(speed, "memory_bytes", lambda device: 0)  # unknown
     assert resolved(SpeedConfig())[0].checkpointing == "off"
 
 
-def test_estimates_by_hand():
+def test_estimates_match_a_manual_calculation():
     model = tiny_model("llama", torch.float32)
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 32 * 48 * 3
     widths = 2 * (4 * 32 + 2 * (32 + 16) + 3 * (32 + 48))

@@ -1,4 +1,4 @@
-"""One optimizer step is one function of its examples, however they are cut up and whatever happens in between."""
+"""An optimizer step depends only on its examples, not on the micro-batches or on what happens between steps."""
 
 import dataclasses
 
@@ -19,14 +19,14 @@ from loratory.training.optimizer import learning_rate_at, make_optimizer
 from loratory.tree.batches import step_examples
 from loratory.tree.layout import Layout
 
-# PEFT asks Transformers by a name of version 5 that version 6 removes.
+# PEFT uses an attribute of Transformers that is deprecated in version 5 and removed in version 6.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 TREE = Layout("tree", "test")
 FAST = Layout("tree", "test", plain_head=True)
 LAYOUTS = [FAST, *(Layout(kind, "test") for kind in ("tree", "padded", "one-by-one"))]
 ONE_STEP = TrainConfig(epochs=1, batch_size=100, token_budget=1000, warmup=0.0, schedule="constant")
-# Trained tokens per example: 1, 4, 2, 7, 3. A mean of their means is far from the mean over tokens.
+# Target tokens per example: 1, 4, 2, 7, 3. The mean of their means is far from the mean over tokens.
 EXAMPLES = [
     [sequence([1, 2, 3, 10], 1)],
     [sequence([1, 2, 3, 11, 12, 13, 14], 4)],
@@ -50,9 +50,9 @@ def run(model, examples, config: TrainConfig, layout: Layout = TREE, rate: float
     return list(train(model, examples, optimizer, config, rate, layout))
 
 
-def assert_close(found: torch.nn.Module, expected: torch.nn.Module, tolerance: float) -> None:
+def assert_close(actual: torch.nn.Module, expected: torch.nn.Module, tolerance: float) -> None:
     others = dict(expected.named_parameters())
-    for name, parameter in found.named_parameters():
+    for name, parameter in actual.named_parameters():
         torch.testing.assert_close(parameter, others[name], rtol=0, atol=tolerance, msg=name)
 
 
@@ -62,20 +62,20 @@ def assert_close(found: torch.nn.Module, expected: torch.nn.Module, tolerance: f
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.kind)
 @pytest.mark.parametrize("token_budget", [1, 7, 1000])
 def test_any_micro_batching_makes_the_same_step(token_budget, layout):
-    expected, found = tiny_model("gpt2"), tiny_model("gpt2")
+    expected, actual = tiny_model("gpt2"), tiny_model("gpt2")
     untouched = tiny_model("gpt2")
     [first] = run(expected, EXAMPLES, ONE_STEP)
-    [second] = run(found, EXAMPLES, dataclasses.replace(ONE_STEP, token_budget=token_budget), layout)
+    [second] = run(actual, EXAMPLES, dataclasses.replace(ONE_STEP, token_budget=token_budget), layout)
     assert second.loss == pytest.approx(first.loss, rel=1e-12)
     assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-10)
-    assert_close(found, expected, 1e-8)
+    assert_close(actual, expected, 1e-8)
     with pytest.raises(AssertionError):
         assert_close(untouched, expected, 1e-3)
 
 
 @given(sequences=trees(), token_budget=st.integers(1, 40), layout=st.sampled_from(LAYOUTS))
 @settings(derandomize=True, deadline=None, max_examples=15)
-def test_loss_and_gradient_norm_are_those_of_the_mean_over_the_step(sequences, token_budget, layout):
+def test_loss_and_gradient_norm_are_those_of_the_mean_over_the_whole_step(sequences, token_budget, layout):
     model = tiny_model("llama")
     total, gradients = one_by_one(model, sequences)
     weight = sum(float(s.loss_weights[1:].sum()) for s in sequences)
@@ -89,7 +89,7 @@ def test_loss_and_gradient_norm_are_those_of_the_mean_over_the_step(sequences, t
 @pytest.mark.parametrize("token_budget", [1, 1000])
 def test_the_loss_is_no_mean_of_means(token_budget):
     model = tiny_model("gpt2")
-    parts = [one_by_one(model, own)[0] for own in EXAMPLES]
+    parts = [one_by_one(model, sequences)[0] for sequences in EXAMPLES]
     weights = [float(s.loss_weights.sum()) for [s] in EXAMPLES]
     mean_of_means = sum(p / w for p, w in zip(parts, weights, strict=True)) / len(parts)
     [result] = run(model, EXAMPLES, dataclasses.replace(ONE_STEP, token_budget=token_budget))
@@ -97,17 +97,17 @@ def test_the_loss_is_no_mean_of_means(token_budget):
     assert abs(result.loss - mean_of_means) > 0.01 * result.loss
 
 
-def test_the_step_is_that_of_adam_at_the_scheduled_rate_with_the_clipped_gradient():
+def test_the_step_equals_adamw_at_the_scheduled_rate_with_the_clipped_gradient():
     config = TrainConfig(epochs=2, batch_size=2, warmup=0.3, max_grad_norm=0.5, weight_decay=0.1)
-    found, expected = tiny_model("gpt2"), tiny_model("gpt2")
-    results = run(found, EXAMPLES, config)
+    actual, expected = tiny_model("gpt2"), tiny_model("gpt2")
+    results = run(actual, EXAMPLES, config)
     by_size = [[p for p in expected.parameters() if (p.ndim >= 2) is big] for big in (True, False)]
     groups = [{"params": by_size[0], "weight_decay": 0.1}, {"params": by_size[1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0)
     for step, indices in enumerate(step_examples(5, 2, config.seed, 0, 6)):
-        own = [s for i in indices for s in EXAMPLES[i]]
-        _, gradients = one_by_one(expected, own)
-        weight = sum(float(s.loss_weights.sum()) for s in own)
+        sequences = [s for i in indices for s in EXAMPLES[i]]
+        _, gradients = one_by_one(expected, sequences)
+        weight = sum(float(s.loss_weights.sum()) for s in sequences)
         norm = torch.stack([g.norm() for g in gradients.values()]).norm() / weight
         for name, parameter in expected.named_parameters():
             parameter.grad = gradients[name] / weight * (0.5 / norm).clamp(max=1)
@@ -116,11 +116,11 @@ def test_the_step_is_that_of_adam_at_the_scheduled_rate_with_the_clipped_gradien
         optimizer.step()
         optimizer.zero_grad()
         assert results[step].grad_norm == pytest.approx(norm.item(), rel=1e-6)
-        assert norm > 0.5, "a gradient that is not clipped would prove nothing"
-    assert_close(found, expected, 1e-6)
+        assert norm > 0.5, "an unclipped gradient would prove nothing"
+    assert_close(actual, expected, 1e-6)
 
 
-def test_without_a_largest_norm_the_gradient_stays_as_it_is():
+def test_without_a_maximum_norm_the_gradient_is_not_clipped():
     stock, free = tiny_model("gpt2"), tiny_model("gpt2")
     for model, largest in ((stock, 1e6), (free, 0.0)):
         config = dataclasses.replace(ONE_STEP, max_grad_norm=largest)
@@ -130,7 +130,7 @@ def test_without_a_largest_norm_the_gradient_stays_as_it_is():
 
 
 def test_the_sequences_of_an_example_stay_in_one_step():
-    # Lengths are powers of two, so that their sum names the examples.
+    # Sums of these lengths identify the examples.
     lengths = [(2, 4), (8,), (16, 32), (64,), (3, 5)]
     examples = [[sequence([i % 60 for i in range(n)], 1) for n in group] for group in lengths]
     config = TrainConfig(epochs=2, batch_size=2, token_budget=9)
@@ -151,7 +151,7 @@ def test_results_count_steps_epochs_and_tokens():
     assert (once.tokens, once.unique_tokens) == (4 + 7 + 5 + 10 + 6, 2 + 1 + 3 + 1 + 1 + 6 + 5)
 
 
-def test_training_lowers_the_loss_of_what_is_trained():
+def test_training_lowers_the_training_loss():
     model = with_lora("llama")
     before = mean_loss(model, EXAMPLES, TREE, 1000)
     run(model, EXAMPLES, TrainConfig(epochs=15, batch_size=5))
@@ -172,12 +172,12 @@ def test_the_dropouts_of_the_base_model_are_off_in_training():
 
 def test_adapter_dropout_is_on_in_training_and_off_in_validation():
     model = with_lora("llama", dropout=0.5)
-    run(model, EXAMPLES, ONE_STEP)  # from zero, a branch adds nothing whatever is dropped
+    run(model, EXAMPLES, ONE_STEP)  # before this step, the branches add zero whatever is dropped
     validation = [mean_loss(model, EXAMPLES, TREE, 1000) for _ in range(2)]
     assert validation[0] == validation[1]
     still = dataclasses.replace(ONE_STEP, epochs=2)
     first, second = run(model, EXAMPLES, still, rate=0.0)
-    assert first.loss != pytest.approx(second.loss, rel=1e-6), "each step draws its own"
+    assert first.loss != pytest.approx(second.loss, rel=1e-6), "each step draws a new dropout mask"
     assert first.loss != pytest.approx(validation[0], rel=1e-6)
 
 
@@ -220,7 +220,7 @@ def test_only_the_adapter_trains():
     assert changed == {n for n in before if "lora_" in n}
 
 
-def test_the_stock_attention_is_back_between_steps():
+def test_the_stock_attention_is_restored_between_steps():
     model = with_lora("llama")
     config = TrainConfig(epochs=1, batch_size=2)
     for _ in train(model, EXAMPLES, make_optimizer(model, config), config, 1e-2, TREE):

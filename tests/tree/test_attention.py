@@ -1,4 +1,4 @@
-"""Tree attention is chosen where it is exact and nowhere else, and leaves nothing behind."""
+"""Tree attention is chosen only for models for which it is exact, and choosing leaves no side effects."""
 
 import functools
 
@@ -62,14 +62,14 @@ def dynamic_llama(original: int) -> transformers.PreTrainedModel:
     return random_model(config, torch.float64)
 
 
-# ---- the choice ------------------------------------------------------------------------------------------------------
+# ---- choosing a layout -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_trees_are_chosen_for_models_that_only_attend(family, dtype):
+def test_trees_are_chosen_for_attention_only_models(family, dtype):
     model = tiny_model(family, dtype)
-    skips = family != "gpt2"  # whose layers put their output into the shape of all rows
+    skips = family != "gpt2"  # its layers reshape their output to the shape of all rows
     expected = Layout("tree", "verified on this model", skips_rows=skips, plain_head=True)
     assert choose_layout(model, SEQUENCES, "auto") == expected
     assert choose_layout(model, SEQUENCES, "tree").kind == "tree"
@@ -92,7 +92,7 @@ def test_models_that_trees_do_not_fit_get_padded_batches_and_a_sentence(make):
 
 
 @pytest.mark.parametrize("kind", ["padded", "one-by-one"])
-def test_the_fallback_is_exact_for_positions_as_biases(kind):
+def test_the_fallback_is_exact_for_position_biases(kind):
     assert_same(bloom(), SEQUENCES, Layout(kind, "test"), 1e-10)
 
 
@@ -100,24 +100,24 @@ def test_the_padded_fallback_is_exact_for_a_recurrent_model():
     assert_same(mamba(), SEQUENCES, Layout("padded", "test"), 1e-4)
 
 
-def test_rotary_frequencies_that_depend_on_length_are_never_mixed():
+def test_length_dependent_rotary_frequencies_are_never_mixed():
     layout = choose_layout(dynamic_llama(original=8), SEQUENCES, "auto")
     assert layout.kind == "one-by-one"
     assert "beyond 8 tokens" in layout.reason
     assert choose_layout(dynamic_llama(original=64), SEQUENCES, "auto").kind == "tree"
 
 
-def test_rotary_frequencies_that_depend_on_length_are_those_of_each_sequence_alone():
+def test_length_dependent_rotary_frequencies_match_each_sequence_alone():
     layout = choose_layout(dynamic_llama(original=8), SEQUENCES, "auto")
     batch = build_batch(SEQUENCES, share=False)
     with torch.no_grad():
-        found = target_log_probs(dynamic_llama(original=8), batch, layout)
+        actual = target_log_probs(dynamic_llama(original=8), batch, layout)
         for i, s in enumerate(SEQUENCES):
-            fresh = dynamic_llama(original=8)  # the library's rotary module remembers the longest sequence so far
+            fresh = dynamic_llama(original=8)  # the rotary module of Transformers remembers the longest sequence so far
             log_probs = fresh(input_ids=torch.from_numpy(s.token_ids)[None]).logits[0].log_softmax(-1)
             targets = torch.from_numpy(s.loss_weights).nonzero()[:, 0]
             expected = log_probs[targets - 1, torch.from_numpy(s.token_ids)[targets]]
-            torch.testing.assert_close(found[batch.target_sequence_N == i], expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(actual[batch.target_sequence_N == i], expected, rtol=1e-5, atol=1e-5)
 
 
 # ---- the checks ------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_wrong_attention_numbers_are_caught(family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_a_window_that_is_left_out_is_caught(family):
+def test_a_missing_sliding_window_is_caught(family):
     def without_window(mask_function, **arguments):
         return right_mask(mask_function=lambda b, h, q, k: k <= q, **arguments)
 
@@ -170,7 +170,7 @@ def test_a_layer_that_does_not_take_part_is_caught():
 
 
 @pytest.mark.parametrize("arguments", [{"mystery": 1}, {"position_bias": torch.zeros(1)}, {"dropout": 0.1}], ids=str)
-def test_an_argument_whose_meaning_is_unknown_is_refused(arguments):
+def test_an_unsupported_argument_is_rejected(arguments):
     q = torch.zeros(1, 2, 3, 4)
     bias = torch.full((3, 3), float("-inf")).triu(1)
     mask = LayerMask((RowChunk(0, 3, torch.arange(3), bias),), TREE)
@@ -180,14 +180,14 @@ def test_an_argument_whose_meaning_is_unknown_is_refused(arguments):
     assert output.shape == (1, 3, 2, 4)
 
 
-# ---- what is left behind ---------------------------------------------------------------------------------------------
+# ---- side effects ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batching", ["auto", "tree", "padded"])
 @pytest.mark.parametrize(
     "make", [functools.partial(tiny_model, "gemma3"), gemma2, bloom, mamba], ids=["gemma3", "gemma2", "bloom", "mamba"]
 )
-def test_choosing_leaves_attention_random_state_and_weights_as_they_were(make, batching):
+def test_choosing_a_layout_preserves_attention_random_state_and_weights(make, batching):
     model = make()
     stock, weights = model.config._attn_implementation, {n: t.clone() for n, t in model.state_dict().items()}
     inside = [m.config._attn_implementation for m in model.modules() if isinstance(m, transformers.PreTrainedModel)]
@@ -204,7 +204,7 @@ def test_choosing_leaves_attention_random_state_and_weights_as_they_were(make, b
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_choosing_leaves_everything_as_it_was_when_a_check_breaks_midway(monkeypatch):
+def test_choosing_a_layout_preserves_everything_if_a_check_fails_midway(monkeypatch):
     model = tiny_model("llama")
     random = torch.get_rng_state()
 
@@ -219,7 +219,7 @@ def test_choosing_leaves_everything_as_it_was_when_a_check_breaks_midway(monkeyp
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_prepared_switches_the_attention_and_back_even_after_an_error(family):
+def test_prepared_restores_the_attention_even_after_an_error(family):
     model = tiny_model(family)
     ids = torch.arange(9)[None]
     before = model(input_ids=ids).logits
@@ -235,12 +235,12 @@ def test_prepared_switches_the_attention_and_back_even_after_an_error(family):
 
 
 @pytest.mark.parametrize("kind", ["padded", "one-by-one"])
-def test_other_layouts_leave_the_stock_attention_on(kind):
+def test_other_layouts_keep_the_stock_attention(kind):
     model = tiny_model("llama")
     with prepared(model, Layout(kind, "test")):
         assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_single_sequence_without_neighbours_can_be_checked():
+def test_a_single_sequence_without_neighbors_can_be_checked():
     assert choose_layout(tiny_model("llama"), SEQUENCES[:1], "auto").kind == "tree"
     assert choose_layout(tiny_model("llama"), SHORT, "auto").kind == "tree"

@@ -1,4 +1,4 @@
-"""The rule that a GPU's kernel gets, evaluated on the CPU; buckets of lengths; what counts as a plain packing."""
+"""The mask rule for the GPU kernel, evaluated on the CPU; length buckets; detection of plain packings."""
 
 import pytest
 import torch
@@ -17,22 +17,22 @@ def windowed(batch, head, q, k):
     return (k <= q) & (q - k < 3)
 
 
-@pytest.mark.parametrize("own", [causal, windowed])
+@pytest.mark.parametrize("model_rule", [causal, windowed])
 @given(sequences=trees())
 @settings(derandomize=True, deadline=None, max_examples=25)
-def test_a_row_sees_its_ancestors_that_the_models_rule_allows(own, sequences):
+def test_a_row_attends_to_the_ancestors_that_the_models_rule_allows(model_rule, sequences):
     batch = build_batch(sequences)
-    rule = composed_rule(batch.subtree_end_T, batch.position_ids_T, 0, own)
+    rule = composed_rule(batch.subtree_end_T, batch.position_ids_T, 0, model_rule)
     rows = torch.arange(len(batch.token_ids_T))
-    found = rule(rows[:1] * 0, rows[:1] * 0, rows[:, None], rows[None])
+    allowed = rule(rows[:1] * 0, rows[:1] * 0, rows[:, None], rows[None])
     for row in rows.tolist():
         path = path_of(batch, row)
-        expected = path if own is causal else path[-3:]
-        assert found[row].nonzero()[:, 0].tolist() == expected
+        expected = path if model_rule is causal else path[-3:]
+        assert allowed[row].nonzero()[:, 0].tolist() == expected
 
 
-def test_rows_after_a_prefix_see_all_of_it():
-    end, depth = torch.tensor([5, 5, 5, 4, 5]), torch.tensor([0, 1, 2, 3, 3])  # two tokens of prefix, then a tree
+def test_rows_after_a_prefix_attend_to_all_of_it():
+    end, depth = torch.tensor([5, 5, 5, 4, 5]), torch.tensor([0, 1, 2, 3, 3])  # a prefix of two tokens, then a tree
     rule = composed_rule(end, depth, 2, causal)
     rows, keys = torch.arange(3)[:, None], torch.arange(5)[None]
     assert rule(rows[:1] * 0, rows[:1] * 0, rows, keys).int().tolist() == [
@@ -42,9 +42,9 @@ def test_rows_after_a_prefix_see_all_of_it():
     ]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of running uncompiled, which is meant here
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about running uncompiled, which is intended here
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
-def test_the_kernel_under_the_rule_agrees_with_attention_by_hand(heads):
+def test_the_kernel_with_the_rule_agrees_with_attend(heads):
     batch = build_batch([sequence([1, 2, 3, 4, i, i + 1, 9], 2) for i in range(5)])
     q, k, v = (x.detach() for x in draw(len(batch.token_ids_T), *heads, torch.float32))
     v = torch.nn.functional.pad(v, (0, 2))
@@ -58,17 +58,17 @@ def test_the_kernel_under_the_rule_agrees_with_attention_by_hand(heads):
 @given(st.integers(1, 200_000))
 @settings(derandomize=True, max_examples=200)
 def test_a_bucket_holds_the_batch_and_wastes_at_most_a_quarter(size):
-    found = bucket(size)
-    assert found >= size
-    assert found <= max(SMALLEST_BUCKET, 1.25 * size + 1)
+    padded = bucket(size)
+    assert padded >= size
+    assert padded <= max(SMALLEST_BUCKET, 1.25 * size + 1)
 
 
-def test_a_budget_meets_few_buckets():
+def test_a_token_budget_leads_to_few_buckets():
     assert len({bucket(size) for size in range(1, 4097)}) == 13
     assert all(bucket(size) % 128 == 0 for size in range(1, 4097))
 
 
-def test_a_packing_is_what_branches_nowhere():
+def test_a_packing_has_no_branches():
     alone = build_batch([sequence([1, 2, 3], 1), sequence([4, 5, 6, 7], 1)])
     shared = build_batch([sequence([1, 2, 3], 1), sequence([1, 5, 6, 7], 1)])
     assert is_packing(alone.position_ids_T)

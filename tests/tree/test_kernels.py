@@ -1,4 +1,4 @@
-"""Attention by hand: the numbers and derivatives of the library's own, and chunks that are the cheapest cut."""
+"""Attention in chunks: outputs and gradients match PyTorch's attention, and the chunks are the cheapest cut."""
 
 import itertools
 import math
@@ -51,17 +51,17 @@ def test_output_and_derivatives_are_those_of_a_dense_mask(heads, saved_keys, seq
             patch.setattr(kernels, name, value)
         batch = build_batch(sequences)
         inputs = draw(len(batch.token_ids_T), *heads, torch.float64)
-        found, expected = attend(*inputs, chunks_of(batch), 0.3), reference(batch, *inputs, 0.3)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        actual, expected = attend(*inputs, chunks_of(batch), 0.3), reference(batch, *inputs, 0.3)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
         weights = torch.randn_like(expected)
         for one, other in zip(
-            *(torch.autograd.grad((x * weights).sum(), inputs) for x in (found, expected)), strict=True
+            *(torch.autograd.grad((x * weights).sum(), inputs) for x in (actual, expected)), strict=True
         ):
             torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_large_scores_in_bfloat16_are_not_rounded_to_bfloat16():
-    """Scores around 200, as some pretrained models have them: a rounding to 8 bits would be off by up to 0.5."""
+    """Scores around 200 occur in some pretrained models; rounded to 8 bits, they would be off by up to 0.5."""
     from conftest import sequence
 
     batch = build_batch([sequence(list(range(1, 40)), 1)])
@@ -75,7 +75,7 @@ def test_large_scores_in_bfloat16_are_not_rounded_to_bfloat16():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_shared_keys_are_summed_in_float32(dtype):
-    """300 rows that share one key: a sum in bfloat16 would stop growing at 256 times its first term."""
+    """With 300 rows that share one key, a bfloat16 sum would stop growing at 256 times its first term."""
     from conftest import sequence
 
     batch = build_batch([sequence([1, i, 0], 1) for i in range(2, 302)])

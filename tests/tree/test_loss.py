@@ -1,4 +1,4 @@
-"""Loss and every gradient of a batch equal those of its sequences run one by one with the model's stock attention."""
+"""Loss and gradients of a batch equal those of its sequences computed one by one with the model's stock attention."""
 
 import dataclasses
 import functools
@@ -23,12 +23,12 @@ model_of = functools.cache(tiny_model)
 
 
 def tolerance(family: str) -> float:
-    """Of the largest gradient. GPT-2 stays in float64; the norms and routers of the others round to float32."""
+    """Relative to the largest gradient. GPT-2 stays in float64; norms and routers of the others round to float32."""
     return 1e-10 if family == "gpt2" else RELATIVE
 
 
 def widened(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
-    """A random float64 model whose attention matters."""
+    """A random float64 model with weights large enough for its attention to matter."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float64)
@@ -55,19 +55,19 @@ def gemma2() -> transformers.PreTrainedModel:
 def gpt_oss() -> transformers.PreTrainedModel:
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     model = widened(transformers.GptOssConfig(**SMALL, **LAYERS, **NO_IDS, **experts, head_dim=8))
-    model.set_experts_implementation("eager")  # the grouped product has no float64
+    model.set_experts_implementation("eager")  # the grouped matrix product does not support float64
     return model
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
-    """The gradients of all parameters, which are cleared."""
-    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    """The gradients of all parameters; clears them."""
+    grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    return found
+    return grads
 
 
 def one_by_one(model, sequences) -> tuple[float, dict[str, torch.Tensor]]:
-    """Weighted cross-entropy, summed, and its gradients: one plain forward a sequence, all of its logits."""
+    """The summed weighted cross-entropy and its gradients: one plain forward pass per sequence, with all logits."""
     loss = 0.0
     for s in sequences:
         ids, weights = torch.from_numpy(s.token_ids), torch.from_numpy(s.loss_weights)
@@ -90,12 +90,12 @@ def in_batches(model, sequences, layout: Layout, token_budget: int) -> tuple[flo
 
 def assert_same(model, sequences, layout: Layout, relative: float, token_budget: int = 1000) -> None:
     expected, expected_gradients = one_by_one(model, sequences)
-    found, found_gradients = in_batches(model, sequences, layout, token_budget)
-    assert found == pytest.approx(expected, rel=relative)
+    actual, actual_gradients = in_batches(model, sequences, layout, token_budget)
+    assert actual == pytest.approx(expected, rel=relative)
     largest = max(g.abs().max().item() for g in expected_gradients.values())
-    assert largest > 1e-3, "gradients of zero would prove nothing"
+    assert largest > 1e-3, "zero gradients would prove nothing"
     for name, gradient in expected_gradients.items():
-        assert (found_gradients[name] - gradient).abs().max() <= relative * largest, name
+        assert (actual_gradients[name] - gradient).abs().max() <= relative * largest, name
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -130,7 +130,7 @@ def test_soft_caps_and_sinks_are_exact(make, sequences):
 
 
 @pytest.mark.parametrize("make", [gemma2, gpt_oss], ids=lambda make: make.__name__)
-def test_soft_caps_and_sinks_of_these_models_matter(make, monkeypatch):
+def test_soft_caps_and_sinks_of_these_models_have_an_effect(make, monkeypatch):
     def without(q, k, v, bias_RL, scaling, softcap, sinks):
         return _explicit_attention(q, k, v, bias_RL, scaling, None, None)
 
@@ -154,10 +154,10 @@ def test_gradients_survive_activation_checkpointing():
     sequences = [sequence(ids, 3) for ids in CASES["three levels"]]
     expected = one_by_one(model, sequences)[1]
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # checkpointing is off in evaluation; this family has no dropout
-    found = in_batches(model, sequences, TREE, 1000)[1]
+    model.train()  # checkpointing is off in eval mode; this family has no dropout
+    actual = in_batches(model, sequences, TREE, 1000)[1]
     largest = max(g.abs().max().item() for g in expected.values())
-    assert all((found[n] - g).abs().max() <= RELATIVE * largest for n, g in expected.items())
+    assert all((actual[n] - g).abs().max() <= RELATIVE * largest for n, g in expected.items())
 
 
 def test_the_language_model_head_sees_only_rows_with_targets():
@@ -177,10 +177,10 @@ def test_weights_are_summed_and_nothing_is_divided():
     weights = [0.0, 0.0, 0.5, 2.0]
     batch = build_batch([sequence([1, 2, 3, 4], weights), sequence([1, 2, 3, 5], weights)])
     with prepared(model, TREE), torch.no_grad():
-        found = batch_loss(model, batch, TREE)
+        once = batch_loss(model, batch, TREE)
         twice = batch_loss(model, dataclasses.replace(batch, target_weights_N=batch.target_weights_N * 2), TREE)
-    assert found.weight == batch_weight(batch) == 5.0
-    assert twice.total.item() == pytest.approx(2 * found.total.item(), rel=1e-12)
+    assert once.weight == batch_weight(batch) == 5.0
+    assert twice.total.item() == pytest.approx(2 * once.total.item(), rel=1e-12)
 
 
 def test_log_probs_of_a_bfloat16_model_are_computed_in_float32():

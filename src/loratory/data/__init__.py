@@ -1,7 +1,7 @@
-"""From files to examples.
+"""Reads data files and turns their rows into examples.
 
 In: csv, tsv, json, jsonl and parquet files or hub datasets. Out: a ``Split`` of ``Example`` objects into training,
-validation and test set, or the draft of a task file. Read ``examples.py`` first, then ``splits.py``.
+validation and test sets, or a task file guessed from the data. Read ``examples.py`` first, then ``splits.py``.
 """
 
 from loratory.data.answers import LABEL_SEPARATOR, LABELLED

@@ -1,4 +1,4 @@
-"""The answer in a row, as each task stores it: a label, a set of labels, a choice, a program with its tests."""
+"""Reads the answer of a row as each task stores it: a label, a set of labels, a choice, or a program with tests."""
 
 from loratory.config import CodeConfig
 from loratory.data.examples import Tests
@@ -7,38 +7,38 @@ from loratory.errors import UserError, did_you_mean
 
 TEST_COLUMNS = ("test_list", "test")
 LABEL_SEPARATOR = "; "
-LABELLED = ("classification", "labels")  # the tasks whose candidates are the same for all rows
+LABELLED = ("classification", "labels")  # the tasks in which all rows have the same candidates
 
 
 def candidates_of(row: Row, column: str) -> tuple[str, ...]:
-    """What a row lets choose from: a list of two or more different texts. Raises UserError."""
+    """The candidates of a row, at least two and all different. Raises UserError if the column has no such list."""
     value = row.values.get(column)
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a csv file
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a JSON list in a csv cell
         value = parse_json(value, row.source)
     if not isinstance(value, (list, tuple)):
-        expected, found = "a list of texts", repr(value)[:80] if column in row.values else "no such column"
-        raise UserError(f"The candidates in column {column!r} are no list", row.source, expected, found)
+        expected, found = "a list of strings", repr(value)[:80] if column in row.values else "no such column"
+        raise UserError(f"The candidates in column {column!r} are not a list", row.source, expected, found)
     texts = tuple(cell_text(item).strip() for item in value)
     if len(set(texts)) < max(2, len(texts)) or not all(texts):
-        found = "; ".join(texts)[:200]
-        raise UserError("The candidates of a row cannot be told apart", row.source, "two or more, all different", found)
+        expected, found = "two or more, all different and not empty", "; ".join(texts)[:200]
+        raise UserError("The candidates of a row are not distinct", row.source, expected, found)
     return texts
 
 
 def choice_of(row: Row, answer: str, candidates: str) -> str:
-    """The candidate that is right: named in the answer column by its text, or by its place, counted from 0."""
+    """The correct candidate, which the answer column gives as text or as an index starting at 0. Raises UserError."""
     texts, value = candidates_of(row, candidates), row.values.get(answer)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
         return texts[value]
     text = answer_of(row, answer)
     if text not in texts:
-        expected = f"one of the {len(texts)} in column {candidates!r}, or its number from 0"
-        raise UserError("The answer is none of the row's candidates", row.source, expected, text[:200])
+        expected = f"one of the {len(texts)} candidates in column {candidates!r}, or an index starting at 0"
+        raise UserError("The answer is not one of the row's candidates", row.source, expected, text[:200])
     return text
 
 
 def labels_of(row: Row, column: str) -> tuple[str, ...]:
-    """A row's set of labels, sorted: a list, or a text with semicolons between. Raises UserError where it is empty."""
+    """The sorted labels of a row, given as a list or separated by semicolons. Raises UserError if there are none."""
     value = row.values.get(column)
     parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(LABEL_SEPARATOR.strip())
     labels = tuple(sorted({cell_text(part).strip() for part in parts} - {""}))
@@ -46,19 +46,19 @@ def labels_of(row: Row, column: str) -> tuple[str, ...]:
         raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")
     for label in labels:
         if LABEL_SEPARATOR.strip() in label:
-            raise UserError("A label contains a semicolon, which stands between labels", row.source, found=repr(label))
+            raise UserError("A label contains a semicolon, which separates labels", row.source, found=repr(label))
     return labels
 
 
 def answer_of(row: Row, column: str) -> str:
-    """The row's answer, outer white space removed. Raises UserError when it is missing or empty."""
+    """The row's answer without surrounding white space. Raises UserError if it is missing or empty."""
     if column not in row.values:
         names = [str(c) for c in row.values]
         raise UserError(
             f"The answer column {column!r} is missing",
             row.source,
             found=f"columns {', '.join(names)}",
-            fix=did_you_mean(column, names) or "set [data] answer to one of them",
+            fix=did_you_mean(column, names) or "set [data] answer to one of these columns",
         )
     text = cell_text(row.values[column]).strip()
     if not text:
@@ -67,8 +67,11 @@ def answer_of(row: Row, column: str) -> str:
 
 
 def row_tests(row: Row, code: CodeConfig) -> Tests | None:
-    """The tests of a row as MBPP has them (a list of statements) or HumanEval (a function that takes the one to test);
-    None where it has none. Raises UserError where it has none and they are to be run."""
+    """The tests of a row, or None if it has none. Raises UserError if it has none and the settings run them.
+
+    Understands the formats of MBPP (a list of statements) and HumanEval (a function ``check`` that takes the function
+    to test).
+    """
     column = code.tests or next((name for name in TEST_COLUMNS if row.values.get(name)), "")
     value = row.values.get(column)
     if not value:

@@ -1,4 +1,4 @@
-"""Rows -> Example: prompts, answers, candidates. What can be wrong with a row of a task is said here."""
+"""The types of an example: its messages, answers, candidates and tests."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ TOOLS = "tools"
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; before all turns may stand the tools that it has, as JSON."""
+    """One turn of a conversation. A message with the role "tools", as JSON, may precede all turns."""
 
     role: str
     content: str
@@ -17,41 +17,42 @@ class Message:
 
 @dataclass(frozen=True)
 class Tests:
-    """Python source around an answer."""
+    """The tests of a program: Python source before and after the answer."""
 
     prefix: str
-    """What the answer may continue."""
+    """The source that the answer may continue; may be empty."""
     name: str
-    """The function that it has to define; empty if unknown."""
+    """The function that the answer has to define; empty if unknown."""
     after: str
-    """Statements that raise where the answer is wrong."""
+    """Statements that raise an exception if the answer is wrong."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the model is shown and what it should answer."""
+    """A prompt with the answer that the model should give."""
 
     messages: tuple[Message, ...]
-    """The prompt's turns, ending before the answer; earlier assistant turns may be among them."""
+    """The turns before the answer, which may include earlier assistant turns."""
     answers: tuple[str, ...]
-    """The expected answer; further entries are also right, and trained. Empty when only a prediction is wanted."""
+    """The expected answer, then other correct answers, which are trained too. Empty if there is only a prompt."""
     candidates: tuple[str, ...]
-    """What can be chosen from (for classification: the labels, sorted); may be empty."""
+    """The possible answers (for classification: the sorted labels); empty for free answers."""
     source: str
-    """Where it came from, as file:line."""
+    """Where the example comes from, as file:line."""
     tests: "Tests | None" = None
-    """For code: what says whether an answer works."""
+    """For code: the tests that an answer has to pass."""
 
     @property
     def answer(self) -> str:
+        """The expected answer."""
         return self.answers[0]
 
 
 def with_shots(example: Example, shots: Sequence[Example]) -> Example:
-    """The example with solved ones before it, as turns of the same conversation."""
+    """The example with solved examples in front of it, as turns of the same conversation."""
     system = tuple(m for m in example.messages if m.role == "system")
     turns = []
     for shot in shots:
         turns += [m for m in shot.messages if m.role != "system"] + [Message("assistant", shot.answer)]
-    own = tuple(m for m in example.messages if m.role != "system")
-    return dataclasses.replace(example, messages=(*system, *turns, *own))
+    question = tuple(m for m in example.messages if m.role != "system")
+    return dataclasses.replace(example, messages=(*system, *turns, *question))

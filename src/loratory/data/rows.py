@@ -1,4 +1,4 @@
-"""Files and hub datasets -> rows, each with its place."""
+"""Reads the rows of data files and hub datasets, each with its file and line."""
 
 import csv
 import gzip
@@ -15,28 +15,28 @@ from loratory.errors import UserError
 
 HUB = "hub:"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".jsonl.gz")
-MAX_UNPACKED = 2**31  # bytes of a packed file
+MAX_DECOMPRESSED = 2**31  # bytes of a .gz file after decompression
 MAX_FIELD_CHARACTERS = 10_000_000
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record of a file, with its place."""
+    """One record of a data file. ``source`` says where it comes from, as file:line."""
 
     values: Mapping[str, Any]
     source: str
 
 
 def read_rows(name: str, split: str = "train") -> list[Row]:
-    """The records of a file or of a hub dataset's ``split``, each with its place. Raises UserError."""
+    """The rows of a file, or of the ``split`` of a hub dataset. Raises UserError."""
     if name.startswith(HUB):
         return _read_hub(name, split)
     path = Path(name)
     readers = (lambda p: _read_delimited(p, ","), lambda p: _read_delimited(p, "\t"), _read_json, _read_json_lines,
-               _read_parquet, _read_packed)  # fmt: skip
+               _read_parquet, _read_compressed)  # fmt: skip
     suffix = data_suffix(name)
     if suffix not in SUFFIXES:
-        raise UserError("Unknown kind of data file", name, expected=", ".join(SUFFIXES), found=suffix or "no suffix")
+        raise UserError("Unknown type of data file", name, expected=", ".join(SUFFIXES), found=suffix or "no suffix")
     if not path.is_file():
         raise UserError("Data file not found", name, fix="check the path; it is relative to the task file")
     try:
@@ -50,13 +50,13 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
 
 
 def data_suffix(name: str) -> str:
-    """The end of a file's name that says what kind of data it is; of a packed file both ends."""
+    """The lower-case suffix that gives a file's type; of a compressed file both suffixes, as in ".jsonl.gz"."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
 def _bad_line(path: Path) -> int:
-    """The line of the first byte that is no UTF-8; a reader's own error counts from the block that it read."""
+    """The line of the first byte that is not UTF-8. The reader's own error counts from the start of a block."""
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -65,7 +65,7 @@ def _bad_line(path: Path) -> int:
 
 
 def _read_delimited(path: Path, delimiter: str) -> list[Row]:
-    # Python's reader and not a data-frame's: values stay the text they are ("01", "NA"), and lines are known.
+    # The csv module instead of pandas: values stay text ("01", "NA"), and line numbers are known.
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -106,41 +106,43 @@ def _json_lines(file: Iterable[str], path: Path) -> list[Row]:
     return rows
 
 
-def _read_packed(path: Path) -> list[Row]:
+def _read_compressed(path: Path) -> list[Row]:
     try:
         with gzip.open(path) as file:
-            content = file.read(MAX_UNPACKED + 1)
+            content = file.read(MAX_DECOMPRESSED + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError("The packed file is damaged", str(path), found=str(error), fix="unpack it by hand") from error
-    if len(content) > MAX_UNPACKED:
-        raise UserError("The packed file is too large", str(path), f"at most {MAX_UNPACKED} bytes unpacked")
+        fix = "decompress it by hand"
+        raise UserError("The compressed file is damaged", str(path), found=str(error), fix=fix) from error
+    if len(content) > MAX_DECOMPRESSED:
+        raise UserError("The compressed file is too large", str(path), f"at most {MAX_DECOMPRESSED} bytes decompressed")
     return _json_lines(content.decode("utf-8-sig").splitlines(), path)
 
 
 def _read_json(path: Path) -> list[Row]:
     records = parse_json(path.read_text(encoding="utf-8-sig"), str(path))
     if not isinstance(records, list):
-        raise UserError("A json file must hold a list of records", str(path), found=type(records).__name__)
+        raise UserError("A json file must contain a list of records", str(path), found=type(records).__name__)
     return [_json_row(record, f"{path}, record {i}") for i, record in enumerate(records, 1)]
 
 
 def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text. Raises UserError if it is malformed."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
         raise UserError("Malformed JSON", place, found=str(error)) from error
 
 
 def _json_row(record: Any, place: str) -> Row:
     if not isinstance(record, dict):
-        raise UserError("A record must be an object with columns", place, found=type(record).__name__)
+        raise UserError("A record must be a JSON object", place, found=type(record).__name__)
     return Row(record, place)
 
 
 def _read_parquet(path: Path) -> list[Row]:
     try:
         table = datasets.Dataset.from_parquet(str(path))
-    except Exception as error:  # the reader's own error types are many and not public
+    except Exception as error:  # the reader raises many types of errors, not all of them public
         raise UserError("The parquet file cannot be read", str(path), found=str(error)) from error
     return _rows_of(table, str(path))
 
@@ -148,11 +150,11 @@ def _read_parquet(path: Path) -> list[Row]:
 def _read_hub(name: str, split: str) -> list[Row]:
     try:
         table = datasets.load_dataset(name.removeprefix(HUB), split=split)
-    except Exception as error:  # no network, unknown name, gated, code in the dataset: many types, one remedy
+    except Exception as error:  # many types: no network, unknown name, gated, code in the dataset
         raise UserError(
             "The hub dataset cannot be loaded",
             name,
-            expected=f"a public dataset with a {split!r} split, and a network (or a local copy in the cache)",
+            expected=f"a public dataset with a {split!r} split, and a network connection or a cached copy",
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix="check the name and the network, or save the data as a file and give its path",
         ) from error
@@ -160,7 +162,7 @@ def _read_hub(name: str, split: str) -> list[Row]:
 
 
 def _rows_of(table: Any, name: str) -> list[Row]:
-    """Rows of an Arrow table; class labels stored as numbers become their names."""
+    """The rows of a dataset; class labels stored as numbers are replaced by their names."""
     named = {key: f for key, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
     rows = []
     for i, record in enumerate(table, 1):
@@ -170,14 +172,15 @@ def _rows_of(table: Any, name: str) -> list[Row]:
 
 
 def cell_text(value: Any) -> str:
-    """A cell as the text that the prompt shows; nothing becomes the empty text, lists and tables JSON."""
+    """A cell as the text shown in a prompt: None as an empty string, other values that are not strings as JSON."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "replace").decode("utf-8")  # half a character (a lone surrogate) has no encoding
+    return text.encode("utf-8", "replace").decode("utf-8")  # replaces lone surrogates, which cannot be encoded
 
 
 def _cell(row: Row, name: str) -> str:
+    """The text of a row's cell. Raises UserError if the row does not have the column."""
     if name not in row.values:
-        raise UserError(f"The row lacks the column {name!r}", row.source, found=", ".join(map(str, row.values)))
+        raise UserError(f"The row has no column {name!r}", row.source, found=", ".join(map(str, row.values)))
     return cell_text(row.values[name])

@@ -1,4 +1,4 @@
-"""Rows -> the three sets of a run: split, limited, stratified, in folds; and the examples of few-shot prompts."""
+"""Builds the training, validation and test sets of a run, cross-validation folds, and few-shot examples."""
 
 import dataclasses
 import random
@@ -20,7 +20,7 @@ Item = TypeVar("Item", Row, Example)
 
 @dataclass(frozen=True)
 class Split:
-    """The three sets of a run, the label names in sorted order, and the prompt with its default filled in."""
+    """The three sets of a run, the sorted labels, and the prompt with its default filled in."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -39,23 +39,23 @@ def load_split(
 ) -> Split:
     """Reads, splits and limits the examples of a task.
 
-    With folds, the test examples are all examples: see ``fold_splits``.
-    Labels, which only classification has, are those of all training rows before ``limit_train``: the limit may be
-    smaller than their number. Raises UserError naming file and line.
+    With cross-validation, the test set contains all examples: see ``fold_splits``. For classification and sets of
+    labels, ``labels`` are the labels of all training rows before ``limit_train``, because the limit may be smaller than
+    the number of labels; for other tasks they are empty. Raises a UserError that names file and line.
     """
     if not data.train:
         raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
-    converses, plain = task == "dialogue", is_plain_text(task, data, prompt)
-    if plain and data.answer:
-        fix = "put {mask} where the answer stands, or remove [data] answer to hide any word of the texts"
-        raise UserError("An answer is named, and the prompt has no {mask} for it", f"{where}, prompt.user", fix=fix)
-    if not data.answer and not (converses or plain):
-        raise UserError("The answer column is not named", f"{where}, data.answer", expected="a column of the data")
+    is_dialogue, is_plain = task == "dialogue", is_plain_text(task, data, prompt)
+    if is_plain and data.answer:
+        fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
+        raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
+    if not data.answer and not (is_dialogue or is_plain):
+        raise UserError("No answer column is set", f"{where}, data.answer", expected="a column of the data")
     train = _read_all(data.train, "train")
     validation = _read_all(data.validation, "validation")
     test = _read_all(data.test, "test")
     rows = [*train, *validation, *test]
-    answers = {} if converses or plain else {id(row): _right_answers(row, data, task) for row in rows}
+    answers = {} if is_dialogue or is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
 
     def label(row: Row) -> str:
         return answers[id(row)][0] if task == "classification" else ""
@@ -69,15 +69,15 @@ def load_split(
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in LABELLED else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
-    if not converses:
+    if not is_dialogue:
         columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
         prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
         write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
-        if converses:
+        if is_dialogue:
             return with_tools(conversation(turns_of(row, data.answer, prompt.system), row.source), row)
-        if plain:
+        if is_plain:
             return Example(messages := write(row), (messages[-1].content,), (), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         tests = row_tests(row, code) if code and task == "code" else None
@@ -96,7 +96,7 @@ def load_split(
     )
 
 
-def _right_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
+def _correct_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
     if task == "labels":
         return labels_of(row, data.answer)
     return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
@@ -107,7 +107,7 @@ def _check_labels(
 ) -> None:
     if len(labels) < 2:
         raise UserError(
-            "All training rows have the same answer", train[0].source, "two labels or more", repr(labels[0])
+            "All training rows have the same answer", train[0].source, "two or more labels", repr(labels[0])
         )
     for row, name in ((other, name) for other in others for name in answers[id(other)]):
         if name not in labels:
@@ -120,14 +120,15 @@ def _read_all(names: Iterable[str], split: str) -> list[Row]:
 
 
 def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
-    """Cross-validation: each example of ``split.test`` is tested in one fold and trained on in the others.
+    """The splits of a cross-validation.
 
-    Raises UserError where a label is too rare to be in more than one fold.
+    Each example of ``split.test`` is tested in exactly one fold and belongs to the training or validation set of the
+    others. Raises UserError if a label has too few examples to be in more than one fold.
     """
     splits, label = [], _label_in(split)
     for tested in stratified_folds(split.test, data.folds, seed, label):
-        inside = {id(e) for e in tested}
-        rest, validation = [e for e in split.test if id(e) not in inside], list(split.validation)
+        tested_ids = {id(e) for e in tested}
+        rest, validation = [e for e in split.test if id(e) not in tested_ids], list(split.validation)
         if not data.validation and data.validation_share:
             rest, validation = split_off(rest, label, data.validation_share, seed, "validation")
         if data.limit_train is not None:
@@ -139,16 +140,19 @@ def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
 def stratified_folds(
     examples: Sequence[Example], count: int, seed: int, label: Callable[[Example], str]
 ) -> list[list[Example]]:
-    """The examples in ``count`` parts of nearly equal size, each label spread evenly, by seed; in the file's order."""
-    draw = random.Random(f"folds {seed}")
+    """Deals the examples into ``count`` folds by seed, stratified by label. Each fold keeps the order of the file.
+
+    Fold sizes differ by at most one. Raises UserError if a label has a single example or there are too few examples.
+    """
+    rng = random.Random(f"folds {seed}")
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[label(example)].append(example)
     for name, group in groups.items():
         if len(group) < 2:
-            fix = "add examples of it, or remove it"
+            fix = "add examples with this label, or remove it"
             raise UserError("A label has too few examples for folds", group[0].source, "2 or more", repr(name), fix)
-    dealt = [e for name in sorted(groups) for e in draw.sample(groups[name], len(groups[name]))]
+    dealt = [e for name in sorted(groups) for e in rng.sample(groups[name], len(groups[name]))]
     if len(dealt) < count:
         raise UserError("There are more folds than examples", "[data] folds", f"at most {len(dealt)}", str(count))
     number = {id(e): i % count for i, e in enumerate(dealt)}
@@ -156,7 +160,7 @@ def stratified_folds(
 
 
 def _label_in(split: Split) -> Callable[[Example], str]:
-    """What examples are stratified by: their label, where each has one."""
+    """The key to stratify examples by: their label, if each example has exactly one; otherwise a constant."""
     single = bool(split.labels) and all(len(e.answers) == 1 for e in split.test)
     return lambda example: example.answer if single else ""
 
@@ -164,46 +168,47 @@ def _label_in(split: Split) -> Callable[[Example], str]:
 def split_off(
     rows: list[Item], label: Callable[[Item], str], share: float, seed: int, purpose: str
 ) -> tuple[list[Item], list[Item]]:
-    """Takes ``share`` of the rows away, stratified, at least one. Both parts keep the file's order.
+    """Splits off ``share`` of the rows, stratified by label, and at least one row. Both parts keep the file's order.
 
-    One row of every label stays, so that no label is unknown to training. Raises UserError when none can be taken.
+    One row of each label stays in the first part, so that training sees every label. Raises UserError if no row can be
+    split off.
     """
     first: dict[str, Item] = {}
     for row in rows:
         first.setdefault(label(row), row)
     kept = {id(row) for row in first.values()}
-    free = [row for row in rows if id(row) not in kept]
-    taken = {id(row) for row in stratified(free, label, max(1, round(len(rows) * share)), seed, purpose)}
+    available = [row for row in rows if id(row) not in kept]
+    taken = {id(row) for row in stratified(available, label, max(1, round(len(rows) * share)), seed, purpose)}
     if not taken:
         raise UserError(f"Too few rows to split off a {purpose} set", rows[0].source, found=f"{len(rows)} rows")
     return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
 
 
 def stratified(rows: list[Item], label: Callable[[Item], str], count: int, seed: int, purpose: str) -> list[Item]:
-    """``count`` of the rows, each label in proportion (largest remainder), chosen by seed, in the file's order.
+    """A sample of ``count`` rows by seed, stratified by label (largest remainder method), in the order of the file.
 
-    Labels with equal claims are drawn by seed too, so that a count below the number of labels favours none.
+    Ties between labels are broken by seed, so that a count below the number of labels favors none of them.
     """
     if count >= len(rows):
         return rows
-    draw = random.Random(f"{purpose} {seed}")
+    rng = random.Random(f"{purpose} {seed}")
     groups: dict[str, list[Item]] = defaultdict(list)
     for row in rows:
         groups[label(row)].append(row)
     share = {name: count * len(group) / len(rows) for name, group in groups.items()}
     quota = {name: int(s) for name, s in share.items()}
-    tie = {name: draw.random() for name in sorted(groups)}
+    tie = {name: rng.random() for name in sorted(groups)}
     order = sorted(groups, key=lambda name: (quota[name] - share[name], tie[name]))
     for name in order[: count - sum(quota.values())]:
         quota[name] += 1
-    chosen = {id(row) for name in sorted(groups) for row in draw.sample(groups[name], quota[name])}
+    chosen = {id(row) for name in sorted(groups) for row in rng.sample(groups[name], quota[name])}
     return [row for row in rows if id(row) in chosen]
 
 
 def draw_few_shot(train: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """The examples that few-shot prompts show: drawn once by seed, of different labels as far as there are."""
-    draw = random.Random(f"few-shot {seed}")
-    shuffled = draw.sample(list(train), len(train))
+    """Draws the examples of few-shot prompts by seed, with as many different labels as possible."""
+    rng = random.Random(f"few-shot {seed}")
+    shuffled = rng.sample(list(train), len(train))
     first: dict[str, Example] = {}
     for example in shuffled:
         first.setdefault(example.answer, example)

@@ -1,6 +1,6 @@
-"""One evaluation for every system, before and after tuning.
+"""Evaluation of every system by the same code, before and after tuning.
 
-In: a ``System`` (a prompted model, a classifier, a rule) and examples. Out: its predictions, in memory and on disk.
+In: a ``System`` (a prompted model, a classifier, a copy rule) and examples. Out: predictions, in memory and on disk.
 Read ``evaluate_system.py`` first, then ``systems.py``.
 """
 

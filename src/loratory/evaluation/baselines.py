@@ -1,4 +1,4 @@
-"""What a person would otherwise pick: a linear model on words or on the frozen model's states, likeness, copying.
+"""Baselines without fine-tuning: logistic regression on TF-IDF or hidden states, text similarity, copy rules.
 
 E: examples.  D: hidden size.  N: targets.
 """
@@ -30,20 +30,20 @@ from loratory.text import Renderer, TokenizedExample, render_prompt
 from loratory.tree import Batch, Layout, micro_batches, prepared, tree_forward
 
 FOLDS = 5
-TOLERANCE = 1e-3  # answers like a tenth of it, in a third of the time
-CHOOSING_ROWS = 2_000  # C is chosen on at most so many examples; the best one hardly moves with more
+TOLERANCE = 1e-3  # gives the same answers as 1e-4 in a third of the time
+CHOOSING_ROWS = 2_000  # examples on which C is chosen; more of them barely change the best C
 WORD_C_VALUES = [1.0, 10.0, 100.0, 1000.0]
 MULTILABEL_C = 10.0
 STATE_C_VALUES = [0.0001, 0.001, 0.01, 0.1, 1.0]
 
 Classifier = Callable[[Sequence[Example], ProgressCallback], list[dict[str, float]]]
-"""Probabilities of the labels for each example."""
+"""Returns the probability of each label for each example."""
 
 
 def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, str]:
-    """TF-IDF of words (1-2 grams) and characters (2-5 grams within words), logistic regression, C by cross-validation.
+    """Logistic regression on TF-IDF of words (1-2 grams) and characters (2-5 grams within words), C cross-validated.
 
-    The text is the user message, the same that the language model reads. Returns the classifier and a note.
+    The text is the user message, as the language model reads it. Returns the classifier and a note on it.
     """
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     characters = TfidfVectorizer(
@@ -55,34 +55,35 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
     model, note = _fit(pipeline, matrix, train, WORD_C_VALUES, seed)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
-        found = _probabilities(model, features.transform([_text(e) for e in examples]))
+        rows = _probabilities(model, features.transform([_text(e) for e in examples]))
         progress(len(examples), len(examples))
-        return found
+        return rows
 
     return predict, note
 
 
 def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
-    """For sets of labels: TF-IDF of words (1-2 grams), and for each label a logistic regression of its own."""
+    """One-vs-rest logistic regression on TF-IDF of words (1-2 grams), for sets of labels."""
     features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    marks = MultiLabelBinarizer(classes=list(labels)).fit([]).transform([e.answers for e in train])
+    indicators = MultiLabelBinarizer(classes=list(labels)).fit([]).transform([e.answers for e in train])
     model = OneVsRestClassifier(LogisticRegression(C=MULTILABEL_C, class_weight="balanced", max_iter=300))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a label that all training examples have
-        model.fit(features.fit_transform([_text(e) for e in train]), marks)
+        warnings.simplefilter("ignore", UserWarning)  # raised if all training examples have a label
+        model.fit(features.fit_transform([_text(e) for e in train]), indicators)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
-        found = np.asarray(model.predict_proba(features.transform([_text(e) for e in examples])))
+        rows = np.asarray(model.predict_proba(features.transform([_text(e) for e in examples])))
         progress(len(examples), len(examples))
-        return [dict(zip(labels, map(float, row), strict=True)) for row in found]
+        return [dict(zip(labels, map(float, row), strict=True)) for row in rows]
 
-    return predict, "one logistic regression a label"
+    return predict, "one logistic regression per label"
 
 
 def most_similar(train: Sequence[Example]) -> tuple[Classifier, str]:
-    """For rows with candidates of their own: how like each is to the text, by TF-IDF of words and characters.
+    """Similarity of each candidate to the text by TF-IDF of words and characters, for rows with their own candidates.
 
-    The shares of a row's candidates are a softmax of their cosines. Words count by their rarity in the training rows.
+    The probabilities are a softmax over the cosine similarities of a row's candidates. The inverse document frequencies
+    come from the training rows.
     """
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_features=100_000)
@@ -90,22 +91,22 @@ def most_similar(train: Sequence[Example]) -> tuple[Classifier, str]:
     features.fit([text for e in train for text in (_without_candidates(e), *e.candidates)])
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
-        found = []
+        rows = []
         texts_EV = features.transform([_without_candidates(e) for e in examples])
         for i, example in enumerate(examples):
             cosines = (features.transform(example.candidates) @ texts_EV[i].T).toarray()[:, 0] / 2
-            shares = np.exp(cosines) / np.exp(cosines).sum()
-            found.append(dict(zip(example.candidates, shares.tolist(), strict=True)))
+            softmax = np.exp(cosines) / np.exp(cosines).sum()
+            rows.append(dict(zip(example.candidates, softmax.tolist(), strict=True)))
             progress(i + 1, len(examples))
-        return found
+        return rows
 
     return predict, "TF-IDF similarity of each candidate to the text"
 
 
 def _without_candidates(example: Example) -> str:
-    """The user message without the lines that list the candidates, where it shows them."""
-    listed = {f"- {candidate}" for candidate in example.candidates}
-    return "\n".join(line for line in _text(example).split("\n") if line not in listed)
+    """The user message without the lines that list the candidates, if there are any."""
+    candidate_lines = {f"- {candidate}" for candidate in example.candidates}
+    return "\n".join(line for line in _text(example).split("\n") if line not in candidate_lines)
 
 
 # ---- copying ---------------------------------------------------------------------------------------------------------
@@ -118,21 +119,22 @@ COPY_RULES: dict[str, Callable[[list[str]], str]] = {
     "the first three sentences": lambda sentences: " ".join(sentences[:3]),
     "the whole text": lambda sentences: " ".join(sentences),
 }
-COPY_TRIED = 200  # training examples that the rule is chosen on
+COPY_TRIED = 200  # number of training examples on which the rule is chosen
 
 
 def copy_rule(train: Sequence[Example]) -> tuple[Callable[[Example], str], str]:
-    """The rule that, copying from the text, is closest to the training answers; with a note that says which.
+    """The rule for copying from the text that is closest to the training answers by ROUGE-L, and a note that names it.
 
-    The text is the user message without the lines, or the name before a colon, that all of them begin or end with.
+    The text is the user message without the lines, or the name before a colon, that all user messages share at the
+    start, and without the lines that they share at the end.
     """
     texts = [_text(e) for e in train]
     start, end = _shared_start(texts, ("\n", ": ")), _shared_start([t[::-1] for t in texts], ("\n",))
 
     def sentences(example: Example) -> list[str]:
         text = _text(example)
-        own = text[start : max(start, len(text) - end)].strip()
-        return [s for s in re.split(r"(?<=[.?!。？！])\s+|\n+", own) if s] or [""]
+        body = text[start : max(start, len(text) - end)].strip()
+        return [s for s in re.split(r"(?<=[.?!。？！])\s+|\n+", body) if s] or [""]
 
     def score(name: str) -> float:
         return sum(rouge_l(COPY_RULES[name](sentences(e)), e.answers) for e in train[:COPY_TRIED])
@@ -142,17 +144,17 @@ def copy_rule(train: Sequence[Example]) -> tuple[Callable[[Example], str], str]:
 
 
 def _shared_start(texts: Sequence[str], ends: Sequence[str]) -> int:
-    """How many characters all texts begin with, up to and with the last one of ``ends``."""
+    """The length of the prefix that all texts share, cut after the last of ``ends`` in it."""
     first, last = min(texts), max(texts)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    return max(first.rfind(end, 0, same) + len(end) if end in first[:same] else 0 for end in ends)
+    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return max(first.rfind(end, 0, common) + len(end) if end in first[:common] else 0 for end in ends)
 
 
 def embedding_classifier(
     base: LoadedModel, renderer: Renderer, train: Sequence[Example], layout: Layout, token_budget: int, seed: int,
     progress: ProgressCallback,
 ) -> tuple[Classifier, str]:  # fmt: skip
-    """Logistic regression on the frozen model's last hidden states, averaged over the prompt's tokens."""
+    """Logistic regression on the frozen model's last hidden states, averaged over the tokens of the prompt."""
 
     def features(examples: Sequence[Example], report: ProgressCallback) -> Float32[np.ndarray, "E D"]:
         return mean_states(base, renderer, examples, layout, token_budget, report)
@@ -171,23 +173,23 @@ def _text(example: Example) -> str:
 
 
 def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[float], seed: int):
-    """The pipeline fitted with the best C of ``c_values``, and a note that says which."""
+    """The pipeline fitted with the best C of ``c_values``, and a note on how C was chosen."""
     labels = [e.answer for e in train]
     rows = np.random.default_rng(seed).permutation(len(labels))[:CHOOSING_ROWS]
-    chosen = [labels[i] for i in rows]
-    folds = min(FOLDS, min(Counter(chosen).values()))
+    row_labels = [labels[i] for i in rows]
+    folds = min(FOLDS, min(Counter(row_labels).values()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a C that does not converge loses by its score
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the scores reject a C that does not converge
         if len(set(labels)) < 2:
             return make_pipeline(DummyClassifier()).fit(matrix, labels), "all training examples have the same label"
         if folds < 2:
             c_value = c_values[len(c_values) // 2]
             pipeline.set_params(logisticregression__C=c_value)
-            return pipeline.fit(matrix, labels), f"C = {c_value:g}, too few examples a label for cross-validation"
+            return pipeline.fit(matrix, labels), f"C = {c_value:g}, too few examples per label for cross-validation"
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
         choices = {"logisticregression__C": c_values}
         search = GridSearchCV(pipeline, choices, cv=splits, scoring="accuracy", refit=False)
-        search.fit(matrix[rows], chosen)
+        search.fit(matrix[rows], row_labels)
         pipeline.set_params(**search.best_params_).fit(matrix, labels)
     return pipeline, f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
 
@@ -206,7 +208,7 @@ def mean_states(
     token_budget: int,
     progress: ProgressCallback,
 ) -> Float32[np.ndarray, "E D"]:
-    """The model's last hidden states, averaged over each prompt's tokens (of a causal model all but the last)."""
+    """The model's last hidden states, averaged over the tokens of each prompt (all but the last for a causal model)."""
     sequences = [_as_targets(e, renderer) for e in examples]
     width = base.model.config.get_text_config().hidden_size
     totals = torch.zeros(len(examples), width, dtype=torch.float64)
@@ -224,14 +226,14 @@ def mean_states(
 
 
 def _as_targets(example: Example, renderer: Renderer) -> TokenizedExample:
-    """The prompt as a sequence all of whose tokens are targets, so that the batch names every row of its path."""
+    """The prompt as a sequence in which every token is a target, so that the batch lists the row of every token."""
     prompt = render_prompt(example.messages, renderer, example.source)
     ones, shown = np.ones(len(prompt.token_ids), dtype=np.float32), prompt.token_ids if renderer.masked else None
     return TokenizedExample(prompt.token_ids, ones, prompt.text, prompt.char_spans, example.source, shown)
 
 
 def _target_states(body, batch: Batch, layout: Layout) -> Tensor:
-    """The hidden state of every target's row."""
+    """The hidden state in the row of each target."""
     if layout.share:
         return tree_forward(body, batch, layout).last_hidden_state[0][batch.target_rows_N]
     starts = [*(batch.position_ids_T == 0).nonzero()[:, 0].tolist(), len(batch.token_ids_T)]

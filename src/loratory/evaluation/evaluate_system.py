@@ -1,6 +1,6 @@
-"""One function that measures every system, before and after, on the same examples.
+"""One function that evaluates every system on the same examples, before and after tuning.
 
-A system is anything that answers examples: a prompted model, a scored label set, a linear model, the tuned model.
+A system is anything that answers examples: a prompted model, label scoring, a linear model, the tuned model.
 """
 
 import time
@@ -17,15 +17,15 @@ class Prediction:
     """A system's answer to one example."""
 
     answer: str
-    """The label, or for a free answer that is no label the text as it came."""
+    """The label, or the generated text if it does not name a label."""
     log_probs: dict[str, float] | None
-    """Natural log-probability of each label as the model gives it; only where labels were scored."""
+    """The model's natural log-probability of each label; None if labels were not scored."""
     probabilities: dict[str, float] | None
-    """What the system reports after its rule; only where it gives probabilities."""
+    """The probability of each label after the system's rule; None if the system gives no probabilities."""
     turns: tuple[tuple[float, int], ...] | None = None
-    """Log-probability and number of tokens of each right assistant turn, or of each hidden part of a text."""
+    """Log-probability and number of tokens of each reference assistant turn, or of each masked part of a text."""
     failure: str | None = None
-    """How the answer failed its tests, empty if it passed; only where tests were run."""
+    """Why the answer failed its tests, empty if it passed; None if no tests were run."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class System:
     predict: Callable[[Sequence[Example], ProgressCallback], list[Prediction]]
     note: str | None
     rule: Rule | None
-    """How it chooses among labels; None where it does not score them."""
+    """How it chooses among labels; None if it does not score them."""
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """What a system answered."""
+    """A system's predictions and timings."""
 
     name: str
     note: str | None
@@ -48,9 +48,9 @@ class EvalRecord:
     validation: tuple[Prediction, ...]
     test: tuple[Prediction, ...]
     seconds: float
-    """Making the system and both sets."""
+    """Seconds to make the system and to answer both sets."""
     seconds_per_example: float
-    """On the test set."""
+    """Seconds per example of the test set."""
 
 
 def evaluate(
@@ -60,14 +60,14 @@ def evaluate(
     test: Sequence[Example],
     progress: ProgressCallback,
 ) -> EvalRecord:
-    """Makes the system and has it answer both sets."""
+    """Makes the system, and answers the validation and test examples with it."""
     started = time.perf_counter()
     system = make(progress)
     on_validation = system.predict(validation, progress) if validation else []
     before_test = time.perf_counter()
     on_test = system.predict(test, progress)
     ended = time.perf_counter()
-    each = (ended - before_test) / max(len(test), 1)
+    per_example = (ended - before_test) / max(len(test), 1)
     return EvalRecord(
-        name, system.note, system.rule, tuple(on_validation), tuple(on_test), ended - started, each
+        name, system.note, system.rule, tuple(on_validation), tuple(on_test), ended - started, per_example
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Text outside the task: a model's loss on it before and after tuning shows what the model forgot."""
+"""Retained texts: a model's loss on text outside the task, before and after tuning, shows what it forgot."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,16 +10,17 @@ from loratory.errors import UserError
 from loratory.models import builtin_folder
 from loratory.text import Renderer, TokenizedExample, tokenize
 
-MAX_TOKENS = 128  # of a text; the rest is not read
+MAX_TOKENS = 128  # per text; the rest is ignored
 MAX_TEXTS = 200
 COLUMN = "text"
 
 
 def read_retained_texts(files: Sequence[str], renderer: Renderer, max_length: int) -> list[TokenizedExample]:
-    """The texts as sequences in which every token but the first is a target; for a masked model, a part of them.
+    """The texts as sequences in which every token except the first is a target.
 
-    Without ``files``, texts that come with the package are read. ``max_length`` is the model's context in tokens.
-    Raises UserError if a file cannot be read or a text has fewer than two tokens.
+    For a masked language model, only the masked tokens are targets. If ``files`` is empty, the texts that come with the
+    package are used. ``max_length`` is the model's context length in tokens. Raises UserError if a file cannot be read
+    or a text has fewer than two tokens.
     """
     names = files or (str(builtin_folder().parent / "retain.jsonl"),)
     renderer = dataclasses.replace(renderer, longest=min(MAX_TOKENS, max_length))

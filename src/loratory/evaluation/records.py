@@ -1,4 +1,4 @@
-"""Predictions on disk: one JSON line an example, and what was noted of each system."""
+"""Predictions on disk: one JSON line per example, and the metadata of each system."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 def save_record(
     run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example], task: str
 ) -> None:
-    """predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
+    """Writes predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
     for folder, examples, predictions in (
         (ON_VALIDATION, validation, record.validation),
         (ON_TEST, test, record.test),
@@ -31,15 +31,15 @@ def save_record(
 
 
 def lines(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> list[dict]:
-    """Predictions as the run directory keeps them."""
+    """Predictions in the form in which the run directory stores them."""
     return [_line(i, e, p, task) for i, (e, p) in enumerate(zip(examples, predictions, strict=True))]
 
 
 def _line(index: int, example: Example, prediction: Prediction, task: str) -> dict:
     expected = LABEL_SEPARATOR.join(example.answers) if task == "labels" else example.answer
     line = {"index": index, "expected": expected, **dataclasses.asdict(prediction)}
-    right = (expected,) if task == "labels" else example.answers
-    line["correct"] = prediction.answer in right if prediction.failure is None else not prediction.failure
+    accepted = (expected,) if task == "labels" else example.answers
+    line["correct"] = prediction.answer in accepted if prediction.failure is None else not prediction.failure
     line = {key: value for key, value in line.items() if value is not None or key not in ("turns", "failure")}
     if not TASKS[task].is_binary:
         line["worth"] = TASKS[task].score(line, example.answers)
@@ -47,14 +47,14 @@ def _line(index: int, example: Example, prediction: Prediction, task: str) -> di
 
 
 def headline(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> tuple[str, float]:
-    """The name of the task's headline, and its value."""
-    found = lines(examples, predictions, task)
-    score = [TASKS[task].score(line, e.answers) for line, e in zip(found, examples, strict=True)]
-    return TASKS[task].metric_label, sum(score) / max(1, len(score))
+    """The display name and the value of the task's headline metric."""
+    pairs = zip(lines(examples, predictions, task), examples, strict=True)
+    scores = [TASKS[task].score(line, example.answers) for line, example in pairs]
+    return TASKS[task].metric_label, sum(scores) / max(1, len(scores))
 
 
 def load_record(run: Path, name: str) -> EvalRecord:
-    """What ``save_record`` wrote."""
+    """Reads what ``save_record`` wrote."""
     meta = json.loads((run / "systems" / f"{name}.json").read_text())
     validation, test = (_predictions(run / folder / f"{name}.jsonl") for folder in (ON_VALIDATION, ON_TEST))
     rule = saved_rule(run, name)
@@ -69,16 +69,16 @@ def _predictions(path: Path) -> tuple[Prediction, ...]:
     )
 
 
-def _turns(read: list[list] | None) -> tuple[tuple[float, int], ...] | None:
-    return None if read is None else tuple((value, count) for value, count in read)
+def _turns(pairs: list[list] | None) -> tuple[tuple[float, int], ...] | None:
+    return None if pairs is None else tuple((value, count) for value, count in pairs)
 
 
 def is_measured(run: Path, name: str) -> bool:
-    """Whether a system's answers are complete on disk."""
+    """Whether a system's predictions are complete on disk."""
     return (run / "systems" / f"{name}.json").exists()
 
 
 def saved_rule(run: Path, name: str) -> Rule | None:
-    """The rule of a measured system."""
+    """The rule of an evaluated system; None if it does not score labels."""
     meta = json.loads((run / "systems" / f"{name}.json").read_text())
     return Rule(meta["rule"], tuple(meta["prior"]), meta.get("threshold")) if meta["rule"] else None

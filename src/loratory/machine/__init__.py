@@ -1,4 +1,4 @@
-"""The machine that a run uses: device, number format, threads, memory, Ctrl-C.
+"""The machine that a run uses: device, dtype, CPU threads, memory and Ctrl-C.
 
 In: the settings ``device``, ``dtype`` and ``threads``. Out: a ``Machine``. Read ``device.py`` first.
 """

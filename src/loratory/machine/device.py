@@ -1,6 +1,7 @@
-"""The machine: device, number format, threads, memory, and the signal that interrupts. The one place that asks.
+"""Resolves the device, the dtypes and the number of CPU threads, and measures the speed of matrix products.
 
-One process for now; whoever needs a rank or a collective asks here, so that several processes change this file alone.
+Runs use a single process. Code for ranks and collectives would belong here, so that support for several processes
+changes only this file.
 """
 
 import time
@@ -15,18 +16,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the arithmetic happens. ``reason`` says in one sentence why this device and this number format."""
+    """Where a run computes. ``reason`` explains in one sentence the choice of device and dtype."""
 
     device: torch.device
     dtype: torch.dtype
-    """Of the base model's weights."""
+    """The dtype of the base model's weights."""
     threads: int
     reason: str
     autocast_dtype: torch.dtype | None = None
-    """The number format of matrix products in training, where it is not that of the weights."""
+    """The dtype of matrix products in training, if it differs from that of the weights."""
 
     @property
     def matmul_dtype(self) -> torch.dtype:
+        """The dtype of matrix products in training."""
         return self.autocast_dtype or self.dtype
 
     @property
@@ -39,13 +41,14 @@ class Machine:
 
 
 def resolve_machine(device: str, dtype: str, threads: int, products: str | None = None) -> Machine:
-    """Resolves the settings ``auto``/``auto``/0 to what suits this machine best, and sets PyTorch's thread count.
+    """Resolves ``device``, ``dtype`` and ``threads`` ("auto", "auto" and 0 choose for this machine).
 
-    On a CPU, bfloat16 is chosen only if a timed matrix product shows that it pays: without AMX, AVX512-BF16 or Arm
-    BF16 it is many times slower than float32.
+    Sets PyTorch's thread count. On a CPU, bfloat16 is chosen only if a timed matrix product is faster with it: without
+    AMX, AVX512-BF16 or Arm BF16 it is many times slower than float32.
 
-    ``products`` is the setting ``speed.products`` if all weights train, else None. Then ``auto`` keeps the weights in
-    float32, because updates are small compared with them, and computes matrix products in training in the given format.
+    ``products`` is the setting ``speed.products`` in full fine-tuning, otherwise None. If it is set, the dtype "auto"
+    keeps the weights in float32, because updates are small relative to the weights, and ``products`` determines the
+    dtype of matrix products in training.
 
     Raises UserError if the device does not exist.
     """
@@ -55,7 +58,7 @@ def resolve_machine(device: str, dtype: str, threads: int, products: str | None 
     if dtype != "auto":
         weights, reason = DTYPES[dtype], f"{dtype}, as configured"
     elif products:
-        weights, reason = torch.float32, "weights in float32, because all of them train"
+        weights, reason = torch.float32, "weights in float32, because all of them are trained"
     else:
         weights, reason = _probe_dtype(torch_device)
     autocast_dtype = None
@@ -74,7 +77,7 @@ def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"GPU found ({torch.cuda.get_device_name()})"
-        return torch.device("cpu"), "no GPU found, so the CPU"
+        return torch.device("cpu"), "CPU, because no GPU was found"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             "No CUDA device on this machine",
@@ -84,37 +87,38 @@ def _device(name: str) -> tuple[torch.device, str]:
             fix="remove the key, or install a PyTorch built for this GPU",
         )
     try:
-        return torch.device(name), f"{name} as the settings say"
+        return torch.device(name), f"{name}, as configured"
     except RuntimeError as error:
         raise UserError("Unknown device", "[model] device", "auto, cpu, cuda or cuda:N", name) from error
 
 
 def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The faster of bfloat16 and float32 on the device, and the reason."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported():
             return torch.bfloat16, "bfloat16, which this GPU supports"
-        return torch.float32, "float32, because this GPU has no bfloat16"
+        return torch.float32, "float32, because this GPU does not support bfloat16"
     single, half = (_matmul_seconds(t) for t in (torch.float32, torch.bfloat16))
-    measured = f"a bfloat16 matrix product takes {half / single:.2g} times as long as a float32 one here"
+    measured = f"a bfloat16 matrix product takes {half / single:.2g} times as long as a float32 one on this machine"
     if half * 1.5 < single:
         return torch.bfloat16, f"bfloat16, because {measured}"
     return torch.float32, f"float32, because {measured}"
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second in a matrix product of a few hundred rows."""
+    """FLOP per second of a square matrix product, 384 x 384 on a CPU and 4096 x 4096 on other devices."""
     size = 384 if device.type == "cpu" else 4096
     return 2 * size**3 / _matmul_seconds(dtype, size, device)
 
 
 def _matmul_seconds(dtype: torch.dtype, size: int = 384, device: torch.device | None = None) -> float:
-    """The fastest of three products of size x size matrices, in seconds."""
+    """Seconds of a product of two size x size matrices; the best of three."""
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    torch.mm(a, b)  # the first call sets up the kernel
+    torch.mm(a, b)  # warm-up: the first call sets up the kernel
 
-    def once() -> float:
+    def time_once() -> float:
         started = time.perf_counter()
-        torch.mm(a, b)[0, 0].item()  # waits for a GPU
+        torch.mm(a, b)[0, 0].item()  # item() waits for the GPU
         return time.perf_counter() - started
 
-    return min(once() for _ in range(3))
+    return min(time_once() for _ in range(3))

@@ -1,4 +1,4 @@
-"""What a later reader must know of the machine: its hardware, and the versions that decide the numbers."""
+"""Describes the environment of a run for its record: hardware, package versions and git commit."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from loratory.machine.device import Machine
 
 
 def describe_machine(machine: Machine) -> dict:
-    """What a later reader needs to know about the machine; equal values promise equal bytes."""
+    """The hardware and numeric settings of a run. With equal values and versions, results are equal bit for bit."""
     return {
         "device": str(machine.device),
         "dtype": machine.dtype_name,
@@ -30,21 +30,24 @@ PACKAGES = ("loratory", "torch", "transformers", "peft", "tokenizers", "datasets
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what decides the numbers."""
-    found = {}
+    """The installed versions of the packages that affect the results."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_state(folder: Path) -> str | None:
-    """Commit of the checkout that holds ``folder``, with "+changes" if files differ from it; None outside of git."""
+    """The commit of the git checkout that contains ``folder``, or None outside of git.
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+    "+changes" is appended if tracked files differ from the commit.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:

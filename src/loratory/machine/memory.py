@@ -1,4 +1,4 @@
-"""How much memory the machine has, and how much this process has used."""
+"""The amount of memory of the machine, and the peak memory of this process."""
 
 import os
 import sys
@@ -8,8 +8,11 @@ import torch
 
 
 def memory_bytes(device: torch.device | None = None) -> int:
-    """Memory that a model may use: the GPU's where there is one (and ``device`` is no other), else the machine's or the
-    container's. 0: unknown."""
+    """The memory available to a model, in bytes; 0 if unknown.
+
+    The memory of the GPU if there is one and ``device`` is None or a GPU; otherwise the memory of the machine, or the
+    limit of the container if that is lower.
+    """
     if torch.cuda.is_available() and (device is None or device.type == "cuda"):
         return torch.cuda.get_device_properties(0).total_memory
     try:
@@ -22,7 +25,7 @@ def memory_bytes(device: torch.device | None = None) -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far: resident memory, or the GPU's where one is used."""
+    """Peak memory of this process in bytes: GPU memory if a GPU is in use, otherwise resident memory; 0 if unknown."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,4 +1,4 @@
-"""Ctrl-C asks for a stop first and forces one second."""
+"""Handles Ctrl-C: the first one requests a stop, the second one forces it."""
 
 import signal
 import threading
@@ -8,21 +8,22 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupt_requested() -> Iterator[Callable[[], bool]]:
-    """While open, the first Ctrl-C only sets a flag, which the yielded function reads; the second one interrupts.
+    """Within the context, the first Ctrl-C only sets a flag, which the yielded function returns; the second interrupts.
 
-    Signals can be handled in the main thread alone; elsewhere the flag stays False.
+    Python handles signals in the main thread only; in other threads the flag stays False.
     """
-    seen = threading.Event()
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield seen.is_set
+        yield requested.is_set
         return
 
-    def first(_signal, _special_tokens):
-        seen.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background ignores it before
+    def handle_first(_signal, _frame):
+        requested.set()
+        # Not the previous handler: in a job started in the background, that one ignores SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, first)
+    previous = signal.signal(signal.SIGINT, handle_first)
     try:
-        yield seen.is_set
+        yield requested.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

@@ -1,7 +1,7 @@
-"""What is computed from predictions, and how it is written.
+"""Metrics, confidence intervals and significance tests, and the formatting of numbers.
 
-In: predictions and expected answers. Out: metrics, confidence intervals and tests, formatted numbers.
-Read ``tasks.py`` first: it says what each task measures.
+In: predictions and expected answers. Out: metrics, confidence intervals, p-values, formatted numbers.
+Read ``tasks.py`` first: it defines what is measured for each task.
 """
 
 from loratory.metrics.classification import confusion, parse_label, per_label, set_f1

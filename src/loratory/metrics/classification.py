@@ -1,4 +1,4 @@
-"""What answers are worth: labels and free texts, and the one parser that turns a free answer into a label."""
+"""Classification metrics, and the parser that turns a free-text answer into a label."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ SURROUNDING = "\"'`*()[]{}<>“”„‟‘’‚‛«»‹›「」『』"
 FINAL = ".!;:,"
 CALIBRATION_BINS = 10
 SMALLEST_PROBABILITY = 1e-12
-UNDEFINED: Any = 0  # of 0 / 0 in scikit-learn, whose type stubs know only "warn"
+UNDEFINED: Any = 0  # value of 0 / 0 in scikit-learn, whose type stubs allow only "warn"
 
 
 def normalise_answer(text: str) -> str:
-    """The form in which answers and labels are compared.
+    """Normalizes a text so that answers and labels can be compared.
 
-    Unicode NFKC, casefolded, every run of whitespace one space; then without surrounding quotes, backticks,
-    asterisks and brackets, and without final ``. ! ; : ,``. Applying it twice changes nothing more.
+    Applies Unicode NFKC and case folding and collapses whitespace; then strips surrounding quotes, backticks, asterisks
+    and brackets, and final ``. ! ; : ,``. The function is idempotent.
     """
-    # Folding the case can undo the normal form, so that is taken once more; rare letters need a second round of both.
+    # Case folding can undo NFKC, so NFKC is applied again; a few rare characters need a second pass of both.
     previous = None
     while text != previous:
         previous = text
@@ -31,14 +31,14 @@ def normalise_answer(text: str) -> str:
 
 
 def parse_label(text: str, labels: Sequence[str]) -> str | None:
-    """The label that a free answer gives, or None.
+    """Returns the label that a free-text answer gives, or None.
 
-    1. An answer that is a label letter by letter, but for whitespace around it, is that label.
-    2. Otherwise the first line that ``normalise_answer`` leaves something of is compared with the labels, both
-       normalised. A label of several lines is compared with the whole answer instead, and before the others.
-    3. If several labels are equal once normalised, only a line equal to one of them letter by letter decides.
+    1. An answer that equals a label exactly, apart from surrounding whitespace, is that label.
+    2. Otherwise, the first line that is not empty after ``normalise_answer`` is compared with the normalized labels.
+       Labels that span several lines are compared with the whole answer instead, and take precedence.
+    3. If several labels are equal after normalization, the line must equal one of them exactly.
 
-    Nothing is searched for inside a longer answer: "not spam" must never count as "spam".
+    Labels are never searched for inside a longer answer: "not spam" must not count as "spam".
     """
     if text.strip() in labels:
         return text.strip()
@@ -50,12 +50,12 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def _match(answer: str, labels: Sequence[str]) -> str | None:
-    """The one label equal to the answer, normalised; an empty answer has no label."""
+    """The only label that equals the answer after normalization; None for an empty answer."""
     normalised = normalise_answer(answer)
-    found = [label for label in labels if normalised and normalise_answer(label) == normalised]
-    if len(found) == 1:
-        return found[0]
-    return answer if answer in found else None
+    matches = [label for label in labels if normalised and normalise_answer(label) == normalised]
+    if len(matches) == 1:
+        return matches[0]
+    return answer if answer in matches else None
 
 
 def classification_metrics(
@@ -64,17 +64,20 @@ def classification_metrics(
     labels: Sequence[str],
     probabilities: Sequence[Mapping[str, float | int] | None] | None,
 ) -> dict[str, float]:
-    """Metrics of one system on N >= 1 examples; shares in [0, 1].
+    """Classification metrics of one system on N >= 1 examples; proportions are in [0, 1].
 
-    ``accuracy``; ``macro_f1``: the mean F1 of the labels that occur in ``expected`` or ``answers``, with
-    ``macro_f1_low`` and ``macro_f1_high``: its 95 % percentile bootstrap over examples; ``unparsed``: the share of
-    answers that are no label (None, or a text outside ``labels``), each an error of its expected label.
+    ``accuracy``.
+    ``macro_f1``: mean F1 of the labels that occur in ``expected`` or ``answers``; ``macro_f1_low`` and
+    ``macro_f1_high`` are its 95 % percentile bootstrap interval over examples.
+    ``unparsed``: proportion of answers that are not a label (None, or a text outside ``labels``); each counts as a
+    false negative of the expected label.
 
-    Only if every example has probabilities: ``mean_log_prob``: mean natural log of the expected label's probability,
-    which counts as at least 1e-12; ``ece``: see ``expected_calibration_error``.
+    Only if every example has probabilities:
+    ``mean_log_prob``: mean natural log of the probability of the expected label, clipped to at least 1e-12.
+    ``ece``: see ``expected_calibration_error``.
     """
     expected_N, answered_N = label_numbers(expected, labels), label_numbers(answers, labels)
-    assert (expected_N < len(labels)).all(), "an expected answer is no label"
+    assert (expected_N < len(labels)).all(), "an expected answer is not a label"
     occurring = np.union1d(expected_N, answered_N[answered_N < len(labels)])
     low, high = _macro_f1_interval(expected_N, answered_N, len(labels))
     metrics = {
@@ -93,7 +96,7 @@ def classification_metrics(
 
 
 def label_numbers(answers: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
-    """The position of each answer in ``labels``, shape (N,); ``len(labels)`` for what is no label."""
+    """The index of each answer in ``labels``, shape (N,); ``len(labels)`` for an answer that is not a label."""
     number = {label: position for position, label in enumerate(labels)}
     return np.array(
         [len(labels) if answer is None else number.get(answer, len(labels)) for answer in answers], dtype=np.int64
@@ -101,20 +104,20 @@ def label_numbers(answers: Sequence[str | None], labels: Sequence[str]) -> np.nd
 
 
 def set_f1(answered: Sequence[str], expected: Sequence[str]) -> float:
-    """F1 of a set of labels against the right one, in [0, 1]."""
-    both = len({*answered} & {*expected})
-    return 2 * both / (len({*answered}) + len({*expected}))
+    """F1 of a set of labels against the expected set, in [0, 1]."""
+    common = len({*answered} & {*expected})
+    return 2 * common / (len({*answered}) + len({*expected}))
 
 
 def label_set_metrics(
     answered: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict:
-    """``micro_f1`` over all labels of all examples, ``macro_f1``: the mean of the labels' F1, and ``exact_match``."""
+    """``micro_f1`` over all labels of all examples, ``macro_f1`` (mean F1 over labels) and ``exact_match``."""
     binarizer = MultiLabelBinarizer(classes=list(labels)).fit([])
-    marks = [binarizer.transform(sets) for sets in (expected, answered)]
+    indicators = [binarizer.transform(sets) for sets in (expected, answered)]
     same = [set(a) == set(e) for a, e in zip(answered, expected, strict=True)]
     averages = {
-        f"{kind}_f1": float(f1_score(*marks, average=kind, zero_division=UNDEFINED)) for kind in ("micro", "macro")
+        f"{kind}_f1": float(f1_score(*indicators, average=kind, zero_division=UNDEFINED)) for kind in ("micro", "macro")
     }
     return {**averages, "exact_match": float(np.mean(same))}
 
@@ -122,10 +125,10 @@ def label_set_metrics(
 def _macro_f1_interval(
     expected_N: np.ndarray, answered_N: np.ndarray, num_labels: int, draws: int = 1000
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap over examples.
+    """95 % percentile bootstrap interval over examples.
 
-    Macro-F1 needs three counts a label (right, expected, answered), so that whole blocks of draws are a few bincounts:
-    some hundred times faster than a call of scikit-learn a draw.
+    Macro-F1 needs only three counts per label (correct, expected, answered), so a few calls of ``bincount`` handle a
+    whole block of draws. This is several hundred times faster than calling scikit-learn once per draw.
     """
     generator = np.random.default_rng(0)
     num_examples = len(expected_N)
@@ -144,7 +147,7 @@ def _macro_f1_interval(
 
 
 def _count_labels(numbers_DN: np.ndarray, num_labels: int, chosen_DN: np.ndarray | None = None) -> np.ndarray:
-    """How often each label occurs in each draw, shape (D, L). The number after the last label is not counted."""
+    """How often each label occurs in each draw, shape (D, L). Answers that are not a label are not counted."""
     num_draws, columns = len(numbers_DN), num_labels + 1
     cells_DN = numbers_DN + columns * np.arange(num_draws)[:, None]
     cells = cells_DN.ravel() if chosen_DN is None else cells_DN[chosen_DN]
@@ -152,9 +155,9 @@ def _count_labels(numbers_DN: np.ndarray, num_labels: int, chosen_DN: np.ndarray
 
 
 def expected_calibration_error(expected: Sequence[str], probabilities: Sequence[Mapping[str, float | int]]) -> float:
-    """Mean distance in [0, 1] between how sure and how right the most probable label is, over 10 equal-width bins.
+    """Expected calibration error in [0, 1]: mean gap between confidence and accuracy over 10 equal-width bins.
 
-    Naeini et al. 2015, in the top-label form of Guo et al. 2017; the bins are weighted by how many examples they hold.
+    Naeini et al. 2015, in the top-label form of Guo et al. 2017. Bins are weighted by their number of examples.
     """
     tops = [max(p, key=lambda label: p[label]) for p in probabilities]
     confidence_N = np.array([p[top] for p, top in zip(probabilities, tops, strict=True)])
@@ -181,7 +184,7 @@ def per_label(
 
 
 def confusion(expected: Sequence[str], answers: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
-    """Counts, L rows of L + 1: a row an expected label, a column an answered label; the last column is "no label"."""
+    """Confusion matrix, L x (L + 1): a row per expected label, a column per answer, the last being "no label"."""
     numbers = np.arange(len(labels) + 1)
     counts = confusion_matrix(label_numbers(expected, labels), label_numbers(answers, labels), labels=numbers)
     return counts[:-1].tolist()

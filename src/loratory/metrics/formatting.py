@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers, intervals, durations and sizes for people."""
 
 import re
 from collections.abc import Mapping
@@ -9,33 +9,33 @@ WHOLE = re.compile(r"\d h \d+ min\b|\d min \d+ s\b|\d m?s\b|\d %(?: ± \S+ point
 
 
 def percent(share: Number) -> str:
-    """0.67 as ``67.0 %``."""
+    """Formats 0.67 as ``67.0 %``."""
     return f"{100 * share:.1f} %"
 
 
 def points(difference: Number) -> str:
-    """0.295 as ``+29.5``: percentage points."""
+    """Formats 0.295 as ``+29.5``, in percentage points."""
     return f"{100 * difference:+.1f}"
 
 
 def points_interval(c: Mapping[str, Any]) -> str:
-    """``+20.1 to +38.9``: the interval of a comparison, in percentage points."""
+    """``+20.1 to +38.9``: the confidence interval of a comparison, in percentage points."""
     return f"{points(c['low'])} to {points(c['high'])}"
 
 
 def interval(system: Mapping[str, Any]) -> str:
-    """``19.2 to 26.5``: the interval of a system's share of right answers, in percent."""
+    """``19.2 to 26.5``: the confidence interval of a system's headline metric, in percent."""
     return f"{100 * system['low']:.1f} to {100 * system['high']:.1f}"
 
 
 def spread(series: Mapping[str, Any]) -> str:
-    """``66.1 % ± 1.2 points (65.0, 67.2, 66.1)``: mean, standard deviation and values of several seeds."""
+    """``66.1 % ± 1.2 points (65.0, 67.2, 66.1)``: mean, standard deviation and the value of each seed."""
     values = ", ".join(f"{100 * value:.1f}" for value in series["values"])
     return f"{percent(series['mean'])} ± {100 * series['sd']:.1f} points ({values})"
 
 
 def p_number(p_value: Number) -> str:
-    """``< 0.001``, or ``0.012`` with as many digits as matter."""
+    """``< 0.001``, ``0.012`` or ``0.35``: a p-value with its meaningful digits."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
 
 
@@ -46,12 +46,12 @@ def p_text(p_value: Number) -> str:
 
 
 def unbroken(text: str) -> str:
-    """The text with "67.0 %", "1 min 5 s", "± 1.2 points" and "p = 0.01" held together at the end of a line."""
-    return WHOLE.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
+    """Puts non-breaking spaces into "67.0 %", "1 min 5 s", "± 1.2 points" and "p = 0.01"."""
+    return WHOLE.sub(lambda match: match[0].replace(" ", "\u00a0"), text)
 
 
 def duration(seconds: Number) -> str:
-    """Seconds as people say them: ``12 ms``, ``3.4 s``, ``5 min 20 s``, ``2 h 5 min``."""
+    """Formats seconds as ``12 ms``, ``3.4 s``, ``5 min 20 s`` or ``2 h 5 min``."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 or seconds == 0 else f"{1000 * seconds:.2g} ms"
     if seconds < 59.5:
@@ -61,11 +61,11 @@ def duration(seconds: Number) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes in decimal units: ``1.9 GB``."""
+    """Formats bytes in decimal units: ``640 MB``, ``1.9 GB``."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
 def short(text: str, length: int) -> str:
-    """The text on one line, cut to ``length`` characters with an ellipsis."""
+    """Puts the text on one line and truncates it to ``length`` characters with an ellipsis."""
     line = " ".join(text[: 4 * length].split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"

@@ -1,7 +1,7 @@
-"""Models, tokenizers and adapters.
+"""Loading of models and tokenizers, and LoRA adapters.
 
-In: a hub id or a folder. Out: a ``LoadedModel``, with a LoRA adapter attached, saved or loaded. The only importer of
-``AutoModel`` and of ``peft``. Read ``loading.py`` first, then ``adapters.py``.
+In: a hub id or a folder. Out: a ``LoadedModel``, to which a LoRA adapter can be attached, saved or loaded. No other
+package imports ``AutoModel`` or ``peft``. Read ``loading.py`` first, then ``adapters.py``.
 """
 
 from loratory.models.adapters import (

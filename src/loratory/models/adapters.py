@@ -1,4 +1,4 @@
-"""What trains and how it is kept: LoRA through PEFT, or the whole model. The only importer of peft."""
+"""Adapters: attaching, saving and loading LoRA adapters through PEFT, and fully fine-tuned models."""
 
 import json
 import re
@@ -23,12 +23,12 @@ from loratory.storage import atomic_folder, write_json, write_text
 
 CARD = "loratory.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# A mixture's router and its fused experts are left alone by "all-linear".
+# "all-linear" excludes the router and the fused experts of a mixture-of-experts model.
 NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
 
 
 class FusedLoraLinear(PeftLinear):
-    """PEFT's LoRA layer, with the usual case of one plain branch on a frozen weight computed by ``lora_linear``."""
+    """PEFT's LoRA layer, which computes the usual case, one plain branch on a frozen weight, with ``lora_linear``."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         names = self.active_adapters
@@ -42,28 +42,28 @@ class FusedLoraLinear(PeftLinear):
         if base.weight.requires_grad or b.bias is not None:
             return super().forward(x)
         dropout = self.lora_dropout[name]
-        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        return lora_linear(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name], share)
+        rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return lora_linear(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name], rate)
 
 
 def _make_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> nn.Module | None:
-    """The fused layer for a plain linear one; None leaves others, subclasses included, to PEFT."""
+    """The fused layer for a plain linear layer; None leaves all others, including subclasses, to PEFT."""
     base = getattr(target, "base_layer", target)
     plain = type(base) is nn.Linear and not kwargs["config"].fan_in_fan_out
     return FusedLoraLinear(target, adapter_name, **kwargs) if plain else None
 
 
 def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: bool = True) -> nn.Module:
-    """The model with what trains switched on: a fresh LoRA branch on its targets, or every parameter.
+    """Makes the model trainable: adds a new LoRA adapter to its target modules, or unfreezes every parameter.
 
-    LoRA parameters are float32 whatever the base model's number format. ``fused``: branches on plain linear layers are
-    computed as one function with them; names and files are PEFT's own either way.
+    LoRA parameters are float32 regardless of the base model's dtype. With ``fused``, a plain linear layer and its LoRA
+    branch are computed as one function; parameter names and files are PEFT's in both cases.
     """
     if config.kind == "full":
         return base.model.requires_grad_(True)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    left_alone = _left_alone(base.model) if targets == "all-linear" else None
-    if targets == "all-linear" and config.layers != "all":  # PEFT chooses among layers by the names of modules only
+    excluded = _excluded_modules(base.model) if targets == "all-linear" else None
+    if targets == "all-linear" and config.layers != "all":  # PEFT selects layers only with named targets
         targets = sorted(_linear_names(base.model, inside_layers=True))
     settings = LoraConfig(
         r=config.rank,
@@ -73,7 +73,7 @@ def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: b
         use_dora=config.dora,
         layers_to_transform=None if config.layers == "all" else list(config.layers),
         target_modules=targets,
-        exclude_modules=left_alone,
+        exclude_modules=excluded,
         task_type=None if base.text.masked else "CAUSAL_LM",
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
@@ -87,14 +87,14 @@ def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: b
     return model
 
 
-def _left_alone(model: nn.Module) -> str | None:
-    """The pattern of what "all-linear" leaves out, where the model has such modules."""
-    found = any(re.fullmatch(NOT_ADAPTED, name) for name, _ in model.named_modules())
-    return NOT_ADAPTED if found else None
+def _excluded_modules(model: nn.Module) -> str | None:
+    """The pattern of the modules that "all-linear" excludes; None if the model has none of them."""
+    matches = any(re.fullmatch(NOT_ADAPTED, name) for name, _ in model.named_modules())
+    return NOT_ADAPTED if matches else None
 
 
 def check_targets(model: nn.Module, config: AdapterConfig) -> None:
-    """Raises UserError for a target or a layer that the model does not have."""
+    """Raises UserError if the model does not have one of the target modules or layers."""
     linear = _linear_names(model)
     for target in () if isinstance(config.targets, str) else config.targets:
         if target.rpartition(".")[2] not in linear:
@@ -106,11 +106,11 @@ def check_targets(model: nn.Module, config: AdapterConfig) -> None:
 
 
 def lora_plus_groups(model: nn.Module, ratio: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of LoRA+ (Hayou et al., 2024): matrix B learns ``ratio`` times as fast as A.
+    """Parameter groups of LoRA+ (Hayou et al., 2024): the learning rate of matrix B is ``ratio`` times that of A.
 
-    ``scale`` is what the learning rate of each group is multiplied by.
+    The learning rate of each group is multiplied by its ``scale``.
     """
-    made = create_loraplus_optimizer(
+    optimizer = create_loraplus_optimizer(
         model=model,  # type: ignore[arg-type]
         optimizer_cls=torch.optim.AdamW,
         lr=1.0,
@@ -118,11 +118,11 @@ def lora_plus_groups(model: nn.Module, ratio: float, weight_decay: float) -> lis
         loraplus_weight_decay=weight_decay,
     )
     keys = {"lr": "scale", "params": "params", "weight_decay": "weight_decay"}
-    return [{new: group[old] for old, new in keys.items()} for group in made.param_groups if group["params"]]
+    return [{new: group[old] for old, new in keys.items()} for group in optimizer.param_groups if group["params"]]
 
 
 def _linear_names(model: nn.Module, inside_layers: bool = False) -> set[str]:
-    """The last parts of the names of linear modules; with ``inside_layers`` of those in numbered layers alone."""
+    """The last parts of the names of linear modules; with ``inside_layers``, only of those in numbered layers."""
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
     return {name.rpartition(".")[2] for name in names if not inside_layers or re.search(r"\.\d+\.", name)}
 
@@ -132,7 +132,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def detach_adapter(model: nn.Module) -> PreTrainedModel:
-    """The base model without its adapter, as it was before."""
+    """Removes the adapter and returns the original base model."""
     if isinstance(model, PeftModel):
         return model.unload()  # type: ignore[operator]
     assert isinstance(model, PreTrainedModel)
@@ -140,30 +140,30 @@ def detach_adapter(model: nn.Module) -> PreTrainedModel:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether the model carries an adapter, so that ``adapter_disabled`` has something to leave out."""
+    """Whether the model has an adapter that ``adapter_disabled`` can disable."""
     return isinstance(model, PeftModel)
 
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """While open, a model with an adapter computes what its base model does."""
+    """Context manager that disables the adapter, so that the model computes the outputs of its base model."""
     assert isinstance(model, PeftModel)
     with model.disable_adapter():
         yield
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Trainable parameters and all parameters, those of the adapter included; shared ones count once."""
+    """The numbers of trainable and of all parameters, including the adapter's; shared parameters count once."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+    return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
 
 
 def save_tuned_model(
     model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], card: dict[str, Any]
 ) -> None:
-    """Writes the adapter in PEFT's format (or the whole model), tokenizer, stop ids and card; complete or not at all.
+    """Writes the adapter in PEFT's format (or the whole model), the tokenizer, the stop ids and the card, atomically.
 
-    The card is what PEFT does not know: base model's hash, prompt, labels, ending.
+    The card contains what PEFT does not store: the base model's hash, the prompt, the labels and the ending.
     """
     with atomic_folder(folder) as temporary:
         if isinstance(model, PeftModel):
@@ -173,7 +173,7 @@ def save_tuned_model(
             assert isinstance(model, PreTrainedModel)
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if stop_ids:  # a masked language model has none and writes nothing
+        if stop_ids:  # a masked language model has no stop ids and generates no text
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
             GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad).save_pretrained(temporary)
         write_json(temporary / CARD, card)
@@ -181,69 +181,70 @@ def save_tuned_model(
 
 
 def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The page that whoever finds the folder reads first."""
-    what = "A LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "A fine-tuned model"
+    """The README of the folder: a model card with the base model, the labels and a usage example."""
+    title = "LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "Fine-tuned model"
     base, labels = card["base"], ", ".join(card["labels"])
     answers = f"- Answers with one of: {labels}\n" if labels else ""
-    end, by_hand = "", f'`loratory fill "... {tokenizer.mask_token} ..." --run FOLDER`.'
+    end, single_use = "", f'`loratory fill "... {tokenizer.mask_token} ..." --run FOLDER`.'
     if stop_ids:
         stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
-        end = f"- An answer ends with {stops}\n"
-        by_hand = '`pipeline("text-generation", model="FOLDER")` of Transformers with the same\nmessages.'
+        end = f"- Stop tokens: {stops}\n"
+        single_use = '`pipeline("text-generation", model="FOLDER")` from Transformers with the\nsame messages.'
     return f"""---
 base_model: {json.dumps(base["name"])}
 library_name: {"peft" if card["adapter"] == "lora" else "transformers"}
 tags: [loratory]
 ---
-# {what}, trained with Loratory
+# {title}, trained with Loratory
 
 - Base model: `{base["name"]}`, revision {base["revision"]}, weights SHA-256 `{base["weights_sha256"]}`
-{answers}{end}- Prompt, template arguments and date as trained: `{CARD}`
+{answers}{end}- Prompt, template arguments and date used in training: see `{CARD}`
 
-Use: `loratory predict FOLDER data.csv`, or {by_hand}
+Usage: `loratory predict FOLDER data.csv`, or {single_use}
 """
 
 
 def _check_size(folder: Path, model: PeftModel) -> None:
-    """An adapter holds its low-rank matrices and nothing else."""
+    """Checks that the adapter file contains the low-rank matrices and nothing else."""
     expected = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
     size = (folder / ADAPTER_WEIGHTS).stat().st_size
     assert expected <= size <= expected + 1_000_000, f"the adapter file has {size} bytes, expected about {expected}"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a saved adapter or model. Raises UserError where it is none of ours."""
+    """The card of a saved adapter or model. Raises UserError if Loratory did not write it or if it is invalid."""
     if not (folder / CARD).exists():
-        raise UserError("Not an adapter made by Loratory", str(folder), expected=f"a folder with a {CARD}")
+        raise UserError("Not a Loratory adapter", str(folder), expected=f"a folder with a {CARD}")
     card = read_json(folder / CARD)
-    wanted = {"base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str}
-    for key, kind in wanted.items():
+    required = {"base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str}
+    for key, kind in required.items():
         if not isinstance(card.get(key), kind):
             raise UserError("The adapter's card is damaged", str(folder / CARD), expected=f"{key!r}: {kind.__name__}")
     return card
 
 
 def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
-    """The base model with a saved LoRA adapter on it, for inference.
+    """Loads a saved LoRA adapter onto the base model, for inference.
 
-    Raises UserError where the adapter is missing, stored as pickle, or was trained on other weights (unless ``force``).
+    Raises UserError if the adapter is missing, stored as pickle, or was trained on different base model weights (unless
+    ``force``).
     """
     card = read_card(folder)
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise UserError("The adapter has no safetensors weights", str(folder), expected=ADAPTER_WEIGHTS)
     if card["base"].get("weights_sha256") != base.weights_sha256 and not force:
         raise UserError(
-            "The adapter was trained on other weights of the base model",
+            "The adapter was trained on different weights of the base model",
             str(folder),
             expected=str(card["base"].get("weights_sha256"))[:12],
             found=f"{base.weights_sha256[:12]} in {base.name}",
-            fix="load the base model of that revision, or add --force",
+            fix="load that revision of the base model, or add --force",
         )
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if fused:
             config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[attr-defined]
         model = PeftModel.from_pretrained(base.model, str(folder), config=config)
-    except Exception as error:  # damaged files fail in many ways
+    except Exception as error:  # corrupt files raise many kinds of exceptions
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
     return model.eval()

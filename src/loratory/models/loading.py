@@ -1,4 +1,4 @@
-"""The only place that loads a model or a tokenizer: hub id or folder, safetensors only, no code from the model."""
+"""Loading of models and tokenizers from the hub or a folder: safetensors only, and never the model's own code."""
 
 import dataclasses
 import importlib.resources
@@ -27,7 +27,7 @@ from loratory.errors import UserError
 from loratory.machine import Machine
 from loratory.storage import sha256_of
 
-# What a model without a chat template is shown: the system text, the question, then "Answer:" on a line of its own.
+# For models without a chat template: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (
     "{{ bos_token if bos_token is defined and bos_token else '' }}"
     "{% for message in messages %}"
@@ -37,7 +37,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-# Open chat models by size, to be suggested: name and billions of parameters.
+# Open chat models to suggest, by size: name and billions of parameters.
 KNOWN_MODELS = (
     ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
     ("HuggingFaceTB/SmolLM2-360M-Instruct", 0.36),
@@ -49,40 +49,40 @@ KNOWN_MODELS = (
     ("Qwen/Qwen2.5-14B-Instruct", 14.8),
 )
 MASKED_MODELS = ("distilbert/distilroberta-base", "FacebookAI/roberta-base", "answerdotai/ModernBERT-base")
-# Weights in 32 bits and half as much again for what training keeps; the rest of the machine wants some too.
+# Float32 weights plus half as much again for training; some memory is left to the rest of the machine.
 BYTES_PER_PARAMETER, SPARE_BYTES = 6, 2 * 1024**3
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model with what identifies it."""
+    """A base model with its tokenizer and its identity."""
 
     model: PreTrainedModel
     text: "LoadedTokenizer"
     name: str
-    """Hub id or absolute folder, as others can load it."""
+    """Hub id or absolute path of the folder, usable from any working directory."""
     revision: str | None
-    """Commit on the hub; None for a folder."""
+    """Commit hash on the hub; None for a folder."""
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """What rendering needs of a model, without its weights."""
+    """The parts of a model that rendering needs, without its weights."""
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
-    """Ids that end a generated answer by the model's own settings; rendering may add to them."""
+    """The stop ids in the model's own settings; rendering may add to them."""
     plain_template: bool
-    """Whether the model had no chat template and got the plain one."""
+    """Whether the model has no chat template of its own and uses the plain one."""
     max_length: int
-    """The longest sequence in tokens that the model was made for."""
+    """The longest sequence, in tokens, that the model supports."""
     masked: bool = False
-    """Whether it is a masked language model, which sees both ways and fills in what is hidden."""
+    """Whether the model is a masked language model, which attends in both directions and fills in masked tokens."""
 
 
 def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
-    """Loads the tokenizer alone. Raises UserError as load_model does."""
+    """Loads only the tokenizer. Raises UserError as ``load_model`` does."""
     folder, _ = find_files(config)
     return _load_tokenizer(folder, config.name)
 
@@ -94,7 +94,7 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
         text = settings.get_text_config()
         masked = _is_masked(settings)
         stop_ids = _stop_ids(folder, text, tokenizer)
-    except Exception as error:  # the library raises OSError, ValueError, KeyError, RuntimeError for broken files
+    except Exception as error:  # Transformers raises OSError, ValueError, KeyError or RuntimeError for corrupt files
         raise _explain(error, name) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -102,7 +102,7 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
         )
     if masked:
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-            raise UserError("The tokenizer of this masked language model lacks a mask token or one for padding", name)
+            raise UserError("The tokenizer of this masked language model lacks a mask token or a padding token", name)
         return LoadedTokenizer(tokenizer, (), False, min(context_length(text), tokenizer.model_max_length), True)
     plain = not tokenizer.chat_template
     if plain:
@@ -111,10 +111,10 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
 
 
 def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
-    """Loads model and tokenizer onto the world's device.
+    """Loads the model, onto the machine's device, and its tokenizer.
 
-    Raises UserError where the model is missing, gated, offline, stored as pickle, needs its own code, or is neither a
-    causal nor a masked language model.
+    Raises UserError if the model is missing, gated, not available offline, stored as pickle or requires custom code, or
+    if it is neither a causal nor a masked language model.
     """
     folder, revision = find_files(config)
     _check_weights(folder, config.name)
@@ -131,44 +131,44 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
         )
     except Exception as error:
         raise _explain(error, config.name) from error
-    model, report = loaded
-    _check_loaded(model, text.tokenizer, report, config.name)
+    model, loading_info = loaded
+    _check_loaded(model, text.tokenizer, loading_info, config.name)
     model.to(machine.device)
     model.eval()
-    if text.masked:  # some count positions from a number above 0
-        room = context_length(model.config.get_text_config()) - first_position(model)
-        text = dataclasses.replace(text, max_length=min(text.max_length, room))
+    if text.masked:  # some models do not number positions from 0
+        positions = context_length(model.config.get_text_config()) - first_position(model)
+        text = dataclasses.replace(text, max_length=min(text.max_length, positions))
     local = config.name in BUILTINS or Path(config.name).is_dir()
     name = str(folder.resolve()) if local else config.name
     return LoadedModel(model, text, name, revision, sha256_of(sorted(folder.glob("*.safetensors"))))
 
 
 def first_position(model: nn.Module) -> int:
-    """Where a model counts positions from: behind the padding token's id, if it has embeddings for them of that kind
-    (RoBERTa and its kin), else 0."""
-    found = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
-    padding = (m.padding_idx for m in found if isinstance(m, nn.Embedding) and m.padding_idx is not None)
+    """The first position id of a model: one above the padding id if its position embeddings have one, as in RoBERTa and
+    related models; else 0."""
+    embeddings = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    padding = (m.padding_idx for m in embeddings if isinstance(m, nn.Embedding) and m.padding_idx is not None)
     return next(padding, -1) + 1
 
 
 def context_length(settings: PretrainedConfig) -> int:
-    """``max_position_embeddings`` in tokens, or a very large number for models that state none."""
+    """``max_position_embeddings``, in tokens; a very large number for models that do not state it."""
     return int(getattr(settings, "max_position_embeddings", None) or 2**31)
 
 
 def suggestions(memory_bytes: int, most: int = 3) -> list[str]:
-    """The largest well-known open models that LoRA trains within the memory, smallest first."""
+    """The largest ``most`` of the known open models that LoRA can train in this much memory, smallest first."""
     fitting = [name for name, size in KNOWN_MODELS if size * 1e9 * BYTES_PER_PARAMETER + SPARE_BYTES <= memory_bytes]
     return fitting[-most:] or [KNOWN_MODELS[0][0]]
 
 
 def builtin_folder(name: str = BUILTIN) -> Path:
-    """The folder of one of the package's own demonstration models."""
+    """The folder of one of the demonstration models that ship with the package."""
     return Path(str(importlib.resources.files("loratory") / "builtin" / ("model" if name == BUILTIN else "masked")))
 
 
 def is_masked(config: ModelConfig) -> bool:
-    """Whether a model is a masked language model; its weights are not loaded. Raises UserError as load_model does."""
+    """Whether a model is a masked language model; loads no weights. Raises UserError as ``load_model`` does."""
     return load_tokenizer(config).masked
 
 
@@ -177,7 +177,10 @@ def _is_masked(settings: PretrainedConfig) -> bool:
 
 
 def find_files(config: ModelConfig) -> tuple[Path, str | None]:
-    """The folder with the model's files, fetched from the hub if need be, and the commit."""
+    """The folder with the model's files, downloaded from the hub if necessary, and the commit (None for a folder).
+
+    Raises UserError if the model does not exist, is gated, or cannot be downloaded.
+    """
     if config.name in BUILTINS:
         return builtin_folder(config.name), None
     folder = Path(config.name)
@@ -189,18 +192,18 @@ def find_files(config: ModelConfig) -> tuple[Path, str | None]:
     try:
         fetched = Path(snapshot_download(config.name, revision=config.revision, allow_patterns=FILES))
     except GatedRepoError as error:
-        fix = "accept its terms on its page at the hub, then run: hf auth login"
+        fix = "accept the terms on the model's hub page, then run: hf auth login"
         raise UserError("The model is gated", where, fix=fix) from error
     except RepositoryNotFoundError as error:
-        fix = "check the spelling; a private model needs: hf auth login"
-        raise UserError("The hub knows no such model", where, fix=fix) from error
+        fix = "check the spelling; for a private model, run: hf auth login"
+        raise UserError("The model does not exist on the hub", where, fix=fix) from error
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         raise UserError(
             "The model is not on this machine and the hub cannot be reached",
             where,
-            expected="a network, or a model that was fetched before, or a folder",
+            expected="a network connection, a previously downloaded model, or a folder",
             found=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
-            fix="connect, unset HF_HUB_OFFLINE, or give a folder that holds the model",
+            fix="connect to the network, unset HF_HUB_OFFLINE, or use a folder that contains the model",
         ) from error
     except ValueError as error:
         raise UserError("Not a valid model name", where, "a folder or a hub id", str(error).splitlines()[0]) from error
@@ -209,65 +212,69 @@ def find_files(config: ModelConfig) -> tuple[Path, str | None]:
 
 def _check_weights(folder: Path, name: str) -> None:
     if not (folder / "config.json").exists():
-        hint = "this is an adapter: give its base model" if (folder / "adapter_config.json").exists() else None
+        is_adapter = (folder / "adapter_config.json").exists()
+        hint = "use the base model; this folder contains an adapter" if is_adapter else None
         raise UserError("No model in this folder", name, expected="config.json and *.safetensors", fix=hint)
     if list(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
         raise UserError(
-            "The model's weights are stored as pickle, which can run code when read",
+            "The model's weights are stored as pickle, which can run arbitrary code when loaded",
             name,
             expected="*.safetensors",
             found=", ".join(pickles[:3]),
-            fix="convert them to safetensors in a place where running that code does no harm",
+            fix="convert them to safetensors in an isolated environment",
         )
     raise UserError("The model has no weights", name, expected="*.safetensors")
 
 
 def _explain(error: Exception, name: str) -> UserError:
+    """The UserError for an exception that Transformers raised while loading."""
     text = str(error)
     first = text.splitlines()[0][:300] if text else type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:
-        fix = "choose a model whose architecture Transformers itself knows"
-        return UserError("The model needs code of its own, which is not run here", name, found=first, fix=fix)
+        fix = "choose a model whose architecture is part of Transformers"
+        return UserError("The model requires custom code, which Loratory does not run", name, found=first, fix=fix)
     if "Unrecognized configuration class" in text:
         return UserError("Neither a causal nor a masked language model", name, found=first)
     return UserError("The model cannot be loaded", name, found=f"{type(error).__name__}: {first}")
 
 
-def _check_loaded(model: PreTrainedModel, tokenizer: Any, report: dict, name: str) -> None:
+def _check_loaded(model: PreTrainedModel, tokenizer: Any, loading_info: dict, name: str) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "The model has no fast tokenizer", name, expected="a tokenizer.json", fix="choose another model"
         )
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
+    if loading_info["missing_keys"]:
+        missing = ", ".join(sorted(loading_info["missing_keys"])[:3])
         raise UserError("The weights are incomplete", name, found=f"missing: {missing}")
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if len(tokenizer) > rows:
-        raise UserError("The tokenizer has more tokens than the model", name, f"at most {rows}", str(len(tokenizer)))
+        raise UserError(
+            "The tokenizer has more tokens than the model has embeddings", name, f"at most {rows}", str(len(tokenizer))
+        )
     if not torch.isfinite(model.get_input_embeddings().weight).all():  # type: ignore[union-attr]
-        raise UserError("The weights hold values that are no numbers", name)
+        raise UserError("The weights contain NaN or infinite values", name)
 
 
 def _stop_ids(folder: Path, settings: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Union of the stop ids in generation_config.json, config.json and the tokenizer, sorted."""
+    """The union of the stop ids in generation_config.json, config.json and the tokenizer, sorted."""
     stops = [settings.eos_token_id, tokenizer.eos_token_id]
     if (folder / "generation_config.json").exists():
         stops.append(GenerationConfig.from_pretrained(folder).eos_token_id)
-    found: set[int] = set()
+    union: set[int] = set()
     for ids in stops:
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return tuple(sorted(found))
+        union.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(union))
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file that someone else may have made. Raises UserError."""
+    """Reads a JSON object from an untrusted file. Raises UserError if the file is unreadable or not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError("The file cannot be read", str(path), found=str(error)) from error
     if not isinstance(value, dict):
-        raise UserError("The file must hold a JSON object", str(path))
+        raise UserError("The file must contain a JSON object", str(path))
     return value

@@ -1,7 +1,7 @@
-"""A tuned model in use.
+"""Inference with a tuned model, chat in the terminal, and a view of the tokens that a model sees.
 
-In: a run directory or an adapter folder. Out: a ``Tuned`` model that answers records, streams text or holds a
-conversation; and a view of the tokens that a model sees. Read ``tuned.py`` first.
+Input: a run directory or an adapter folder. Output: a ``Tuned`` model that answers records, streams text or holds a
+conversation. Start with ``tuned.py``.
 """
 
 from loratory.predict.chat import converse, open_chat, welcome_message

@@ -1,4 +1,4 @@
-"""Where a conversation is typed and shown."""
+"""Terminal input and output of a chat."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,28 +12,29 @@ from rich.text import Text
 from loratory.machine import interrupt_requested
 
 try:
-    import readline  # gives input() line editing and a history
+    import readline  # adds line editing and a history to input()
 except ImportError:  # Windows
     readline = None
 
-# Characters that would steer the terminal, as their pictures; one for one, so that places in a text stay right.
+# Control characters are shown as Unicode control pictures. The mapping is one to one, so text positions stay valid.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+CONTROL_PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """Where lines come from and words go."""
+    """Input and output of a conversation."""
 
     read: Callable[[str], str]
-    """The next line after showing a prompt, as ``input`` does."""
+    """Shows a prompt and returns the next line, like ``input``."""
     console: Console
     notify: Callable[[str], None]
     interruption: Callable[[], AbstractContextManager[Callable[[], bool]]]
-    """Open while an answer is made; what it gives says whether the person wants it to stop."""
+    """Context manager for the time of an answer; yields a function that returns whether the user wants it to stop."""
 
 
 def printable(text: str) -> str:
-    """The text with characters that steer a terminal as pictures, but for tab and line end; as long as before."""
+    """The text with control characters, except tab and newline, replaced by pictures; the length stays the same."""
     return text.translate(CONTROL_PICTURES)
 
 
@@ -47,23 +48,23 @@ def side_by_side(texts: Mapping[str, str]) -> Table:
 
 
 def standard_terminal() -> Terminal:
-    """Lines from standard input, with a prompt where a person types; answers to standard output, all else to error."""
-    typed = sys.stdin.isatty()
-    prompted = typed and sys.stdout.isatty()
+    """Reads standard input, prompting if interactive; writes answers to standard output, messages to standard error."""
+    interactive = sys.stdin.isatty()
+    prompted = interactive and sys.stdout.isatty()
     if prompted and readline:
-        readline.parse_and_bind("set enable-bracketed-paste on")  # several lines pasted at once are one message
+        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines form one message
 
-    def read(sign: str) -> str:
+    def read(prompt: str) -> str:
         try:
-            return input(sign if prompted else "")
+            return input(prompt if prompted else "")
         except EOFError:
             if prompted:
-                notify("")  # what the shell shows next begins on a line of its own
+                notify("")  # the shell prompt starts on a new line
             raise
 
     def notify(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    # Where nobody types, an interruption means the whole.
-    interruption = interrupt_requested if typed else lambda: nullcontext(lambda: False)
+    # If the input is piped, an interrupt ends the program instead of the current answer.
+    interruption = interrupt_requested if interactive else lambda: nullcontext(lambda: False)
     return Terminal(read, Console(), notify, interruption)

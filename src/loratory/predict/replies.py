@@ -1,4 +1,4 @@
-"""Replies of a chat model, base or tuned, as they are generated."""
+"""Streams the replies of a chat model, base or tuned."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
@@ -19,16 +19,16 @@ BASE, TUNED = "base", "tuned"
 
 @dataclass(frozen=True)
 class ChatModel:
-    """Who answers, and in which words a person's text reaches it."""
+    """The model that answers, and the prompt template that the user's text fills."""
 
     name: str
     model: nn.Module
     renderer: Renderer
     context: int
-    """The longest sequence in tokens, prompt and answer together."""
+    """Maximum number of tokens of prompt and answer together."""
     max_new_tokens: int
     template: str | None = None
-    """The user prompt of the training."""
+    """The user prompt template used in training."""
     labels: tuple[str, ...] = ()
 
     @property
@@ -38,12 +38,12 @@ class ChatModel:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What one model said to a prompt."""
+    """One model's reply to a prompt."""
 
     speaker: str
     prompt: RenderedPrompt
     token_ids: tuple[int, ...]
-    """As the model made them, with the one that ended the answer."""
+    """As generated, including the stop token."""
     text: str
     interrupted: bool
 
@@ -51,7 +51,7 @@ class Reply:
 def stream_reply(
     prompt: RenderedPrompt, speaker: str, chat_model: ChatModel, console: Console, stopped: Callable[[], bool]
 ) -> Reply:
-    """The answer of one model, printed as it is made."""
+    """Generates the reply of one model and prints it as it is generated."""
 
     def show(piece: str) -> None:
         console.file.write(printable(piece))
@@ -66,7 +66,7 @@ def stream_reply(
 def stream_both_replies(
     prompt: RenderedPrompt, chat_model: ChatModel, console: Console, stopped: Callable[[], bool]
 ) -> list[Reply]:
-    """The answers of base and tuned model in two columns, which grow in a terminal and are printed when complete."""
+    """Generates the replies of the base and the tuned model in two columns; updates them live in a terminal."""
     texts, replies = {BASE: "", TUNED: ""}, []
     with Live(console=console, transient=True) if console.is_terminal else nullcontext() as live:
         for speaker in texts:
@@ -88,20 +88,20 @@ def generate_reply(
     show: Callable[[str], None],
     stopped: Callable[[], bool],
 ) -> Reply:
-    """One answer, shown piece by piece. It ends after the token at which ``stopped`` says so."""
+    """Generates one reply and shows it piece by piece; ends after the token at which ``stopped`` returns True."""
     token_ids: list[int] = []
     pieces: list[str] = []
     interrupted = stopped()
 
-    def noted(made: Iterable[int]) -> Iterator[int]:
-        for token_id in made:
+    def recorded(stream: Iterable[int]) -> Iterator[int]:
+        for token_id in stream:
             token_ids.append(token_id)
             yield token_id
 
-    setting = adapter_disabled(chat_model.model) if speaker == BASE and chat_model.is_tuned else nullcontext()
+    adapter_state = adapter_disabled(chat_model.model) if speaker == BASE and chat_model.is_tuned else nullcontext()
     stream = stream_ids(chat_model.model, prompt.token_ids, chat_model.renderer, chat_model.max_new_tokens)
-    with setting, closing(stream):
-        for piece in () if interrupted else decode_pieces(noted(stream), chat_model.renderer):
+    with adapter_state, closing(stream):
+        for piece in () if interrupted else decode_pieces(recorded(stream), chat_model.renderer):
             pieces.append(piece)
             show(piece)
             if stopped():
@@ -111,23 +111,23 @@ def generate_reply(
 
 
 def reply_note(reply: Reply, chat_model: ChatModel) -> str:
-    """What the text of an answer does not tell, in one line; may be empty."""
-    whose = f"{reply.speaker}: " if chat_model.is_tuned else ""
+    """A one-line note on how the reply ended: stopped, truncated or empty; otherwise an empty string."""
+    prefix = f"{reply.speaker}: " if chat_model.is_tuned else ""
     if reply.interrupted:
-        return f"({whose}stopped)" if reply.text else f"({whose}stopped before a word was said)"
+        return f"({prefix}stopped)" if reply.text else f"({prefix}stopped before any text was generated)"
     if reply.token_ids[-1] not in chat_model.renderer.stop_ids:
-        return f"({whose}cut after {len(reply.token_ids)} tokens)"
-    return "" if reply.text else f"({whose}an empty answer)"
+        return f"({prefix}truncated after {len(reply.token_ids)} tokens)"
+    return "" if reply.text else f"({prefix}empty answer)"
 
 
 def seen_tokens(reply: Reply, renderer: Renderer) -> TokenizedExample:
-    """Prompt and answer as the model saw and made them; the tokens of the answer have weight 1."""
-    prompt, made = reply.prompt, reply.token_ids
-    ends = len(prompt.text) + np.array(renderer.text_lengths(made), dtype=np.int64)
+    """Prompt and reply as one token sequence; the generated tokens have loss weight 1."""
+    prompt, generated = reply.prompt, reply.token_ids
+    ends = len(prompt.text) + np.array(renderer.text_lengths(generated), dtype=np.int64)
     return TokenizedExample(
-        np.concatenate([prompt.token_ids, np.array(made, dtype=np.int64)]),
-        np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt.token_ids), len(made)]),
-        printable(prompt.text + decode(renderer.tokenizer, made)),
+        np.concatenate([prompt.token_ids, np.array(generated, dtype=np.int64)]),
+        np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt.token_ids), len(generated)]),
+        printable(prompt.text + decode(renderer.tokenizer, generated)),
         np.concatenate([prompt.char_spans, np.stack([ends[:-1], ends[1:]], axis=1)]),
         reply.speaker,
     )

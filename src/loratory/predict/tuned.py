@@ -1,4 +1,4 @@
-"""A tuned model in use: ``loratory.load("runs/arxiv").answer({"title": ..., "abstract": ...})``."""
+"""Inference with a tuned model: ``loratory.load("runs/arxiv").answer({"title": ..., "abstract": ...})``."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ TOKEN_BUDGET = TrainConfig().token_budget
 
 @dataclass(frozen=True)
 class Tuned:
-    """A base model with a trained adapter, and the prompt, labels and rule that belong to it."""
+    """A base model with a trained adapter, its prompt, its labels and its decision rule."""
 
     model: nn.Module
     base: LoadedModel
@@ -47,31 +47,31 @@ class Tuned:
     answer_column: str
     labels: tuple[str, ...]
     candidates: str | None
-    """The column that lists what each record lets choose from, where each has its own."""
+    """The column with the candidates of each record, if each record has its own; else None."""
     longest: int
-    """Tokens of the longest answer that training saw."""
+    """Number of tokens of the longest answer in the training data."""
     rule: Rule
-    chooses: bool
-    """Whether choosing was better on validation than answering freely; never where there is nothing to choose from."""
+    prefers_choice: bool
+    """Whether choosing beat free-form answers on validation; False if there is nothing to choose from."""
 
     def answer(self, record: Mapping[str, Any]) -> str:
-        """The answer to one record (column -> value). Raises UserError for a missing column."""
+        """The answer to one record (column -> value). Raises UserError if a column is missing."""
         return self.answers([record])[0]
 
     def answers(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The answers to several records, in their order."""
+        """The answers to several records, in the same order."""
         rows = [Row(record, f"record {i}") for i, record in enumerate(records, 1)]
         return [prediction.answer for prediction in self.predictions(rows)]
 
     def probabilities(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The probability of each label, or of each of the record's candidates."""
+        """The probability of each label or of each candidate of the record."""
         return self.choices([Row(record, "record")])[0].probabilities or {}
 
     def predictions(
         self, rows: Sequence[Row], progress: ProgressCallback = lambda done, total: None
     ) -> list[Prediction]:
-        """The way that was better on validation: choosing, or answering freely."""
-        if self.chooses:
+        """Predictions by the method that scored better on validation: choosing, or free-form answers."""
+        if self.prefers_choice:
             return self.choices(rows, progress)
         if self.renderer.masked:
             return self._fill(rows, progress)
@@ -81,10 +81,10 @@ class Tuned:
         return system.predict(examples, progress)
 
     def _fill(self, rows: Sequence[Row], progress: ProgressCallback) -> list[Prediction]:
-        """The words in the blank of each text. Raises UserError where the training had none."""
+        """Fills the answer slot of each text. Raises UserError if the training prompt has no answer slot."""
         if not has_answer_slot(self.prompt):
-            fix = "loratory fill"
-            raise UserError("This model was tuned on plain texts: no {mask} says what to predict", fix=fix)
+            fix = "use 'loratory fill'"
+            raise UserError("This model was tuned on plain texts: its prompt has no {mask} to fill", fix=fix)
         examples = self._examples(rows)
         if not examples:
             return []
@@ -93,42 +93,42 @@ class Tuned:
         )
 
     def choices(self, rows: Sequence[Row], progress: ProgressCallback = lambda done, total: None) -> list[Prediction]:
-        """The label or candidate that the rule chooses for each row, with the probabilities of all.
+        """The label or candidate that the decision rule chooses for each row, with the probabilities of all of them.
 
-        Raises UserError where the task has nothing to choose from.
+        Raises UserError if the task has neither labels nor candidates.
         """
         examples = self._examples(rows)
         if not examples:
             return []
         if not examples[0].candidates:
-            raise UserError("This task has free answers: there are no labels to choose from")
+            raise UserError("This task has free-form answers: there are no labels to choose from")
         layout = self._layout(examples, None)
         scores = label_log_probs(self.model, self.renderer, examples, layout, TOKEN_BUDGET, progress)
         return choices(scores, self.rule, examples)
 
     def ask(self, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
-        """Streams the answer to a text, under the trained system message or another.
+        """Streams the answer to a text, with the system message used in training or the one given.
 
-        Where the trained prompt shows one column, the text fills it; else it is the message as it stands. Raises
-        UserError for a masked language model.
+        If the training prompt has exactly one column, the text fills it; otherwise the text is the whole message.
+        Raises UserError for a masked language model.
         """
-        system = self.trained_system() if system is None else system
+        system = self.training_system_message() if system is None else system
         filled = fill_only_column(self.prompt.user, text, self.labels)
         return ask(self.model, self.renderer, text if filled is None else filled, system, max_new_tokens)
 
-    def trained_system(self) -> str | None:
-        """The system message of the training. Raises UserError where it shows columns, which a plain text has not."""
+    def training_system_message(self) -> str | None:
+        """The system message used in training. Raises UserError if it contains columns, which a text cannot fill."""
         template = self.prompt.system or ""
         columns = [f"{{{name}}}" for name in placeholders(template, "the adapter's card") if name != LABELS]
         if columns:
-            fix = "give a system message with --system"
-            raise UserError("The trained system message shows columns", found=", ".join(columns), fix=fix)
+            fix = "set a system message with --system"
+            raise UserError("The system message used in training contains columns", found=", ".join(columns), fix=fix)
         return fill(template, {LABELS: ", ".join(self.labels)}) or None
 
     def _layout(self, examples: Sequence[Example], answers: tuple[str, ...] | None) -> Layout:
-        """Checked on the longest of the examples, with the answers or else with its candidates."""
-        deepest = max(examples, key=lambda e: sum(len(m.content) for m in e.messages))
-        probes = tokenize(dataclasses.replace(deepest, answers=answers or deepest.candidates), self.renderer)
+        """The layout, checked on the longest example with the given answers or with its own candidates."""
+        longest = max(examples, key=lambda e: sum(len(m.content) for m in e.messages))
+        probes = tokenize(dataclasses.replace(longest, answers=answers or longest.candidates), self.renderer)
         return choose_layout(self.base.model, probes, "auto")
 
     def _prompting(self, layout: Layout) -> PromptedModel:
@@ -136,17 +136,18 @@ class Tuned:
 
     def _examples(self, rows: Sequence[Row]):
         if self.task == "dialogue":
-            asked = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
-            examples = [with_tools(e, r) for e, r in zip(asked, rows, strict=True)]
+            questions = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
+            examples = [with_tools(e, r) for e, r in zip(questions, rows, strict=True)]
         else:
             examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: bool = False) -> Tuned:
-    """A tuned model from a run directory or its adapter folder.
+    """Loads a tuned model from a run directory or its adapter folder.
 
-    Raises UserError where it is none, or where its base model is missing or has other weights (unless ``force``).
+    Raises UserError if the folder has no tuned model, if the base model is missing, or if its weights differ from those
+    the adapter was trained on (unless ``force``).
     """
     folder = _trained_folder(Path(path))
     card = read_card(folder)
@@ -173,19 +174,19 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
 
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
-    """A model as it came, with its renderer. Raises UserError."""
+    """Loads a base model and its renderer. Raises UserError if the model cannot be loaded."""
     base = load_model(ModelConfig(name), resolve_machine("auto", "auto", 0))
     return base, renderer_for(base.text, PromptConfig())
 
 
 def only_column(template: str | None) -> str | None:
-    """The column that a prompt template shows, where it shows exactly one."""
+    """The column in a prompt template, if there is exactly one; else None."""
     columns = {*placeholders(template or "", "the adapter's card")} - {LABELS, MASK}
     return columns.pop() if len(columns) == 1 else None
 
 
 def fill_only_column(template: str | None, text: str, labels: Sequence[str]) -> str | None:
-    """A prompt template with the text in the place of its only column; None where it has another number of them."""
+    """The prompt template with its only column replaced by the text; None unless it has exactly one column."""
     column = only_column(template)
     if template is None or column is None:
         return None
@@ -196,13 +197,13 @@ def _trained_folder(path: Path) -> Path:
     for folder in (path, path / "adapter", path / "model"):
         if (folder / CARD).exists():
             return folder
-    raise UserError("No tuned model here", str(path), expected="a run directory or its adapter folder")
+    raise UserError("No tuned model found", str(path), expected="a run directory or its adapter folder")
 
 
 def ask(model: nn.Module, renderer: Renderer, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
     """Streams a model's answer to a user message. Raises UserError for a masked language model."""
     if renderer.masked:
-        raise UserError("A masked language model holds no conversation", fix="loratory fill")
+        raise UserError("A masked language model cannot hold a conversation", fix="use 'loratory fill'")
     if system:
         check_system_is_shown(renderer)
     messages = [Message("system", system)] if system else []

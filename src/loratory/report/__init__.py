@@ -1,7 +1,7 @@
-"""From a run directory to its report.
+"""Reports on runs, and comparisons of two runs.
 
-In: the files of a run. Out: ``report.json``, ``report.html``, tables for the terminal, the comparison of two runs.
-Nothing here touches a model. Read ``report.py`` first.
+Input: the files of a run directory. Output: ``report.json``, ``report.html``, tables for the terminal, and the
+comparison of two runs. No model is loaded here. Start with ``report.py``.
 """
 
 from loratory.report.comparison import compare_runs, comparison_page, read_pair, render_comparison

@@ -1,6 +1,6 @@
-"""How the report shows numbers: as text, and as the geometry of pictures, which the page's template draws.
+"""Geometry of the report's charts; the page template draws them.
 
-Positions are in percent of the picture, so that it can take any width.
+Positions are in percent of the chart area, so that a chart can have any width.
 """
 
 import math
@@ -19,7 +19,7 @@ Points = Sequence[tuple[Number, Number]]
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: its text, and where it is, in percent of the axis."""
+    """A tick of an axis: its text and its position in percent of the axis."""
 
     text: str
     percent: float
@@ -27,22 +27,22 @@ class Tick:
 
 @dataclass(frozen=True)
 class LossChart:
-    """Loss (logarithmic) against optimizer step, as SVG paths in a box of 100 x 100 whose y axis points down."""
+    """Loss (log scale) by optimizer step, as SVG paths in a 100 x 100 view box whose y axis points down."""
 
     training: str
     validation: str
     validation_dots: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    kept: Tick | None
-    """The step whose parameters were kept."""
+    selected: Tick | None
+    """The step whose weights were selected."""
     steps_per_point: int
     description: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One count of a confusion matrix; ``share`` of its row in [0, 1]."""
+    """One cell of a confusion matrix; ``share`` is its fraction of the row, in [0, 1]."""
 
     count: int
     share: float
@@ -51,14 +51,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class ConfusionGrid:
-    """A confusion matrix to be shown: rows are expected labels, columns are answers."""
+    """A confusion matrix for display: rows are expected labels, columns are predicted labels."""
 
     rows: list[tuple[str, list[Cell]]]
     columns: list[str]
 
 
 def tick_values(top: Number, most: int = 5) -> list[float]:
-    """At most ``most + 1`` round numbers from 0 to at least ``top`` > 0, evenly spaced by 1, 2 or 5 times 10^k."""
+    """At most ``most + 1`` tick values from 0 to at least ``top`` > 0, in steps of 1, 2 or 5 times 10^k."""
     rough = top / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -66,7 +66,7 @@ def tick_values(top: Number, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: Number, high: Number) -> list[float]:
-    """Round numbers (1, 2, 5 times 10^k; beyond two decades 10^k) from at most ``low`` > 0 to at least ``high``."""
+    """Log-scale ticks from at most ``low`` > 0 to at least ``high``: 1, 2, 5 times 10^k, or 10^k over two decades."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     factors = (1, 2, 5) if high <= 100 * low else (1,)
     values = [factor * 10.0**k for k in decades for factor in factors]
@@ -75,11 +75,11 @@ def log_ticks(low: Number, high: Number) -> list[float]:
     return values[first : last + 1]
 
 
-def loss_chart(training: Points, validation: Points, kept_step: int | None = None) -> LossChart | None:
-    """The chart of ``(step, loss)`` pairs sorted by step; None where there is nothing to draw.
+def loss_chart(training: Points, validation: Points, selected_step: int | None = None) -> LossChart | None:
+    """The chart of ``(step, loss)`` pairs sorted by step; None if there is nothing to draw.
 
-    The training loss of single steps is noise: each point is the mean of so many steps that about 120 points remain.
-    A loss below a ten-thousandth of the largest is drawn there.
+    The training loss of single steps is noisy, so each point is the mean over consecutive steps; at most 120 points
+    remain. Losses below 1/10,000 of the largest are drawn at that value.
     """
     training = [(step, loss) for step, loss in training if math.isfinite(loss)]
     validation = [(step, loss) for step, loss in validation if math.isfinite(loss)]
@@ -98,31 +98,31 @@ def loss_chart(training: Points, validation: Points, kept_step: int | None = Non
         share = math.log(max(loss, y_values[0]) / y_values[0]) / math.log(y_values[-1] / y_values[0])
         return 100 - 100 * min(1.0, share)
 
-    def placed(points: Points) -> list[str]:
+    def coordinates(points: Points) -> list[str]:
         return [f"{100 * x / last_step:.2f} {height(y):.2f}" for x, y in points]
 
-    text = f"Training loss goes from {means[0][1]:.3g} to {means[-1][1]:.3g} in {last_step:g} steps"
+    text = f"The training loss goes from {means[0][1]:.3g} to {means[-1][1]:.3g} in {last_step:g} steps"
     if validation:
-        text += f"; validation loss from {validation[0][1]:.3g} to {validation[-1][1]:.3g}"
-    if kept_step is not None:
-        text += f"; the parameters of step {kept_step} were kept"
+        text += f"; the validation loss goes from {validation[0][1]:.3g} to {validation[-1][1]:.3g}"
+    if selected_step is not None:
+        text += f"; the weights of step {selected_step} are used"
     return LossChart(
-        training="M" + " L".join(placed(means)),
-        validation="M" + " L".join(placed(validation)) if len(validation) > 1 else "",
-        # A path of no length with round ends is a dot that stays round when the box is stretched.
-        validation_dots=" ".join(f"M{point} h0" for point in placed(validation)),
+        training="M" + " L".join(coordinates(means)),
+        validation="M" + " L".join(coordinates(validation)) if len(validation) > 1 else "",
+        # A zero-length path with round caps is a dot that stays round when the chart is stretched.
+        validation_dots=" ".join(f"M{point} h0" for point in coordinates(validation)),
         x_ticks=[Tick(f"{value:g}", 100 * value / last_step) for value in x_values],
         y_ticks=[Tick(f"{value:.3g}", height(value)) for value in y_values],
-        kept=None if kept_step is None else Tick(f"kept: step {kept_step}", 100 * min(1.0, kept_step / last_step)),
+        selected=None if selected_step is None else Tick(f"selected: step {selected_step}", 100 * min(1.0, selected_step / last_step)),
         steps_per_point=steps_per_point,
         description=text + ".",
     )
 
 
 def labels_to_show(counts: Sequence[Sequence[Sequence[int]]], most: int = LABELS_SHOWN) -> list[int]:
-    """Positions of at most ``most`` labels, in their order: those that take part in most errors, then the frequent.
+    """Indices of at most ``most`` labels in ascending order: those with the most errors, then the most frequent.
 
-    ``counts``: confusion matrices of the same L labels, L rows of L + 1 (see ``loratory.metrics.confusion``).
+    ``counts``: confusion matrices of the same L labels, each of shape [L, L + 1] (see ``loratory.metrics.confusion``).
     """
     total = np.sum(np.array(counts), axis=0)
     square = total[:, :-1]
@@ -133,14 +133,14 @@ def labels_to_show(counts: Sequence[Sequence[Sequence[int]]], most: int = LABELS
 
 
 def confusion_grid(counts: Sequence[Sequence[int]], labels: Sequence[str], shown: Sequence[int]) -> ConfusionGrid:
-    """The matrix cut down to the labels ``shown``; the other labels' answers are one column, "other label"."""
-    cut = len(shown) < len(labels)
+    """The matrix restricted to the labels ``shown``; all other predicted labels form one column, "other label"."""
+    truncated = len(shown) < len(labels)
     rows = []
     for i in shown:
         total = max(1, sum(counts[i]))
         values = [counts[i][j] for j in shown]
-        rest = [sum(counts[i][:-1]) - sum(values)] if cut else []
+        rest = [sum(counts[i][:-1]) - sum(values)] if truncated else []
         cells = [Cell(n, n / total, right=j == i) for j, n in zip(shown, values, strict=True)]
         cells += [Cell(n, n / total, right=False) for n in [*rest, counts[i][-1]]]
         rows.append((labels[i], cells))
-    return ConfusionGrid(rows, [*(labels[i] for i in shown), *([OTHER_LABEL] if cut else []), NO_LABEL])
+    return ConfusionGrid(rows, [*(labels[i] for i in shown), *([OTHER_LABEL] if truncated else []), NO_LABEL])

@@ -1,4 +1,4 @@
-"""Two runs beside each other: the systems of both on the same test examples, what was set differently, what it cost."""
+"""Compares two runs on the same test examples: results, differences in settings, time and memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,25 +17,25 @@ from loratory.report.results import SIGNIFICANT, compare_systems
 from loratory.report.terminal import text_table
 
 Comparison = dict[str, Any]
-# Where a run lies says nothing of how it was made.
+# The location of a run does not affect its results.
 IGNORED_KEYS = ("run.out",)
 CAUTION = (
-    "The test asks whether these two models differ on examples like these. How much either would change if it were "
-    "trained again with another seed is not in it."
+    "The test compares these two models on examples like these. It does not account for the variation between "
+    "training runs with different seeds."
 )
 
 
 def read_pair(a: Path, b: Path) -> tuple[Run, Run]:
-    """Reads two run directories. Raises UserError if one is no finished run, or their test examples differ."""
+    """Reads two run directories. Raises UserError if one is not a finished run or if their test examples differ."""
     runs = read_run(a), read_run(b)
     _check_same_examples(*runs)
     return runs
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:
-    """What differs between two runs of the same test examples, ready for JSON.
+    """The comparison of two runs with the same test examples, ready for JSON.
 
-    ``difference`` is b's "after" system against a's, with an exact McNemar test; the sign of every difference is b - a.
+    ``difference`` compares the "after" systems of both runs (see ``compare_systems``). All differences are b - a.
     """
     reports = describe(a), describe(b)
     sides = [_side(run, report) for run, report in zip((a, b), reports, strict=True)]
@@ -56,37 +56,39 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     }
 
 
-def render_comparison(found: Comparison) -> Group:
-    """The comparison for a terminal (rich)."""
-    legend = [Text(f"{side.upper()}: {found[side]['folder']} ({found[side]['system']})") for side in ("a", "b")]
+def render_comparison(comparison: Comparison) -> Group:
+    """The comparison for the terminal (rich)."""
+    sides = (("A", comparison["a"]), ("B", comparison["b"]))
+    legend = [Text(f"{letter}: {side['folder']} ({side['system']})") for letter, side in sides]
     systems = text_table(["system"], ["A", "B", "B - A"])
-    for s in found["systems"]:
+    for s in comparison["systems"]:
         values = ["–" if s[side] is None else percent(s[side]["value"]) for side in ("a", "b")]
         systems.add_row(s["name"], *values, "–" if s["difference"] is None else points(s["difference"]))
     costs = text_table(["time and memory"], ["A", "B"])
-    for cost in found["costs"]:
+    for cost in comparison["costs"]:
         costs.add_row(cost["name"], format_cost(cost["a"], cost["unit"]), format_cost(cost["b"], cost["unit"]))
     settings = Table(box=systems.box, padding=(0, 1), show_edge=False)
     for heading in ("setting", "A", "B"):
         settings.add_column(heading, overflow="fold")
-    for row in found["settings"]:
-        # Text, not str: rich would read [square brackets] in a value as its markup.
+    for row in comparison["settings"]:
+        # Text, not str: rich would interpret [square brackets] in a value as markup.
         settings.add_row(*(Text(row[key] or "–") for key in ("key", "a", "b")))
-    blocks = [[Text(found["sentence"], style="bold"), Text(CAUTION, style="dim")], legend, [systems]]
-    blocks += [[settings]] if found["settings"] else []
+    blocks = [[Text(comparison["sentence"], style="bold"), Text(CAUTION, style="dim")], legend, [systems]]
+    blocks += [[settings]] if comparison["settings"] else []
     return Group(*(line for block in [*blocks, [costs]] for line in (*block, "")))
 
 
-def comparison_page(a: Run, b: Run, found: Comparison) -> str:
-    """The comparison as a page in the look of the report, self-contained."""
+def comparison_page(a: Run, b: Run, comparison: Comparison) -> str:
+    """The comparison as a self-contained HTML page with the design of the report page."""
     changed = changed_examples(
-        a.systems[found["a"]["system"]], b.systems[found["b"]["system"]], a.data.get("test_prompts")
+        a.systems[comparison["a"]["system"]], b.systems[comparison["b"]["system"]], a.data.get("test_prompts")
     )
     return (
         page_environment()
         .get_template("comparison.html")
         .render(
-            found=found,
+            comparison=comparison,
+            task=task_of(a),
             kind_of={name: kind for kind, names, _ in KINDS for name in names},
             changed=changed,
             caution=CAUTION,
@@ -96,20 +98,20 @@ def comparison_page(a: Run, b: Run, found: Comparison) -> str:
 
 
 def format_cost(value: float | int | None, unit: str) -> str:
-    """A cost as text; ``unit`` is s, B or empty."""
+    """A cost as text; ``unit`` is "s" (seconds), "B" (bytes) or empty."""
     if value is None:
         return "–"
     return duration(value) if unit == "s" else size(int(value)) if unit == "B" else f"{value:,.0f}"
 
 
-# The same examples
+# Checking that both runs have the same test examples
 
 
 def _check_same_examples(a: Run, b: Run) -> None:
     """Raises UserError unless both runs were tested on the same examples in the same order.
 
-    Prompts show it where both runs have the same template. Where they have not, the same files and the same expected
-    answers, one by one, have to do.
+    If both runs have the same prompt template, their prompts must be equal. Otherwise their data files and the expected
+    answers must be equal.
     """
 
     def refuse(found: str) -> NoReturn:
@@ -118,7 +120,7 @@ def _check_same_examples(a: Run, b: Run) -> None:
             f"{a.folder} and {b.folder}",
             expected="the same test examples in the same order",
             found=found,
-            fix="compare runs of one test file, or of one training file that was split with the same [train] seed",
+            fix="compare runs with the same test file, or with the same training file and the same [train] seed",
         )
 
     expected = [[line["expected"] for line in next(iter(run.systems.values())).test] for run in (a, b)]
@@ -126,7 +128,7 @@ def _check_same_examples(a: Run, b: Run) -> None:
         refuse(f"{len(expected[0])} and {len(expected[1])} test examples")
     for number, (one, other) in enumerate(zip(*expected, strict=True), 1):
         if one != other:
-            refuse(f"test example {number} expects {one!r} and {other!r}")
+            refuse(f"test example {number}: expected answers {one!r} and {other!r}")
     prompts = [run.data.get("test_prompts") or expected[0] for run in (a, b)]
     if None in (a.data.get("test_prompts"), b.data.get("test_prompts")) or prompts[0] == prompts[1]:
         return
@@ -135,14 +137,14 @@ def _check_same_examples(a: Run, b: Run) -> None:
     if templates[0] == templates[1] or files[0] != files[1]:
         pairs = zip(*prompts, strict=True)
         number, (one, other) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
-        refuse(f"test example {number} reads {short(one, 80)!r} and {short(other, 80)!r}")
+        refuse(f"test example {number}: prompts {short(one, 80)!r} and {short(other, 80)!r}")
 
 
-# What is said of them
+# The parts of a comparison
 
 
 def _side(run: Run, report: Report) -> dict[str, Any]:
-    """What the comparison says of one run's "after" system."""
+    """The "after" system of one run."""
     name = report["verdict"]["after"]
     system = next(s for s in report["systems"] if s["name"] == name)
     seeds = next((s for s in report["seeds"] or () if s["name"] == name), None)
@@ -155,7 +157,7 @@ def _side(run: Run, report: Report) -> dict[str, Any]:
 
 
 def _systems(a: Report, b: Report) -> Iterator[dict[str, Any]]:
-    """Every system that either run measured: its value in both, and b - a."""
+    """Every system measured in either run: its value in both runs, and the difference b - a."""
     measured = [{s["name"]: {key: s[key] for key in ("value", "low", "high")} for s in r["systems"]} for r in (a, b)]
     for name in ALL_SYSTEMS:
         one, other = (part.get(name) for part in measured)
@@ -165,11 +167,11 @@ def _systems(a: Report, b: Report) -> Iterator[dict[str, Any]]:
 
 
 def _sentence(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], better: str | None, total: int) -> str:
-    """Which run is better, or that nobody can tell."""
+    """The conclusion: which run is better, or that the difference is not significant."""
     names = [f"{letter} ({Path(side['folder']).name})" for letter, side in (("A", a), ("B", b))]
     sides = list(zip(names, (a, b), strict=True))
     if better is None:
-        sentence = f"No difference is measurable: {percent(a['value'])} for {names[0]} and {percent(b['value'])} for"
+        sentence = f"No significant difference: {percent(a['value'])} for {names[0]} and {percent(b['value'])} for"
         sentence += f" {names[1]} on {total} test examples, {points(c['difference'])} points"
         sentence += f" (95 % interval {points_interval(c)}, {p_text(c['p_value'])})."
     else:
@@ -185,18 +187,18 @@ def _sentence(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], better: s
 
 
 def _different_settings(a: Run, b: Run) -> list[dict[str, Any]]:
-    """Keys whose values differ, each with both values as text; None where a run lacks the key."""
+    """Keys whose values differ, each with both values as text; None if a run lacks the key."""
     one, other = _settings(a), _settings(b)
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return [{"key": key, "a": one.get(key), "b": other.get(key)} for key in keys]
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """All that a result depends on, flat: settings, model, versions, machine, contents of the data files."""
+    """Everything that affects the results, flattened: settings, model, versions, machine, hashes of the data files."""
     e = run.environment
-    found = {"model": e["model"], "versions": e["versions"], **{key: e.get(key) for key in ("python", "cpu", "git")}}
+    setup = {"model": e["model"], "versions": e["versions"], **{key: e.get(key) for key in ("python", "cpu", "git")}}
     files = {f"data file {i}, SHA-256": file["sha256"] for i, file in enumerate(run.data["files"], 1)}
-    flat = dict(_flat(run.settings)) | dict(_flat(found)) | files
+    flat = dict(_flat(run.settings)) | dict(_flat(setup)) | files
     return {key: str(value) for key, value in flat.items() if value is not None and key not in IGNORED_KEYS}
 
 
@@ -209,17 +211,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _costs(a: Report, b: Report) -> list[dict[str, Any]]:
-    """Seconds of the stages, memory, speed and size, of both runs."""
+    """Times of the stages, time per answer, peak memory, training speed and trainable parameters of both runs."""
 
-    def each(report: Report) -> float:
+    def seconds_per_answer(report: Report) -> float:
         return next(s for s in report["systems"] if s["name"] == report["verdict"]["after"])["seconds_per_example"]
 
     rows = [(name, "s", a["seconds"][name] or None, b["seconds"][name] or None) for name in a["seconds"]]
-    rows.append(("one answer", "s", each(a), each(b)))
+    rows.append(("time per answer", "s", seconds_per_answer(a), seconds_per_answer(b)))
     for name, unit, key in (
         ("peak memory", "B", "peak_memory_bytes"),
-        ("training tokens a second", "", "train_tokens_per_second"),
-        ("trained parameters", "", "trainable_parameters"),
+        ("training tokens per second", "", "train_tokens_per_second"),
+        ("trainable parameters", "", "trainable_parameters"),
     ):
         rows.append((name, unit, a[key] or None, b[key] or None))
     return [dict(zip(("name", "unit", "a", "b"), row, strict=True)) for row in rows]

@@ -1,4 +1,4 @@
-"""The report as a self-contained page."""
+"""The report as a self-contained HTML page."""
 
 import functools
 import json
@@ -27,28 +27,28 @@ from loratory.metrics import (
 from loratory.report.charts import LossChart, Points, confusion_grid, labels_to_show, loss_chart
 from loratory.report.reading import REFERENCES, Report, Run, SystemResults, events_named, read_run, task_of
 from loratory.report.report import describe
-from loratory.report.results import _scores, parsed_answers
+from loratory.report.results import parsed_answers, scores_of
 from loratory.report.terminal import DEMONSTRATION
 from loratory.storage import write_text
 
-# Kind, its systems, and what they are; then what each does.
+# The kinds of systems: CSS class, systems, heading. MEANINGS: one phrase for each system.
 KINDS = (
-    ("prompting", PROMPTING, "The model as it came, prompted"),
-    ("reference", REFERENCES, "Without a language model's answers, as a yardstick"),
-    ("tuned", TUNED, "The tuned model"),
+    ("prompting", PROMPTING, "Base model, prompted"),
+    ("reference", REFERENCES, "Simple baselines"),
+    ("tuned", TUNED, "Tuned model"),
 )
 MEANINGS = {
-    "prompt": "answers freely", "prompt-choose": "chooses by probability",
-    "few-shot": "solved examples in the prompt", "few-shot-choose": "solved examples, then choosing",
-    "linear": "on the words", "embed": "on the untouched model's states", "copy": "copies from the text",
-    "tuned": "answers freely", "tuned-choose": "chooses by probability",
+    "prompt": "free-form answer", "prompt-choose": "most probable choice",
+    "few-shot": "solved examples in the prompt", "few-shot-choose": "solved examples, most probable choice",
+    "linear": "TF-IDF features", "embed": "hidden states of the base model", "copy": "copies from the text",
+    "tuned": "free-form answer", "tuned-choose": "most probable choice",
 }  # fmt: skip
 RULES = {
     "sum": "the most probable label",
-    "mean": "the label that is most probable a token, which does not favour short ones",
-    "prior": "the label whose probability is raised most over its mean on other prompts",
+    "mean": "the label with the highest mean log-probability per token, which does not favor short labels",
+    "prior": "the label whose log-probability most exceeds its mean over other prompts",
 }
-# Measures whose names are more than words joined by "_".
+# Display names of metrics that cannot be derived from their keys.
 METRIC_NAMES = {"micro_f1": "Micro-F1", "macro_f1": "Macro-F1", "mrr": "MRR", "chrf": "chrF", "rougeL": "ROUGE-L"}
 EXAMPLES_SHOWN = 8
 LABEL_ROWS_SHOWN = 200
@@ -58,29 +58,29 @@ TOKENS_SHOWN = 800
 
 
 def write_report(run: Path) -> Report:
-    """Writes report.json and report.html into the run directory, each whole or not at all; returns the report.
+    """Writes report.html and report.json atomically into the run directory; returns the report.
 
     Raises UserError like ``build_report``.
     """
-    found = read_run(run)
-    report = describe(found)
-    # report.json comes last: where it is, the run is finished.
-    write_text(run / "report.html", _page(found, report))
+    results = read_run(run)
+    report = describe(results)
+    # report.json is written last: its presence marks the run as finished.
+    write_text(run / "report.html", _page(results, report))
     write_text(run / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return report
 
 
 @functools.cache
 def page_environment() -> jinja2.Environment:
-    """The templates of the package's pages, which share one look, and the filters they use. All text is escaped."""
+    """The Jinja environment of the HTML pages: templates, filters and globals. All text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    shown = (percent, points, p_number, p_text, duration, interval, points_interval, spread)
-    environment.filters |= {f.__name__: f for f in (*shown, short, size, unbroken, metric_name)}
+    formatters = (percent, points, p_number, p_text, duration, interval, points_interval, spread)
+    environment.filters |= {f.__name__: f for f in (*formatters, short, size, unbroken, metric_name)}
     environment.filters |= {"count": "{:,}".format}
     environment.globals |= {"meanings": MEANINGS, "rules": RULES, "most_likely": most_likely}
     return environment
@@ -122,23 +122,23 @@ def _page(run: Run, report: Report) -> str:
 
 
 def _chance_level(described: dict[str, Any], system: SystemResults) -> tuple[str, float] | None:
-    """What no thought at all would reach: its name and value; None for free answers."""
+    """The name and value of the trivial baseline, majority class or random choice; None for free-form answers."""
     if described["per_label"]:
         most = max(values["support"] for values in described["per_label"].values())
-        return "always the most frequent label", most / len(system.test)
+        return "majority class", most / len(system.test)
     chances = [1 / len(line["probabilities"]) for line in system.test if line["probabilities"]]
-    return ("a guess", float(np.mean(chances))) if chances else None
+    return ("random choice", float(np.mean(chances))) if chances else None
 
 
 def _trials(run: Run) -> list[dict[str, Any]]:
-    """The trials of the log; a trial told twice counts once."""
+    """The logged trials; if a trial was logged twice, its last entry counts."""
     return list({e["trial"]: e for e in events_named(run, "trial")}.values())
 
 
 def _loss_chart(run: Run, trials: list[dict[str, Any]]) -> LossChart | None:
-    """The curves of the trial that was chosen, or else of the last one.
+    """The learning curve of the chosen trial, or of the last one if none is chosen yet.
 
-    A resumed run repeats the steps since its checkpoint: of each step, the last line counts.
+    A resumed run repeats the steps since its checkpoint; the last logged entry of each step counts.
     """
     chosen = [e for e in trials if e["chosen"]] or events_named(run, "step")[-1:]
     if not chosen:
@@ -153,16 +153,16 @@ def _loss_chart(run: Run, trials: list[dict[str, Any]]) -> LossChart | None:
 
 
 def _cut_tokens(tokens: list[list[Any]]) -> list[list[Any]]:
-    """The tokens, without the middle ones of a very long text: a note, marked by None, says how many they are."""
+    """The tokens, with the middle of a long text replaced by a note on its length; the note has None as its flag."""
     left_out = len(tokens) - TOKENS_SHOWN
     if left_out <= 0:
         return tokens
     half = TOKENS_SHOWN // 2
-    return [*tokens[:half], [f"{left_out} tokens are not shown", None], *tokens[-half:]]
+    return [*tokens[:half], [f"{left_out} tokens not shown", None], *tokens[-half:]]
 
 
 def _label_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, dict, dict]]:
-    """Label, its metrics before and after; the weakest labels after tuning first."""
+    """Each label with its metrics before and after, sorted by F1 after tuning, lowest first."""
     rows = [(label, before["per_label"][label], values) for label, values in after["per_label"].items()]
     return sorted(rows, key=lambda row: (row[2]["support"] == 0, row[2]["f1"]))
 
@@ -176,16 +176,15 @@ def _confusion(before: SystemResults, after: SystemResults, labels: Sequence[str
 
 
 def changed_examples(a: SystemResults, b: SystemResults, prompts: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Test examples by which of two systems answers better (only_b, only_a, neither): how many, and the first few.
+    """Test examples grouped by which system scores higher: the size of each group and its first examples.
 
-    Neither: worth the same with both, and not everything. Where answers are not just right or wrong, those that differ
-    most come first.
+    ``only_b`` and ``only_a``: b or a scores higher; largest difference first. ``neither``: equal scores below 1.
     """
-    worth_a, worth_b = _scores(a.test), _scores(b.test)
-    gain, groups = worth_b - worth_a, {}
-    members = {"only_b": gain > 0, "only_a": gain < 0, "neither": (gain == 0) & (worth_b < 1)}
-    for name, chosen in members.items():
-        positions = sorted(np.flatnonzero(chosen).tolist(), key=lambda i: -abs(gain[i]))
+    scores_a, scores_b = scores_of(a.test), scores_of(b.test)
+    gain, groups = scores_b - scores_a, {}
+    members = {"only_b": gain > 0, "only_a": gain < 0, "neither": (gain == 0) & (scores_b < 1)}
+    for name, selected in members.items():
+        positions = sorted(np.flatnonzero(selected).tolist(), key=lambda i: -abs(gain[i]))
         examples = [
             {"number": i + 1, "prompt": prompts[i] if prompts else None, "a": a.test[i], "b": b.test[i]}
             for i in positions[:EXAMPLES_SHOWN]
@@ -195,13 +194,13 @@ def changed_examples(a: SystemResults, b: SystemResults, prompts: list[str] | No
 
 
 def metric_name(key: str) -> str:
-    """What people call a measure."""
+    """The display name of a metric."""
     return METRIC_NAMES.get(key, key.replace("_", " ").capitalize())
 
 
 def most_likely(line: dict[str, Any]) -> list[tuple[str, float]]:
-    """The most probable labels of a prediction with their probabilities, and always the answer and the right one."""
+    """The most probable labels of a prediction with their probabilities; includes the answer and the expected label."""
     probabilities = line["probabilities"] or {}
     ranked = sorted(probabilities, key=lambda label: -probabilities[label])
-    wanted = {*ranked[:LIKELIEST_SHOWN], line["answer"], line["expected"]}
-    return [(label, probabilities[label]) for label in ranked if label in wanted]
+    included = {*ranked[:LIKELIEST_SHOWN], line["answer"], line["expected"]}
+    return [(label, probabilities[label]) for label in ranked if label in included]

@@ -1,4 +1,4 @@
-"""Reads a run directory: settings, log, predictions of every system, seed and fold."""
+"""Reads a run directory: settings, log, and the predictions of every system, seed and fold."""
 
 import json
 import tomllib
@@ -18,40 +18,40 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class SystemResults:
-    """One system: what was noted about it, and its predictions (lines of the contract); validation may be empty."""
+    """One system: the facts recorded about it and its predictions as logged; ``validation`` may be empty."""
 
     name: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     test: list[dict[str, Any]]
     validation: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory says, as read from its files."""
+    """The contents of a run directory."""
 
     folder: Path
     config: str
     """The text of config.toml."""
     settings: dict[str, Any]
-    """What it says."""
+    """The parsed config.toml."""
     environment: dict[str, Any]
     data: dict[str, Any]
     events: list[dict[str, Any]]
     systems: dict[str, SystemResults]
     seeds: dict[int, dict[str, SystemResults]]
-    """The tuned systems once more, trained with each further seed."""
+    """The tuned systems of each additional seed."""
     folds: list[dict[str, SystemResults]]
-    """The systems on each fold of a cross-validation."""
+    """The systems of each cross-validation fold."""
     part_events: list[dict[str, Any]]
-    """The log of the further seeds and of the folds."""
+    """The logs of the additional seeds and of the folds."""
 
 
 def read_run(folder: Path) -> Run:
     """Reads a run directory. Raises UserError like ``build_report``."""
     systems = _read_systems(folder)
     if not systems:
-        fix = "let the run finish: repeat the command that started it"
+        fix = "repeat the command that started the run, and let it finish"
         raise UserError("No system was measured in this run", str(folder), expected="systems/<name>.json", fix=fix)
     seed_folders = sorted(folder.glob("seeds/*/"), key=lambda path: int(path.name))
     seeds = {int(path.name): _read_systems(path) for path in seed_folders}
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_systems(folder: Path) -> dict[str, SystemResults]:
-    """The systems measured in a run, or in one seed or fold of it; none if there is no such folder."""
+    """The systems measured in a run, or in one of its seeds or folds; empty if the folder does not exist."""
     return {name: _read_system(folder, name) for name in ALL_SYSTEMS if (folder / "systems" / f"{name}.json").exists()}
 
 
@@ -85,7 +85,7 @@ def _read_system(folder: Path, name: str) -> SystemResults:
     validation = folder / "predictions" / "validation" / f"{name}.jsonl"
     return SystemResults(
         name=name,
-        facts=json.loads(_read_text(folder / "systems" / f"{name}.json")),
+        metadata=json.loads(_read_text(folder / "systems" / f"{name}.json")),
         test=_read_lines(folder / "predictions" / f"{name}.jsonl"),
         validation=_read_lines(validation) if validation.exists() else [],
     )
@@ -93,12 +93,12 @@ def _read_system(folder: Path, name: str) -> SystemResults:
 
 def _read_text(path: Path) -> str:
     if not path.exists():
-        raise UserError("A file of the run is missing", str(path), fix="let the run finish, or start it anew")
+        raise UserError("A file of the run is missing", str(path), fix="let the run finish, or start it again")
     return path.read_text(encoding="utf-8")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    # Not splitlines(): JSON may hold U+2028 and its like unescaped inside a string.
+    # Not splitlines(): JSON strings may contain U+2028 and other line separators unescaped.
     return [json.loads(line) for line in _read_text(path).split("\n") if line]
 
 

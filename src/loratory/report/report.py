@@ -1,4 +1,4 @@
-"""A run directory becomes report.json, report.html and a table for the terminal. Nothing is computed but statistics."""
+"""Builds the report of a run from the files in its run directory."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ STAGES = ("load", "check", "baselines", "train", "evaluate")
 def build_report(run: Path) -> Report:
     """The report of a run directory, as report.schema.json describes it.
 
-    Raises UserError if the folder lacks its files, holds no measured system, or systems of different test examples.
+    Raises UserError if a file is missing, no system was measured, or the systems have different test examples.
     """
     return describe(read_run(run))
 
 
 def describe(run: Run) -> Report:
-    """The report of a run that was read."""
+    """The report of a run that has been read."""
     task = task_of(run)
     systems = [describe_system(system, task, run.data["labels"]) for system in run.systems.values()]
     before, after = choose_before_and_after(systems)

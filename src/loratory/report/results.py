@@ -26,26 +26,27 @@ FORGOTTEN = ((0.02, "nothing"), (0.1, "little"), (0.5, "something"), (float("inf
 
 def describe_forgetting(run: Run) -> dict[str, Any] | None:
     """Loss (nats per token) and perplexity on text outside the task, before and after; None if not measured."""
-    found = {e["when"]: e for e in events_named(run, "retained")}
-    if set(found) != {"before", "after"}:
+    logged = {e["when"]: e for e in events_named(run, "retained")}
+    if set(logged) != {"before", "after"}:
         return None
-    before, after = found["before"]["loss"], found["after"]["loss"]
+    before, after = logged["before"]["loss"], logged["after"]["loss"]
     amount = next(words for rise, words in FORGOTTEN if after - before < rise)
-    sentence = f"On {found['after']['texts']} texts outside the task, perplexity went from"
+    sentence = f"On {logged['after']['texts']} texts outside the task, perplexity went from"
     sentence += f" {np.exp(before):.1f} to {np.exp(after):.1f}: {amount} was forgotten."
-    return {"before": before, "after": after, "texts": found["after"]["texts"], "sentence": sentence}
+    return {"before": before, "after": after, "texts": logged["after"]["texts"], "sentence": sentence}
 
 
 def describe_seeds(run: Run) -> list[dict[str, Any]] | None:
     """The tuned systems with each seed, the run's own first; None if there was only one seed."""
-    own, found = run.settings.get("train", {}).get("seed", TrainConfig().seed), []
+    first_seed = run.settings.get("train", {}).get("seed", TrainConfig().seed)
+    described = []
     for name in TUNED:
         series = {seed: part[name] for seed, part in run.seeds.items() if name in part}
         if series and name in run.systems:
             values = [_value(system.test) for system in (run.systems[name], *series.values())]
             statistics = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
-            found.append({"name": name, "seeds": [own, *series], "values": values, **statistics})
-    return found or None
+            described.append({"name": name, "seeds": [first_seed, *series], "values": values, **statistics})
+    return described or None
 
 
 def describe_folds(run: Run) -> dict[str, Any] | None:
@@ -60,17 +61,17 @@ def parsed_answers(system: SystemResults, labels: Sequence[str]) -> list[str | N
     return [parsed_answer(line["answer"], labels) for line in system.test]
 
 
-def _scores(lines: Sequence[dict[str, Any]]) -> np.ndarray:
+def scores_of(lines: Sequence[dict[str, Any]]) -> np.ndarray:
     """The score of each answer, from 0 to 1."""
     return np.array([line.get("worth", line["correct"]) for line in lines], dtype=np.float64)
 
 
 def _value(lines: Sequence[dict[str, Any]]) -> float:
-    return float(_scores(lines).mean())
+    return float(scores_of(lines).mean())
 
 
 def describe_system(system: SystemResults, task: Task, labels: Sequence[str]) -> dict[str, Any]:
-    scores = _scores(system.test)
+    scores = scores_of(system.test)
     if task.is_binary:
         low, high = wilson_interval(int(scores.sum()), len(scores))
     else:
@@ -84,10 +85,10 @@ def describe_system(system: SystemResults, task: Task, labels: Sequence[str]) ->
         "validation_value": _value(system.validation) if system.validation else None,
         "metrics": task.extra_metrics(system.test, labels),
         "per_label": per_label(expected, parsed_answers(system, labels), labels) if labels and task.is_binary else None,
-        "note": system.facts["note"],
-        "rule": system.facts["rule"],
-        "seconds": system.facts["seconds"],
-        "seconds_per_example": system.facts["seconds_per_example"],
+        "note": system.metadata["note"],
+        "rule": system.metadata["rule"],
+        "seconds": system.metadata["seconds"],
+        "seconds_per_example": system.metadata["seconds_per_example"],
     }
 
 
@@ -124,7 +125,7 @@ def compare_systems(a: SystemResults, b: SystemResults, task: Task) -> dict[str,
 
     ``only_a`` and ``only_b`` count the answers that score higher with a and with b.
     """
-    differences = _scores(b.test) - _scores(a.test)
+    differences = scores_of(b.test) - scores_of(a.test)
     only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
     if task.is_binary:
         low, high = paired_difference_interval(only_a, only_b, len(differences))

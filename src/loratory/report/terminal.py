@@ -1,4 +1,4 @@
-"""The report as tables for a terminal."""
+"""The report as tables for the terminal."""
 
 from rich import box
 from rich.console import Group
@@ -9,21 +9,21 @@ from loratory.metrics import TASKS, duration, interval, p_number, percent, point
 from loratory.report.reading import Report
 
 DEMONSTRATION = (
-    "This is the small demonstration model that comes with Loratory, too weak for real work. "
-    "A real model is given with --model.name."
+    "This is the small demonstration model that ships with Loratory. It is too weak for real work: "
+    "choose a real model with --model.name."
 )
 
 
 def render_table(report: Report) -> Group:
-    """The report for a terminal (rich), at most 80 columns wide but for notes: the verdict, systems, comparisons."""
+    """The report for the terminal (rich): verdict, systems, comparisons. At most 80 columns wide, except for notes."""
     task = TASKS[report["task"]]
-    second, key = task.secondary_metric
-    systems = text_table(["system"], [task.metric_label, "95 % interval", "validation", second, "time each"])
+    secondary_label, key = task.secondary_metric
+    systems = text_table(["system"], [task.metric_label, "95 % CI", "validation", secondary_label, "per answer"])
     chosen = {report["verdict"]["before"], report["verdict"]["after"]}
     for s in report["systems"]:
         validation = "–" if s["validation_value"] is None else percent(s["validation_value"])
-        beside = f"{s['metrics'][key]:.3f}" if key in s["metrics"] else "–"
-        row = (s["name"], percent(s["value"]), interval(s), validation, beside)
+        secondary = f"{s['metrics'][key]:.3f}" if key in s["metrics"] else "–"
+        row = (s["name"], percent(s["value"]), interval(s), validation, secondary)
         systems.add_row(*row, duration(s["seconds_per_example"]), style="bold" if s["name"] in chosen else "")
     notes = [f"{s['name']}: {s['note']}" for s in report["systems"] if s["note"]]
     notes += [f"{s['name']} over {len(s['values'])} seeds: {spread(s)}" for s in report["seeds"] or ()]
@@ -31,22 +31,22 @@ def render_table(report: Report) -> Group:
         values = " ".join(
             f"{100 * value:.1f}" for value in report["folds"]["values"].get(report["verdict"]["after"], ())
         )
-        notes.append(f"{report['verdict']['after']} in each fold: {values}")
+        notes.append(f"{report['verdict']['after']} per fold: {values}")
     if report["forgetting"]:
         notes.append(report["forgetting"]["sentence"])
-    compared = text_table(["from", "to"], ["points", "95 % interval", "p (Holm)"])
+    comparisons = text_table(["baseline", "tuned system"], ["points", "95 % CI", "p (Holm)"])
     for c in report["comparisons"]:
         row = (c["a"], c["b"], points(c["difference"]), points_interval(c), p_number(c["p_value"]))
-        compared.add_row(*row)
-    # Text, not str: rich would read [square brackets] in a note as its markup.
+        comparisons.add_row(*row)
+    # Text, not str: rich would interpret [square brackets] in a note as markup.
     blocks = [[Text(DEMONSTRATION, style="yellow")]] if report["demonstration"] else []
     blocks += [[Text(report["verdict"]["sentence"], style="bold")], [systems, *(Text(n, style="dim") for n in notes)]]
-    blocks += [[compared]] if report["comparisons"] else []
+    blocks += [[comparisons]] if report["comparisons"] else []
     return Group(*(line for block in blocks for line in (*block, "")))
 
 
 def text_table(words: list[str], numbers: list[str]) -> Table:
-    """An empty table for the terminal, with headings of columns of words and of numbers."""
+    """An empty table for the terminal; ``words`` and ``numbers`` are the headings of text and numeric columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for heading in words + numbers:
         table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=True)

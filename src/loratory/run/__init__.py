@@ -1,7 +1,7 @@
-"""The parts that ``finetune.py`` is made of.
+"""The stages of a run, which ``finetune.py`` puts together.
 
 In: a ``Config``. Out: a ``Job`` (model and data, loaded and checked), a plan with time estimates, the systems to
-measure, a trained model. Read ``job.py`` first.
+evaluate, a trained model. Read ``job.py`` first.
 """
 
 from loratory.run.checks import check_kind, chooses_on_validation

@@ -1,4 +1,4 @@
-"""A run's model and data, loaded and checked, and the events that tell what happens to them."""
+"""A job: the model, data and settings of one run, loaded and checked, and its records on disk."""
 
 import dataclasses
 import time
@@ -40,9 +40,9 @@ from loratory.storage import (
 from loratory.text import (
     Renderer,
     TokenizedExample,
-    pieces,
     renderer_for,
     template_deviation,
+    token_texts,
     tokenize,
     with_mask_count,
 )
@@ -52,7 +52,7 @@ from loratory.tree import Layout, Mismatch, choose_layout
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run needs once model and data are loaded and checked."""
+    """Everything that a run needs, once model and data are loaded and checked."""
 
     config: Config
     run: Path
@@ -62,23 +62,25 @@ class Job:
     split: Split
     layout: Layout
     train_sequences: tuple[tuple[TokenizedExample, ...], ...]
-    """The sequences of each training example."""
+    """The token sequences of each training example."""
     checks: tuple[dict[str, Any], ...]
+    """Findings of the data checks: name, count and message."""
     seconds: dict[str, float]
-    """What loading and checking took."""
+    """Seconds taken by loading and checking."""
 
 
 def open_job(
     config: Config, on_event: EventCallback, overwrite: bool, approve: Callable[[Job], dict[str, float]]
 ) -> Job:
-    """Loads and checks everything, and only then writes: a mistake leaves nothing behind.
+    """Loads and checks everything before writing anything, so that a mistake leaves nothing behind.
 
-    ``approve`` sees a new job before anything is written and may raise; it returns the estimated seconds by stage.
+    Resumes an unfinished run with the same settings. For a new run, ``approve`` is called before anything is written;
+    it returns the estimated seconds of each stage, and may raise to stop.
     """
     run = Path(config.run.out)
     resumed = check_run(run, config, overwrite)
     if resumed:
-        on_event(Event("message", f"Going on with the unfinished run in {run}"))
+        on_event(Event("message", f"Resuming the unfinished run in {run}"))
         job = load_job(read_config(run), run, on_event)
         check_same_data(run, data_record(job))
         repair_metrics(run)
@@ -97,7 +99,7 @@ def open_job(
 
 
 def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
-    """Loads data and model and checks that one fits the other. Raises UserError."""
+    """Loads data and model, checks that they fit together, and resolves automatic settings. Raises UserError."""
     started = time.perf_counter()
     if is_demonstration(config):
         on_event(Event("message", demonstration_text(config.model.name == BUILTIN_MASKED)))
@@ -123,10 +125,10 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     check_words(config.prompt.words, split.labels)
     check_targets(base.model, config.adapter)
     if base.text.plain_template:
-        on_event(Event("message", "The model has no chat template; a plain one is used (docs/rendering.md)"))
+        on_event(Event("message", "The model has no chat template; Loratory uses a plain one (docs/rendering.md)"))
     renderer = with_mask_count([*split.train, *split.validation], renderer_for(base.text, split.prompt))
     if config.code.run and (problem := sandbox_problem()):
-        fix = "set [code] run = false: answers are then compared as texts"
+        fix = "set [code] run = false, which compares answers as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
     for sentence in _about_template(renderer, config, split):
         on_event(Event("message", sentence))
@@ -172,7 +174,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
 
 
 def environment(job: Job) -> dict[str, Any]:
-    """environment.json: model, machine, versions."""
+    """The content of environment.json: model, machine, versions."""
     model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
     batches = {"kind": job.layout.kind, "why": job.layout.reason}
     ending = {
@@ -182,12 +184,12 @@ def environment(job: Job) -> dict[str, Any]:
     }
     git = git_state(Path.cwd())
     machine = describe_machine(job.machine)
-    found = {"model": model, "demonstration": is_demonstration(job.config), **machine, "batches": batches}
-    return {**found, "ending": ending, "versions": versions(), "git": git}
+    record = {"model": model, "demonstration": is_demonstration(job.config), **machine, "batches": batches}
+    return {**record, "ending": ending, "versions": versions(), "git": git}
 
 
 def data_record(job: Job) -> dict[str, Any]:
-    """data.json: what was read, and what was found in it."""
+    """The content of data.json: the files, the split and the findings of the data checks."""
     data, split = job.config.data, job.split
     counts = {f"{name}_examples": len(getattr(split, name)) for name in ("train", "validation", "test")}
     return {
@@ -199,7 +201,7 @@ def data_record(job: Job) -> dict[str, Any]:
         "test_prompts": [e.messages[-1].content.replace(ANSWER_SLOT, "{mask}") for e in split.test],
         "folds": data.folds or None,
         "rendered": [
-            {"source": s.source, "tokens": [list(piece) for piece in pieces(s)]} for s in job.train_sequences[0][-1:]
+            {"source": s.source, "tokens": [list(pair) for pair in token_texts(s)]} for s in job.train_sequences[0][-1:]
         ],
         "completion": None if job.renderer.masked else template_deviation(job.renderer),
     }
@@ -207,7 +209,7 @@ def data_record(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def timed_stage(run: Path, stage: str, on_event: EventCallback) -> Iterator[None]:
-    """Tells the stage and logs its seconds, also when it is interrupted."""
+    """Reports the start of the stage and logs its seconds, even if it is interrupted."""
     on_event(Event("stage", stage))
     started = time.perf_counter()
     try:

@@ -15,7 +15,10 @@ def retained_texts(job: Job) -> list[TokenizedExample]:
 
 
 def measure_retained(job: Job, model: nn.Module, when: str) -> None:
-    """Logs the model's loss on the retained texts, once. ``when`` is "before" or "after" training."""
+    """Logs the model's mean loss on the retained texts, unless it is logged already.
+
+    ``when`` is "before" or "after" training.
+    """
     if any(e["event"] == "retained" and e["when"] == when for e in read_metrics(job.run)):
         return
     texts = retained_texts(job)

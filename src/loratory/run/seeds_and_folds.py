@@ -1,4 +1,4 @@
-"""The same job several times: with other seeds, or on the folds of a cross-validation. Each has a folder of its own."""
+"""Sub-jobs of a job, each in its own folder: further seeds, and the folds of a cross-validation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,37 +13,37 @@ from loratory.tree import Rule
 
 
 def seed_jobs(job: Job) -> list[Job]:
-    """The job with each further seed: other first weights, another order, the same examples."""
+    """The job with each further seed: different initial weights and order, the same split."""
     train = job.config.train
     settings = [dataclasses.replace(train, seed=train.seed + i, seeds=1) for i in range(1, train.seeds)]
-    return [_inside(job, f"seeds/{s.seed}", config=dataclasses.replace(job.config, train=s)) for s in settings]
+    return [_sub_job(job, f"seeds/{s.seed}", config=dataclasses.replace(job.config, train=s)) for s in settings]
 
 
 def fold_jobs(job: Job) -> list[Job]:
-    """The job on each fold. Raises UserError where a label is too rare."""
-    found = []
+    """The job on each fold. Raises UserError if a label has too few examples."""
+    jobs = []
     for number, split in enumerate(fold_splits(job.split, job.config.data, job.config.train.seed), 1):
         train_sequences = tuple(tuple(tokenize(example, job.renderer)) for example in split.train)
-        found.append(_inside(job, f"folds/{number}", split=split, train_sequences=train_sequences))
-    return found
+        jobs.append(_sub_job(job, f"folds/{number}", split=split, train_sequences=train_sequences))
+    return jobs
 
 
-def _inside(job: Job, folder: str, **changes) -> Job:
+def _sub_job(job: Job, folder: str, **changes) -> Job:
     (job.run / folder).mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(job, run=job.run / folder, **changes)
 
 
 def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> None:
-    """Writes a system's answers to all examples, each by the fold that did not train on it, as the run's own.
+    """Saves a system's predictions for all examples in the run, each from the fold that was not trained on the example.
 
-    ``rule``: how the delivered model chooses, where it does.
+    ``rule`` is the rule by which the final model chooses; None if it does not score labels.
     """
     records = [load_record(fold.run, name) for fold in folds]
-    place = {id(example): i for i, example in enumerate(job.split.test)}
+    index = {id(example): i for i, example in enumerate(job.split.test)}
     test = [Prediction("", None, None)] * len(job.split.test)
     for fold, record in zip(folds, records, strict=True):
         for example, prediction in zip(fold.split.test, record.test, strict=True):
-            test[place[id(example)]] = prediction
+            test[index[id(example)]] = prediction
     pooled = EvalRecord(
         name,
         f"fold 1: {records[0].note}" if records[0].note else None,
@@ -58,5 +58,5 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
 
 
 def seed_and_fold_folders(run: Path) -> list[Path]:
-    """The folders of other seeds and of folds, where there are any."""
+    """The folders of further seeds and of folds; empty if the run has none."""
     return sorted([*run.glob("seeds/*/"), *run.glob("folds/*/")])

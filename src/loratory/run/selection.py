@@ -1,4 +1,4 @@
-"""The systems of a run, made for its job: what a person would otherwise pick, and the tuned model."""
+"""The systems of a run, made for its job: the baselines and the tuned model."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,38 +37,38 @@ TUNED_SYSTEMS = TUNED
 
 
 def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
-    """The systems of ``names`` that the settings ask for; few-shot prompting only where an example fits the prompt."""
-    chosen = job.config.run.systems or SYSTEMS[job.config.task]
-    found = [name for name in names if name in chosen]
-    if has_answer_slot(job.split.prompt):  # a solved text beside a text with a blank is nothing that a model has seen
-        return [name for name in found if name not in FEW_SHOT_SYSTEMS]
-    if any(name in FEW_SHOT_SYSTEMS for name in found) and not few_shot(job)[0]:
-        return [name for name in found if name not in FEW_SHOT_SYSTEMS]
-    return found
+    """Those of ``names`` that the settings select, without few-shot prompting if no example fits into the prompt."""
+    configured = job.config.run.systems or SYSTEMS[job.config.task]
+    selected = [name for name in names if name in configured]
+    if has_answer_slot(job.split.prompt):  # models have not seen solved texts in front of a text with an answer slot
+        return [name for name in selected if name not in FEW_SHOT_SYSTEMS]
+    if any(name in FEW_SHOT_SYSTEMS for name in selected) and not few_shot(job)[0]:
+        return [name for name in selected if name not in FEW_SHOT_SYSTEMS]
+    return selected
 
 
 def pending_systems(job: Job, names: Sequence[str]) -> list[str]:
-    """Those of ``selected_systems`` that are not measured yet."""
+    """Those of ``selected_systems`` that are not evaluated yet."""
     return [name for name in selected_systems(job, names) if not is_measured(job.run, name)]
 
 
 def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]:
-    """How to make a system that needs no tuning."""
+    """A function that makes a system that needs no tuning."""
 
     def make(progress: ProgressCallback) -> System:
         seed, budget = job.config.train.seed, job.config.train.token_budget
         if name == "copy":
             return copy_system(*copy_rule(job.split.train))
         if name == "linear" and job.config.task == "labels":
-            found = linear_multilabel_classifier(job.split.train, job.split.labels)
-            return multilabel_classifier_system(*found, job.split.validation, progress)
+            multilabel = linear_multilabel_classifier(job.split.train, job.split.labels)
+            return multilabel_classifier_system(*multilabel, job.split.validation, progress)
         if name == "linear" and job.config.task == "choice":
             return classifier_system(*most_similar(job.split.train))
         if name == "linear":
             return classifier_system(*linear_classifier(job.split.train, seed))
         if name == "embed":
-            found = embedding_classifier(job.base, job.renderer, job.split.train, job.layout, budget, seed, progress)
-            return classifier_system(*found)
+            embed = embedding_classifier(job.base, job.renderer, job.split.train, job.layout, budget, seed, progress)
+            return classifier_system(*embed)
         shots, note = few_shot(job) if name.startswith("few-shot") else ((), None)
         return prompted(job, job.base.model, name, shots, note, progress)
 
@@ -77,16 +77,16 @@ def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]
 
 def few_shot(job: Job) -> tuple[tuple[Example, ...], str]:
     """The examples that few-shot prompts show, and a note on how many fit."""
-    selected_systems = draw_few_shot(job.split.train, job.config.prompt.few_shot, job.config.train.seed)
+    drawn = draw_few_shot(job.split.train, job.config.prompt.few_shot, job.config.train.seed)
     rows = [*job.split.validation, *job.split.test]
-    shots = shots_that_fit(selected_systems, rows, job.renderer, job.base.text.max_length)
-    return shots, f"{len(shots)} of {len(selected_systems)} few-shot examples fit"
+    shots = shots_that_fit(drawn, rows, job.renderer, job.base.text.max_length)
+    return shots, f"{len(shots)} of {len(drawn)} few-shot examples fit"
 
 
 def prompted(
     job: Job, model: nn.Module, name: str, shots: tuple[Example, ...], note: str | None, progress: ProgressCallback
 ) -> System:
-    """The model, answering freely or choosing among the labels, as the system's name says."""
+    """The system that prompts ``model``. Task and name determine whether it generates, fills masks or scores labels."""
     budget = job.config.train.token_budget
     longest = longest_answer(job.split.train, job.renderer)
     prompting = PromptedModel(model, job.renderer, job.layout, shots, longest, budget)
@@ -104,5 +104,5 @@ def prompted(
 
 
 def tuned_system(job: Job, model: nn.Module, name: str) -> Callable[[ProgressCallback], System]:
-    """How to make a tuned system."""
+    """A function that makes a system of the tuned model."""
     return lambda progress: prompted(job, model, name, (), None, progress)

@@ -1,4 +1,4 @@
-"""The training of a run: learning rates, checkpoints, interruption, and the trained model as it is on disk."""
+"""Training: learning rate search, checkpoints, early stopping, interruption, and saving the tuned model."""
 
 import dataclasses
 import math
@@ -36,30 +36,32 @@ from loratory.training import (
     train,
 )
 
-Losses = dict[int, float]  # optimizer step -> mean loss a token on validation, ascending
+Losses = dict[int, float]  # optimizer step -> mean validation loss per token, in ascending order of steps
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished training: its model holds the weights of the kept step."""
+    """A finished training with one learning rate."""
 
     rate: float
+    """Peak learning rate."""
     kept_step: int
+    """The optimizer step whose weights are kept."""
     loss: float | None
-    """On validation at the kept step; None without validation examples."""
+    """Validation loss at that step; None without validation examples."""
     stopped: bool
-    """Whether it ended early."""
+    """Whether training stopped early."""
 
 
 def load_or_train(job: Job, on_event: EventCallback) -> nn.Module:
-    """The tuned model: from disk where it is complete there, else trained now."""
+    """The tuned model, loaded from disk if training is complete, otherwise trained."""
     if is_trained(job):
         return reload_trained(job)
     return run_training(job, on_event)
 
 
 def run_training(job: Job, on_event: EventCallback) -> nn.Module:
-    """Trains, with every learning rate of a list; saves the best on validation and returns it as saved."""
+    """Trains with each configured learning rate, saves the model that is best on validation, and returns it."""
     with timed_stage(job.run, "train", on_event):
         rates = learning_rates(job)
         trials = []
@@ -78,15 +80,15 @@ def run_training(job: Job, on_event: EventCallback) -> nn.Module:
             model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
             load_checkpoint(checkpoint_at(checkpoint_folder(job, best.rate), best.kept_step), model, None)
         trainable, total = parameter_counts(model)
-        rate = tokens_per_second(job)
+        speed = tokens_per_second(job)
         append_metric(
-            job.run, "trained", trainable_parameters=trainable, total_parameters=total, tokens_per_second=rate
+            job.run, "trained", trainable_parameters=trainable, total_parameters=total, tokens_per_second=speed
         )
         return save_trained(job, model)
 
 
 def learning_rates(job: Job) -> list[float]:
-    """The peak learning rates to try, ascending."""
+    """The peak learning rates to try, in ascending order."""
     configured = job.config.train.learning_rate
     if configured == "auto":
         width = job.base.model.config.get_text_config().hidden_size
@@ -97,32 +99,35 @@ def learning_rates(job: Job) -> list[float]:
 
 
 def restore_base(job: Job, model: nn.Module) -> None:
-    """Makes the base model what it was before ``model`` was trained on it."""
+    """Restores the base model: detaches the adapter, or reloads the weights after full fine-tuning."""
     detach_adapter(model)
     if job.config.adapter.kind == "full":
-        untouched = load_model(job.config.model, job.machine)
-        job.base.model.load_state_dict(untouched.model.state_dict())
+        original = load_model(job.config.model, job.machine)
+        job.base.model.load_state_dict(original.model.state_dict())
 
 
 def checkpoint_folder(job: Job, rate: float) -> Path:
-    """Where the checkpoints of a learning rate are kept."""
+    """The folder for the checkpoints of a learning rate."""
     several = isinstance(job.config.train.learning_rate, tuple)
     return job.run / "checkpoints" / f"rate-{rate:g}" if several else job.run / "checkpoints"
 
 
 def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) -> Trial:
-    """One training, from its newest good checkpoint to the end. Raises Interrupted, with everything saved."""
+    """Trains with one learning rate, resuming from the newest usable checkpoint.
+
+    Raises Interrupted after Ctrl-C, once a checkpoint is saved.
+    """
     settings, folder = job.config.train, checkpoint_folder(job, rate)
     optimizer = make_optimizer(model, settings, job.config.adapter.lora_plus)
-    found, skipped = latest_checkpoint(folder)
+    checkpoint, skipped = latest_checkpoint(folder)
     for sentence in skipped:
         on_event(Event("message", sentence))
-    done = found.step if found else 0
+    done = checkpoint.step if checkpoint else 0
     losses = logged_losses(job, rate, done)
     with torch.random.fork_rng(), interrupt_requested() as interrupted:
-        torch.manual_seed(settings.seed)  # dropout draws from here
-        if found:
-            load_checkpoint(found, model, optimizer)
+        torch.manual_seed(settings.seed)  # for dropout
+        if checkpoint:
+            load_checkpoint(checkpoint, model, optimizer)
             on_event(Event("message", f"Resumed after step {done}"))
         stop = stops_early(losses, settings)
         steps = () if stop else train(model, job.train_sequences, optimizer, settings, rate, job.layout, done)
@@ -133,20 +138,23 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
             last = stop or done == result.steps
             due = settings.checkpoint_every and done % settings.checkpoint_every == 0
             if last or due or best == done or interrupted():
-                save_checkpoint(folder, model, optimizer, done, spare=best)
+                save_checkpoint(folder, model, optimizer, done, keep_step=best)
             if stop:
-                on_event(Event("message", f"Stopped early, after step {done} of {result.steps}"))
+                on_event(Event("message", f"Stopped early after step {done} of {result.steps}"))
                 break
             if interrupted() and not last:
                 raise Interrupted(
-                    f"Interrupted after step {done} of {result.steps}; it is saved. The same command goes on from there"
+                    f"Interrupted after step {done} of {result.steps}, which is saved. The same command resumes there"
                 )
     kept = keep_best(job, model, rate, losses, done, on_event)
     return Trial(rate, kept, losses.get(kept), stop)
 
 
 def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int, on_event: EventCallback) -> int:
-    """Puts the weights of the best epoch back, where the settings ask for them; returns the step that is kept."""
+    """Restores the weights of the best epoch unless ``train.keep`` is "last". Returns the step whose weights are kept.
+
+    ``done`` is the last step. If the best checkpoint cannot be loaded, the last weights are kept.
+    """
     best = best_step(losses, job.config.train)
     if best in (None, done):
         return done
@@ -154,39 +162,39 @@ def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int
         load_checkpoint(checkpoint_at(checkpoint_folder(job, rate), best), model, None)
     except ValueError as error:
         on_event(
-            Event("message", f"The best checkpoint, of step {best}, cannot be used: {error}. The last one is kept")
+            Event("message", f"The best checkpoint, of step {best}, cannot be used: {error}. Kept the last weights")
         )
         return done
-    on_event(Event("message", f"Kept the weights of step {best} of {done}: the lowest loss on validation"))
+    on_event(Event("message", f"Kept the weights of step {best} of {done}, which has the lowest validation loss"))
     return best
 
 
 def logged_losses(job: Job, rate: float, done: int) -> Losses:
-    """Losses on validation as logged up to step ``done``."""
+    """The validation losses in the log up to step ``done``."""
     events = [m for m in read_metrics(job.run) if m["event"] == "validation" and m["trial"] == f"{rate:g}"]
     return dict(sorted((m["step"], m["loss"]) for m in events if m["step"] <= done))
 
 
 def best_step(losses: Losses, settings: TrainConfig) -> int | None:
-    """The step with the lowest loss on validation; None where the last weights are wanted, or none was measured."""
+    """The step with the lowest validation loss; None if ``train.keep`` is "last" or nothing was measured."""
     if settings.keep == "last":
         return None
     return min(losses, key=lambda step: _comparable(losses[step]), default=None)
 
 
 def stops_early(losses: Losses, settings: TrainConfig) -> bool:
-    """Whether the loss on validation has not fallen for as many epochs as the settings allow."""
+    """Whether the validation loss has not improved for ``train.early_stopping`` epochs (0: never stops early)."""
     values, patience = [_comparable(loss) for loss in losses.values()], settings.early_stopping
     return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])
 
 
 def _comparable(loss: float | None) -> float:
-    """Unmeasured losses are all alike; one that is no number is the worst."""
+    """A loss as a number to compare: unmeasured losses are equal, and NaN is worse than any other."""
     return 0.0 if loss is None else math.inf if math.isnan(loss) else loss
 
 
 def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, on_event: EventCallback) -> Losses:
-    """Logs and tells a step. At the end of an epoch: also the loss on validation, which is returned."""
+    """Logs and reports a step. At the end of an epoch, also measures, logs and returns the validation loss."""
     values = dataclasses.asdict(result)
     append_metric(job.run, "step", trial=f"{rate:g}", **values)
     on_event(Event("step", f"{rate:g}", values))
@@ -199,20 +207,20 @@ def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, on_eve
 
 
 def validation_loss(job: Job, model: nn.Module) -> float:
-    """Mean loss a token of the right answers to the validation examples."""
+    """Mean loss per token of the expected answers to the validation examples."""
     sequences = [tokenize(example, job.renderer) for example in job.split.validation]
     return mean_loss(model, sequences, job.layout, job.config.train.token_budget)
 
 
 def tokens_per_second(job: Job) -> float | None:
-    """Tokens of the training sequences a second, over all steps of the log."""
+    """Training throughput in tokens per second over all logged steps; None if there are none."""
     steps = [m for m in read_metrics(job.run) if m["event"] == "step"]
     seconds = sum(m["seconds"] for m in steps)
     return sum(m["tokens"] for m in steps) / seconds if seconds else None
 
 
 def trained_folder(job: Job) -> Path:
-    """adapter/ for LoRA, model/ for full fine-tuning."""
+    """The folder for the tuned model: adapter/ for LoRA, model/ for full fine-tuning."""
     return job.run / ("adapter" if job.config.adapter.kind == "lora" else "model")
 
 
@@ -222,7 +230,7 @@ def is_trained(job: Job) -> bool:
 
 
 def save_trained(job: Job, model: nn.Module) -> nn.Module:
-    """Writes what was trained and, for an adapter, reads it back: what is measured is what is on disk."""
+    """Saves the tuned model and its card. An adapter is loaded back, so that the saved weights are evaluated."""
     prompt = dataclasses.asdict(job.config.prompt)
     name = job.config.model.name if job.config.model.name in BUILTINS else job.base.name
     base = {"name": name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
@@ -247,7 +255,7 @@ def save_trained(job: Job, model: nn.Module) -> nn.Module:
 
 
 def reload_trained(job: Job) -> nn.Module:
-    """The tuned model from disk."""
+    """Loads the tuned model from disk."""
     if job.config.adapter.kind == "lora":
         return load_adapter(job.base, trained_folder(job), fused=job.config.speed.lora == "on")
     config = dataclasses.replace(job.config.model, name=str(trained_folder(job)), revision=None)

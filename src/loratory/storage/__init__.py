@@ -1,6 +1,6 @@
-"""Files and the run directory.
+"""Atomic file writes and the run directory.
 
-In: text, JSON and whole folders to write. Out: files that are complete or absent, a log that is only appended to, and
+In: text, JSON and folders to write. Out: files and folders that are either complete or absent, an append-only log, and
 the settings and records of a run. Read ``run_directory.py`` first: it lists every file of a run.
 """
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their hashes."""
+"""Atomic writes of files and folders, and SHA-256 hashes of files."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: a temporary file beside it, flushed to disk, then renamed."""
+    """Writes a file atomically: to a temporary file in the same folder, which is flushed to disk and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -28,16 +28,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as an indented JSON file, atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes a JSON Lines file, one row per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes ``path`` (replacing it) when the block ends well, and vanishes else."""
+    """Yields a temporary folder that is renamed to ``path`` when the block succeeds, replacing an existing folder.
+
+    If the block raises, the temporary folder is removed and ``path`` stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
@@ -62,7 +67,7 @@ def _flush(path: Path) -> None:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over the bytes of the files, in the order given."""
+    """The SHA-256 hash of the concatenated bytes of the files, as a hexadecimal string."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""From examples to tokens and back.
+"""Conversion of examples to tokens and back.
 
-In: an ``Example`` and a tokenizer with its chat template. Out: ``TokenizedExample`` objects, or the prompt that
-inference sees; both come from the same calls. Read ``rendering.py`` first.
+In: an ``Example`` and a tokenizer with its chat template. Out: ``TokenizedExample`` objects for training and scoring,
+or the prompt for inference; both come from the same functions. Read ``rendering.py`` first.
 """
 
 from loratory.text.context import example_length, fit_to_context, longest_answer
@@ -18,13 +18,13 @@ from loratory.text.rendering import (
     RenderedPrompt,
     TokenizedExample,
     completion_ids,
-    pieces,
+    label_word,
     render_prompt,
     template_deviation,
+    token_texts,
     tokenize,
     tokenizer_round_trip,
     with_mask_count,
-    word,
 )
 from loratory.text.template import Renderer, check_system_is_shown, check_tools_are_shown, decode, renderer_for
 
@@ -41,17 +41,17 @@ __all__ = [
     "decode",
     "example_length",
     "fit_to_context",
+    "label_word",
     "longest_answer",
     "masked_prompt",
     "normalize_masks",
-    "pieces",
     "render_prompt",
     "renderer_for",
     "split_at_slot",
     "template_deviation",
+    "token_texts",
     "tokenize",
     "tokenizer_round_trip",
     "with_mask_count",
     "with_masks",
-    "word",
 ]

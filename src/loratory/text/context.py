@@ -1,4 +1,4 @@
-"""Examples that fit the model's context: measured, then dropped, cut or refused."""
+"""Fitting examples into the model's context: measures them, then drops, cuts or rejects those that are too long."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from loratory.data import ANSWER_SLOT, Example
 from loratory.errors import UserError
 from loratory.text.masking import split_at_slot, with_masks
-from loratory.text.rendering import completion_ids, is_plain_text_example, render_prompt, word
+from loratory.text.rendering import completion_ids, is_plain_text_example, label_word, render_prompt
 from loratory.text.template import Renderer
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Examples that fit the context, and what was done to make them."""
+    """Examples that fit into the context, with the numbers of examples dropped and cut to get there."""
 
     examples: tuple[Example, ...]
     dropped: int
@@ -21,7 +21,7 @@ class Fitted:
 
 
 def example_length(example: Example, renderer: Renderer) -> int:
-    """Tokens of the prompt with the longest of the answers that may follow it, ending included."""
+    """The length in tokens of the prompt followed by its longest candidate or answer, including the ending."""
     if renderer.masked:
         return _masked_length(example, renderer)
     prompt = render_prompt(example.messages, renderer, example.source)
@@ -32,48 +32,56 @@ def example_length(example: Example, renderer: Renderer) -> int:
 
 
 def _masked_length(example: Example, renderer: Renderer) -> int:
-    """A plain text always fits: it is cut into pieces."""
+    """``example_length`` for masked language models; 0 for a plain text, which always fits because it is split.
+
+    Raises UserError if a plain text is empty.
+    """
     if is_plain_text_example(example):
         if not len(renderer.encode_part(example.messages[-1].content)[0]):
-            raise UserError("The text is empty, so nothing could be hidden", example.source, fix="remove the row")
+            raise UserError("The text is empty, so there is nothing to mask", example.source, fix="remove the row")
         return 0
     slotted = split_at_slot(example.messages[-1].content, example.source)
     answers = example.candidates or example.answers
-    longest = max((len(renderer.encode_part(slotted.lead + word(a, renderer))[0]) for a in answers), default=1)
+    texts = (slotted.leading_space + label_word(answer, renderer) for answer in answers)
+    longest = max((len(renderer.encode_part(text)[0]) for text in texts), default=1)
     return len(with_masks(renderer.tokenizer, slotted, max(longest, renderer.masks)).token_ids)
 
 
 def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, overlong: str) -> Fitted:
-    """Applies the setting ``overlong`` to examples of more than ``limit`` tokens. Raises UserError if it is "error"."""
+    """Applies the setting ``overlong`` to the examples longer than ``limit`` tokens.
+
+    Raises UserError if the setting is "error" and an example is too long, or if a prompt cannot be cut enough.
+    """
     lengths = [example_length(example, renderer) for example in examples]
-    long = [i for i, length in enumerate(lengths) if length > limit]
-    if long and overlong == "error":
-        worst = max(long, key=lambda i: lengths[i])
+    overlong_indices = [i for i, length in enumerate(lengths) if length > limit]
+    if overlong_indices and overlong == "error":
+        worst = max(overlong_indices, key=lambda i: lengths[i])
         raise UserError(
-            f"{len(long)} of {len(examples)} examples are longer than the model's context",
+            f"{len(overlong_indices)} of {len(examples)} examples are longer than the model's context",
             examples[worst].source,
-            expected=f"at most {limit} tokens with the answer",
-            found=f"{lengths[worst]} tokens here, the longest",
+            expected=f"at most {limit} tokens, including the answer",
+            found=f"{lengths[worst]} tokens in the longest example",
             fix='set [data] overlong = "cut_prompt" or "drop", or shorten the prompt',
         )
     if overlong == "drop":
-        return Fitted(tuple(e for i, e in enumerate(examples) if lengths[i] <= limit), len(long), 0)
-    cut = {i: _cut_prompt(examples[i], lengths[i] - limit, renderer, limit) for i in long}
+        return Fitted(tuple(e for i, e in enumerate(examples) if lengths[i] <= limit), len(overlong_indices), 0)
+    cut = {i: _cut_prompt(examples[i], lengths[i] - limit, renderer, limit) for i in overlong_indices}
     return Fitted(tuple(cut.get(i, e) for i, e in enumerate(examples)), 0, len(cut))
 
 
 def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -> Example:
-    """Shortens the last user message until the example fits: its end, or what stands around a blank (``_cuttable``).
+    """Shortens the last user message until the example fits.
 
-    Raises UserError if nothing would be left.
+    Cuts the end of the message or, if it contains an answer slot, the part chosen by ``_cuttable``. Raises UserError if
+    no text would be left.
     """
     last = max(i for i, m in enumerate(example.messages) if m.role == "user")
     content = example.messages[last].content
-    before, content, after, end = _cuttable(content) if ANSWER_SLOT in content else ("", content, "", True)
+    before, content, after, from_end = _cuttable(content) if ANSWER_SLOT in content else ("", content, "", True)
     spans = renderer.encode(content)[1]
     keep = len(spans) - excess
     while keep > 0:
-        kept = content[: spans[keep - 1][1]].rstrip() if end else content[spans[-keep][0] :].lstrip()
+        kept = content[: spans[keep - 1][1]].rstrip() if from_end else content[spans[-keep][0] :].lstrip()
         shorter = dataclasses.replace(example.messages[last], content=before + kept + after)
         messages = (*example.messages[:last], shorter, *example.messages[last + 1 :])
         candidate = dataclasses.replace(example, messages=messages)
@@ -82,14 +90,17 @@ def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -
             return candidate
         keep -= over
     raise UserError(
-        "The prompt does not fit the model's context even without the row's text", example.source, f"{limit} tokens"
+        "The prompt does not fit the model's context even without the row's text",
+        example.source,
+        expected=f"at most {limit} tokens, including the answer",
     )
 
 
 def _cuttable(text: str) -> tuple[str, str, str, bool]:
-    """What stands before, in, and after the part of a text with a blank that may be cut, and whether from its end.
+    """Chooses the part of a text with an answer slot that may be cut.
 
-    It is what stands above the line of the blank; without a line above it, the longer side of the blank.
+    This is everything above the line of the slot or, if the slot is on the first line, the longer side of the slot.
+    Returns the text before the part, the part, the text after it, and whether to cut the part from its end.
     """
     start = text.index(ANSWER_SLOT)
     end = start + len(ANSWER_SLOT)
@@ -101,11 +112,11 @@ def _cuttable(text: str) -> tuple[str, str, str, bool]:
     return "", text[:start], text[start:], False
 
 
-LONGEST_TRIED = 100  # texts that are measured in tokens: those of most characters
+LONGEST_TRIED = 100  # how many texts are measured in tokens: those with the most characters
 
 
 def longest_answer(examples: Sequence[Example], renderer: Renderer) -> int:
-    """Tokens of the longest candidate or answer of the examples, its ending included."""
+    """The length in tokens of the examples' longest candidate or answer, including the ending."""
     if renderer.masked:
         return renderer.masks
     texts = {text for e in examples for text in e.candidates or e.answers}

@@ -1,6 +1,6 @@
-"""Example -> TokenizedExample.
+"""Rendering and tokenization of an example: Example -> TokenizedExample.
 
-For masked language models there is no template: the prompt is a text with a blank, which the answer fills.
+Masked language models have no chat template: their prompt is a text with an answer slot that the answer fills.
 
 T: tokens of one sequence.
 """
@@ -18,7 +18,7 @@ from loratory.errors import UserError
 from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, split_at_slot, with_answer
 from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments, template_source
 
-# Tokens for filling in the middle, as families of models have them: before the beginning, the end, and the middle.
+# Fill-in-the-middle tokens of model families: those before the prefix, before the suffix, and before the middle.
 MIDDLE_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -30,44 +30,45 @@ MIDDLE_TOKENS = (
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One sequence to train on or to score: prompt, answer, end."""
+    """One sequence to train on or to score: prompt, answer and ending."""
 
     token_ids: Int64[np.ndarray, "T"]
     loss_weights: Float32[np.ndarray, "T"]
-    """0 on what is not trained."""
+    """The weight of each token in the loss; 0 for tokens that are not trained."""
     text: str
     char_spans: Int64[np.ndarray, "T 2"]
-    """The characters of ``text`` that each token stands for."""
+    """The characters of ``text`` that each token covers."""
     source: str
     masked_ids: Int64[np.ndarray, "T"] | None = None
-    """For masked language models, what is read: the mask token in place of every trained token."""
+    """For masked language models, the input ids: the mask token in place of every trained token."""
     rotation: tuple[int, int] = (0, 1)
-    """(r, n): trained in the epochs e with e % n == r. A text's sequences, which hide other tokens, take turns."""
+    """(r, n): trained in the epochs e with e % n == r. The n sequences of a text mask different tokens."""
 
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """The bytes that inference sees."""
+    """A prompt exactly as inference sees it."""
 
     text: str
     token_ids: Int64[np.ndarray, "T"]
     char_spans: Int64[np.ndarray, "T 2"]
     tail: str | None
-    """From the last special token on: tokenized independently of what stands before it. None without one."""
-    lead: str
-    """White space that goes with the answer."""
+    """The text from the last special token on, tokenized independently of the text before it. None if there is none."""
+    leading_space: str
+    """White space that is tokenized with the answer."""
 
 
 def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str = "") -> RenderedPrompt:
-    """Text and ids up to where the answer begins; for masked language models with the blank as one mask token.
+    """Renders text and ids up to where the answer begins; for masked language models, with one mask token in the slot.
 
-    Raises UserError (two beginning-of-sequence tokens).
+    Raises UserError if the template rejects the messages or adds two beginning-of-sequence tokens, or if the prompt has
+    an answer slot that the model cannot fill.
     """
     if renderer.masked:
-        found = masked_prompt(renderer.tokenizer, messages[-1].content, source)
-        return RenderedPrompt(found.text, found.token_ids, found.char_spans, None, "")
+        masked = masked_prompt(renderer.tokenizer, messages[-1].content, source)
+        return RenderedPrompt(masked.text, masked.token_ids, masked.char_spans, None, "")
     if ANSWER_SLOT in messages[-1].content:
-        text = _around_the_middle(messages, renderer, source)
+        text = _fill_in_the_middle_text(messages, renderer, source)
         return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(middle_tokens(renderer)[2]) :], "")
     text = apply_template(renderer, messages, prompt=True)
     ids, spans = renderer.encode(text)
@@ -75,44 +76,49 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
         raise UserError("The chat template begins with two beginning-of-sequence tokens", source or None)
     start = max((text.rfind(special) for special in renderer.special_texts), default=-1)
-    return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None, renderer.lead)
+    return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None, renderer.leading_space)
 
 
 def middle_tokens(renderer: Renderer) -> tuple[str, str, str]:
-    """The tokens that stand before a beginning, before an end, and before what is to be filled in between.
+    """The tokenizer's fill-in-the-middle tokens: those before the prefix, before the suffix, and before the middle.
 
-    Raises UserError where the tokenizer has none.
+    Raises UserError if the tokenizer has none.
     """
-    known = renderer.tokenizer.get_added_vocab()  # type: ignore[operator]
+    added = renderer.tokenizer.get_added_vocab()  # type: ignore[operator]
     for tokens in MIDDLE_TOKENS:
-        if all(token in known for token in tokens):
+        if all(token in added for token in tokens):
             return tokens
-    fix = "let the prompt end where the answer begins, or choose a model that was trained for it"
-    raise UserError("The tokenizer has no tokens for filling in the middle", "prompt.user, {mask}", fix=fix)
+    fix = "end the prompt where the answer begins, or choose a model that was trained to fill in the middle"
+    raise UserError("The tokenizer has no fill-in-the-middle tokens", "prompt.user, {mask}", fix=fix)
 
 
-def _around_the_middle(messages: Sequence[Message], renderer: Renderer, source: str) -> str:
-    """Beginning, end, and the token after which the middle is written (Bavarian et al., "Efficient Training of Language
-    Models to Fill in the Middle", 2022)."""
+def _fill_in_the_middle_text(messages: Sequence[Message], renderer: Renderer, source: str) -> str:
+    """Prefix, suffix, and the token after which the model writes the middle (Bavarian et al., "Efficient Training of
+    Language Models to Fill in the Middle", 2022).
+
+    Raises UserError unless the prompt is a single message with a single answer slot.
+    """
     if len(messages) > 1 or messages[0].content.count(ANSWER_SLOT) > 1:
-        found = "other messages" if len(messages) > 1 else "several of them"
-        raise UserError("A prompt with {mask} is one message with one of them", source or None, found=found)
+        found = f"{len(messages)} messages" if len(messages) > 1 else "several {mask}"
+        raise UserError(
+            "A prompt with {mask} must be a single message with a single {mask}", source or None, found=found
+        )
     tokens = middle_tokens(renderer)
     start, _, end = messages[0].content.partition(ANSWER_SLOT)
     bos = renderer.tokenizer.bos_token
     first = renderer.tokenizer("a")["input_ids"][:1]
-    begins = bos if bos and first == [renderer.tokenizer.bos_token_id] else ""
-    return f"{begins}{tokens[0]}{start}{tokens[1]}{end}{tokens[2]}"
+    beginning = bos if bos and first == [renderer.tokenizer.bos_token_id] else ""
+    return f"{beginning}{tokens[0]}{start}{tokens[1]}{end}{tokens[2]}"
 
 
 def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> tuple[list[int], bool]:
-    """The ids that follow the prompt: answer and ending; and whether the answer was tokenized in context.
+    """The ids of answer and ending, which follow the prompt, and whether the answer was tokenized in context.
 
-    In context means: encode(prompt + answer) begins with the prompt's ids, and the rest is the answer. Where the
-    tokenizer would merge the two, the answer is tokenized alone, because inference sees the prompt's ids and no others.
-    The answer takes the template's white space before it along.
+    In context means that encode(prompt + answer) begins with the prompt's ids and the rest is the answer. If the
+    tokenizer would merge the end of the prompt with the start of the answer, the answer is tokenized on its own,
+    because inference always sees the prompt's ids unchanged. The answer includes the template's leading space.
     """
-    answer = prompt.lead + answer
+    answer = prompt.leading_space + answer
     if prompt.tail is None:
         both = renderer.encode(prompt.text + answer)[0]
         merged = both[: len(prompt.token_ids)].tolist() != prompt.token_ids.tolist()
@@ -127,28 +133,30 @@ def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> t
 
 
 def template_deviation(renderer: Renderer) -> str | None:
-    """How prompt, answer and ending differ from the template's own rendering; None where that begins with them.
+    """How prompt, answer and ending differ from the template's own rendering; None if that rendering begins with them.
 
-    No mistake, as training and use have the same bytes, but the model has not seen these before.
+    A deviation is not an error, because training and inference see the same bytes, but the base model has not seen text
+    in this form before.
     """
     question, answer = Message("user", PROBE["user"]), PROBE["assistant"]
     prompt = render_prompt([question], renderer)
     ids = [*prompt.token_ids.tolist(), *completion_ids(prompt, answer, renderer)[0]]
-    ours = prompt.text + renderer.lead + answer + renderer.ending_text
-    own = apply_template(renderer, [question, Message("assistant", answer)], prompt=False)
-    if renderer.encode(own)[0][: len(ids)].tolist() == ids:
+    ours = prompt.text + renderer.leading_space + answer + renderer.ending_text
+    theirs = apply_template(renderer, [question, Message("assistant", answer)], prompt=False)
+    if renderer.encode(theirs)[0][: len(ids)].tolist() == ids:
         return None
-    same = next((i for i, (a, b) in enumerate(zip(ours, own, strict=False)) if a != b), min(len(ours), len(own)))
-    here, there = (repr(text[same:][:80].replace(answer, "ANSWER")) for text in (ours, own))
+    differing = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    first = next(differing, min(len(ours), len(theirs)))
+    our_end, their_end = (repr(text[first:][:80].replace(answer, "ANSWER")) for text in (ours, theirs))
     unset = template_arguments(template_source(renderer.tokenizer)).difference(renderer.template_kwargs)
-    hint = "; template_kwargs.enable_thinking = false may mend it" if "enable_thinking" in unset else ""
-    return f"Training and use have {here} where the chat template's own conversations have {there}{hint}"
+    hint = "; template_kwargs.enable_thinking = false may fix this" if "enable_thinking" in unset else ""
+    return f"Training and inference use {our_end} where the chat template itself writes {their_end}{hint}"
 
 
 def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
-    """One sequence for each assistant turn and each right answer, rendered as inference at that turn sees it.
+    """Returns one sequence per assistant turn and one per correct answer, each rendered as inference would see it.
 
-    Raises UserError for a turn without a trained token.
+    Raises UserError if a turn or an answer has no tokens to train on.
     """
     if renderer.masked:
         return _tokenize_masked(example, renderer)
@@ -156,66 +164,72 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
     for i, turn in enumerate(turns):
         if turn.role == "assistant":
             prompt = render_prompt(turns[:i], renderer, example.source)
-            sequences.append(join(prompt, turn.content.strip(), renderer, example.source))
+            sequences.append(join_completion(prompt, turn.content.strip(), renderer, example.source))
     prompt = render_prompt(turns, renderer, example.source)
-    return [*sequences, *(join(prompt, answer.strip(), renderer, example.source) for answer in example.answers)]
+    answers = (answer.strip() for answer in example.answers)
+    return [*sequences, *(join_completion(prompt, answer, renderer, example.source) for answer in answers)]
 
 
 def with_mask_count(examples: Sequence[Example], renderer: Renderer) -> Renderer:
-    """For masked language models: with blanks of as many masks as the longest of the answers has tokens."""
+    """For a masked language model, the renderer whose slots have as many masks as the longest answer has tokens."""
     if not renderer.masked or is_plain_text_example(examples[0]):
         return renderer
     texts = set()
     for e in examples:
-        lead = split_at_slot(e.messages[-1].content, e.source).lead
-        texts |= {lead + word(answer, renderer) for answer in e.candidates or e.answers}
+        space = split_at_slot(e.messages[-1].content, e.source).leading_space
+        texts |= {space + label_word(answer, renderer) for answer in e.candidates or e.answers}
     return dataclasses.replace(renderer, masks=max(len(renderer.encode_part(text)[0]) for text in texts))
 
 
-@functools.lru_cache(maxsize=10_000)  # the same labels for every example
+@functools.lru_cache(maxsize=10_000)  # every example has the same labels
 def tokenizer_round_trip(text: str, renderer: Renderer) -> str:
-    """What the tokenizer makes of a text, there and back."""
+    """The text after encoding and decoding it, without special tokens and outer white space."""
     return decode(renderer.tokenizer, renderer.encode_part(f" {text}")[0].tolist(), skip_special=True).strip()
 
 
 def _tokenize_masked(example: Example, renderer: Renderer) -> list[TokenizedExample]:
-    """The text with each right answer in its blank; without a blank, sequences that hide every token once."""
+    """One sequence per correct answer in the slot; for a plain text, sequences that together mask every token once."""
     text, source = example.messages[-1].content, example.source
     if not is_plain_text_example(example):
         slotted = split_at_slot(text, source)
-        words = [word(answer, renderer) for answer in example.answers]
-        found = [with_answer(renderer.tokenizer, slotted, w, renderer.masks, source) for w in words]
-        return [_masked_sequence(hidden, source, (0, 1)) for hidden in found]
-    pieces = list(masked_rounds(renderer.tokenizer, text, renderer.longest))
-    if not pieces:
-        raise UserError("The text has no tokens, so nothing would be trained", source, found=repr(text[:80]))
-    return [_masked_sequence(hidden, source, (i, len(own))) for own in pieces for i, hidden in enumerate(own)]
+        words = [label_word(answer, renderer) for answer in example.answers]
+        filled = [with_answer(renderer.tokenizer, slotted, w, renderer.masks, source) for w in words]
+        return [_masked_sequence(masked, source, (0, 1)) for masked in filled]
+    chunks = list(masked_rounds(renderer.tokenizer, text, renderer.longest))
+    if not chunks:
+        raise UserError("The text has no tokens, so there is nothing to train on", source, found=repr(text[:80]))
+    return [_masked_sequence(masked, source, (i, len(chunk))) for chunk in chunks for i, masked in enumerate(chunk)]
 
 
 def is_plain_text_example(example: Example) -> bool:
-    """Whether the text is its own answer: any token of it may be hidden."""
+    """Whether the text is its own answer, so that any of its tokens may be masked."""
     return example.answers == (example.messages[-1].content,)
 
 
-def _masked_sequence(found: MaskedText, source: str, rotation: tuple[int, int]) -> TokenizedExample:
-    weights = found.hidden.astype(np.float32)
-    return TokenizedExample(found.token_ids, weights, found.text, found.char_spans, source, found.masked_ids, rotation)
+def _masked_sequence(masked: MaskedText, source: str, rotation: tuple[int, int]) -> TokenizedExample:
+    weights = masked.hidden.astype(np.float32)
+    return TokenizedExample(
+        masked.token_ids, weights, masked.text, masked.char_spans, source, masked.masked_ids, rotation
+    )
 
 
-def word(answer: str, renderer: Renderer) -> str:
-    """What fills a masked language model's blank for an answer."""
+def label_word(answer: str, renderer: Renderer) -> str:
+    """The text that stands for an answer in the slot: its entry in ``[prompt.words]``, else the answer itself."""
     return renderer.words.get(answer, answer)
 
 
-def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -> TokenizedExample:
-    """Prompt, answer and ending as one sequence; answer and ending have weight 1. Raises UserError if nothing would."""
+def join_completion(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -> TokenizedExample:
+    """Joins prompt, answer and ending into one sequence; the tokens of answer and ending have weight 1.
+
+    Raises UserError if the answer has no tokens.
+    """
     completion, _ = completion_ids(prompt, answer, renderer)
     if len(completion) == len(renderer.ending):
-        raise UserError("The answer has no tokens, so nothing would be trained", source, found=repr(answer))
-    completed = prompt.lead + answer + renderer.ending_text
+        raise UserError("The answer has no tokens, so there is nothing to train on", source, found=repr(answer))
+    completed = prompt.leading_space + answer + renderer.ending_text
     text = prompt.text + completed
     lengths = np.array(renderer.text_lengths(tuple(completion)), dtype=np.int64)
-    lengths[1:] += max(0, len(completed) - lengths[-1])  # decoded alone, some first tokens lose their space
+    lengths[1:] += max(0, len(completed) - lengths[-1])  # some tokenizers drop the space of the first token
     ends = len(prompt.text) + lengths
     spans = np.stack([ends[:-1], ends[1:]], axis=1)
     return TokenizedExample(
@@ -227,10 +241,10 @@ def join(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -
     )
 
 
-def pieces(sequence: TokenizedExample) -> list[tuple[str, bool]]:
-    """The text of each token and whether it is trained; together they are the whole text, each character once."""
-    found, shown = [], 0
+def token_texts(sequence: TokenizedExample) -> list[tuple[str, bool]]:
+    """The text of each token and whether it is trained; joined, the texts are the whole text, each character once."""
+    texts, shown = [], 0
     for end, weight in zip(sequence.char_spans[:, 1].tolist(), sequence.loss_weights.tolist(), strict=True):
-        found.append((sequence.text[shown:end], weight > 0))  # some tokenizers' spans overlap, others leave gaps
+        texts.append((sequence.text[shown:end], weight > 0))  # some tokenizers' spans overlap or leave gaps
         shown = max(shown, end)
-    return found
+    return texts

@@ -1,5 +1,6 @@
-"""A tokenizer with its chat template, checked on probes. The only caller of the template: training and use get the same
-bytes.
+"""Chat templates: checks a tokenizer's template on probe messages and renders messages with it.
+
+All rendering goes through this module, so training and inference get the same bytes.
 
 T: tokens of a text.
 """
@@ -26,9 +27,9 @@ from loratory.data import TOOLS, Message
 from loratory.errors import UserError, did_you_mean
 from loratory.models import LoadedTokenizer
 
-# Text that no template produces by itself, to find where a template puts what it is given.
+# Texts that no template contains itself, used to find where a template puts the text it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
-# What Transformers itself hands to every template; not a person's to set.
+# Variables that Transformers itself passes to every template; users cannot set them.
 RESERVED = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
     "bos_token", "eos_token", "pad_token", "unk_token", "strftime_now", "raise_exception",
@@ -37,43 +38,43 @@ RESERVED = {
 
 @dataclass(frozen=True, eq=False)
 class Renderer:
-    """A tokenizer with everything that decides the bytes."""
+    """A tokenizer with all settings that determine how messages are rendered and tokenized."""
 
     tokenizer: PreTrainedTokenizerBase
     template_kwargs: Mapping[str, Any]
     date: str
-    """The day that a template with a date shows, YYYY-MM-DD."""
+    """The date, YYYY-MM-DD, shown by templates that include one."""
     ending: tuple[int, ...]
-    """The tokens after an answer, trained; the last one stops generation."""
+    """The tokens after an answer. They are trained; the last one stops generation."""
     stop_ids: tuple[int, ...]
-    """Generation stops on any of these."""
+    """The ids that stop generation."""
     note: str
-    """How the ending was found."""
-    lead: str = ""
-    """White space that the template puts between prompt and answer; trained and scored with the answer."""
+    """How the ending was determined."""
+    leading_space: str = ""
+    """White space that the template puts between prompt and answer. It is trained and scored with the answer."""
     masked: bool = False
-    """Whether it is for a masked language model, without template and ending."""
+    """Whether the model is a masked language model, which has no template and no ending."""
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What fills the blank for a label, where that is not the label itself."""
+    """The text that fills the answer slot for a label; a label without an entry stands for itself."""
     masks: int = 1
-    """How many mask tokens a blank has."""
+    """How many mask tokens an answer slot has."""
     longest: int = 2**31
-    """Tokens that the model reads at once; longer plain texts are cut into pieces."""
+    """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
 
     @functools.cached_property
     def ending_text(self) -> str:
-        """The text of the ending after an answer; alone, some tokenizers decode it without its first space."""
+        """The text of the ending, decoded after an answer: on its own, some tokenizers drop its first space."""
         before = self.encode(PROBE["assistant"])[0].tolist()
         return decode(self.tokenizer, [*before, *self.ending])[len(decode(self.tokenizer, before)) :]
 
     @functools.cached_property
     def special_texts(self) -> tuple[str, ...]:
-        """Texts that the tokenizer cuts out before anything else, longest first."""
+        """The tokenizer's added tokens, longest first; it splits them off before it tokenizes the rest."""
         return tuple(sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))  # type: ignore[operator]
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019 - one Renderer lives as long as a run
     def tail_answer_ids(self, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Ids of ``tail``, and those of ``answer`` after it or None where the two merge into one token."""
+        """The ids of ``tail``, and the ids of ``answer`` after it, or None if the two would merge into one token."""
         alone, both = self.encode(tail)[0], self.encode(tail + answer)[0]
         if both[: len(alone)].tolist() != alone.tolist():
             return tuple(alone.tolist()), None
@@ -81,19 +82,19 @@ class Renderer:
 
     @functools.lru_cache(maxsize=100)  # noqa: B019
     def longest_answer(self, tail: str, answers: tuple[str, ...]) -> int:
-        """Tokens of the longest of the answers after ``tail``."""
-        texts = [self.lead + answer for answer in answers]
+        """The length in tokens of the longest of the answers after ``tail``, including the leading space."""
+        texts = [self.leading_space + answer for answer in answers]
         ids = (self.tail_answer_ids(tail, text)[1] or self.encode(text)[0] for text in texts)
         return max(map(len, ids), default=0)
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
-        """Characters that the first 0, 1, 2, ... of the tokens stand for."""
+        """How many characters the first 0, 1, 2, ... tokens decode to."""
         lengths = [len(decode(self.tokenizer, token_ids[:n])) for n in range(len(token_ids) + 1)]
         return np.minimum.accumulate(lengths[::-1])[::-1].tolist()
 
     def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
-        """Ids and character spans of a rendered text; the template has put the special tokens in already."""
+        """Ids and character spans of a rendered text; its special tokens come from the template."""
         if self.boundary is None:
             return self.encode_part(text)
         cuts = [0, *(m.start() for m in self.boundary.finditer(text) if m.start()), len(text)]
@@ -103,33 +104,38 @@ class Renderer:
 
     @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:
-        """Special tokens before which a text may be cut without changing its ids: those that take no notice of what
-        stands to their left. A tokenizer cuts them out before anything else, so parts that recur are encoded once.
+        """Matches the special tokens before which a text can be split without changing its ids.
+
+        These are the tokens that do not depend on the text to their left. The tokenizer splits them off before anything
+        else, so recurring parts of a text are encoded only once. None if there are none.
         """
         tokens = self.tokenizer.added_tokens_decoder.values()
-        clean = [t.content for t in tokens if t.special and not (t.lstrip or t.single_word or t.normalized)]
-        return re.compile("|".join(map(re.escape, sorted(clean, key=len, reverse=True)))) if clean else None
+        splitting = [t.content for t in tokens if t.special and not (t.lstrip or t.single_word or t.normalized)]
+        return re.compile("|".join(map(re.escape, sorted(splitting, key=len, reverse=True)))) if splitting else None
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def encode_part(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
-        """Ids and character spans of a text, in one call of the tokenizer."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spans = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        return np.array(found["input_ids"], dtype=np.int64), spans
+        """Ids and character spans of a text, from one call of the tokenizer."""
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        return np.array(encoding["input_ids"], dtype=np.int64), spans
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special: bool = False) -> str:
-    """The text of the ids."""
+    """Decodes the ids to text."""
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
 
 
 def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task file") -> Renderer:
-    """The renderer of a causal or of a masked language model. Raises UserError."""
+    """Makes the renderer of a causal or a masked language model.
+
+    Raises UserError if the template cannot be used, or if a system message is set for a masked language model.
+    """
     if not text.masked:
         return make_renderer(text.tokenizer, text.stop_ids, prompt, where)
     if prompt.system is not None:
-        fix = "put its text into [prompt] user"
-        raise UserError("A masked language model takes no system message", f"{where}, prompt.system", fix=fix)
+        fix = "move its text to [prompt] user"
+        raise UserError("A masked language model does not take a system message", f"{where}, prompt.system", fix=fix)
     return Renderer(
         text.tokenizer,
         {},
@@ -146,27 +152,30 @@ def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task
 def make_renderer(
     tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], prompt: PromptConfig, where: str = "task file"
 ) -> Renderer:
-    """Checks template and arguments on a probe conversation and finds the ending. Raises UserError.
+    """Makes a renderer: checks the template and its arguments on a probe conversation and determines the ending.
 
-    The ending is what the template puts after an answer, up to and including the first of the model's stop ids; else
-    up to and including the first special token, which joins the stop ids; else the tokenizer's end-of-sequence token.
+    The ending is what the template puts after an answer, up to and including the first of the model's stop tokens. If
+    there is none, the ending extends to the first special token, which is added to the stop ids. If there is no special
+    token either, the ending is the tokenizer's end-of-sequence token.
+
+    Raises UserError if the date, the template or a template argument is invalid, or if no ending can be determined.
     """
     date = datetime.date.today().isoformat() if prompt.date == "auto" else prompt.date
     try:
         day = datetime.datetime.strptime(date, "%Y-%m-%d")
     except ValueError as error:
-        raise UserError("prompt.date is no date", where, "YYYY-MM-DD or auto", repr(date)) from error
+        raise UserError("prompt.date is not a date", where, "YYYY-MM-DD or auto", repr(date)) from error
     source = template_source(tokenizer)
     _check_template_kwargs(source, prompt.template_kwargs, where)
-    shown = _with_date(source, day)
-    frozen: dict[str, Any] = {"chat_template": shown} if shown != source else {}
+    dated = _with_date(source, day)
+    frozen: dict[str, Any] = {"chat_template": dated} if dated != source else {}
     renderer = Renderer(tokenizer, {**prompt.template_kwargs, **frozen}, date, (), tuple(stop_ids), "")
     _check_user_is_shown(renderer)
-    return _with_ending(dataclasses.replace(renderer, lead=_lead(renderer)))
+    return _with_ending(dataclasses.replace(renderer, leading_space=_leading_space(renderer)))
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the chat template. Raises UserError where the tokenizer has none."""
+    """The source of the chat template. Raises UserError if the tokenizer has none."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -184,38 +193,42 @@ def _parse(source: str) -> jinja2.nodes.Template:
 
 
 def _with_date(source: str, day: datetime.datetime) -> str:
-    """The template with the day in place of what it asks strftime_now for: a run must show the same day whenever used.
+    """Replaces the template's calls of ``strftime_now`` with the given day, so that a run always shows the same date.
 
-    Raises UserError where the format is computed, so that the day cannot be put in.
+    Raises UserError if the template computes the date format, because the day cannot be inserted then.
     """
     call = r"""strftime_now\(\s*(["'])((?:(?!\1).)*)\1\s*\)"""
-    shown = re.sub(call, lambda m: repr(day.strftime(m[2])), source)
-    if "strftime_now" in shown and any(
+    dated = re.sub(call, lambda m: repr(day.strftime(m[2])), source)
+    if "strftime_now" in dated and any(
         isinstance(call.node, jinja2.nodes.Name) and call.node.name == "strftime_now"
-        for call in _parse(shown).find_all(jinja2.nodes.Call)
+        for call in _parse(dated).find_all(jinja2.nodes.Call)
     ):
-        raise UserError("The chat template shows the date in a format that cannot be fixed", fix="choose another model")
-    return shown
+        raise UserError(
+            "The chat template computes its date format, so the date cannot be frozen", fix="choose another model"
+        )
+    return dated
 
 
 @functools.cache
 def template_arguments(source: str) -> frozenset[str]:
-    """The names that a template looks up and that a person may set."""
+    """The names of the variables in a template that users may set."""
     return frozenset(jinja2.meta.find_undeclared_variables(_parse(source)) - RESERVED)
 
 
 def _check_template_kwargs(source: str, arguments: Mapping[str, Any], where: str) -> None:
-    """Templates ignore arguments that they do not know, silently; so a misspelt one is found here."""
+    """Raises UserError for a misspelled argument: templates silently ignore arguments that they do not use."""
     for name in arguments:
         if name not in (known := template_arguments(source)):
-            fix = did_you_mean(name, known) or f"it knows: {', '.join(sorted(known)) or 'none'}"
-            raise UserError(
-                f"The chat template knows no argument {name!r}", f"{where}, prompt.template_kwargs", fix=fix
-            )
+            options = f"use one of: {', '.join(sorted(known))}" if known else "remove it; the template has no arguments"
+            fix = did_you_mean(name, known) or options
+            raise UserError(f"The chat template has no argument {name!r}", f"{where}, prompt.template_kwargs", fix=fix)
 
 
 def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool) -> str:
-    """The chat template's text for the messages; ``prompt``: ending where the answer begins. Raises UserError."""
+    """Renders messages with the chat template; with ``prompt``, the text ends where the answer begins.
+
+    Raises UserError if the template fails.
+    """
     messages = tuple(messages)
     turns = [{"role": m.role, "content": m.content} for m in messages if m.role != TOOLS]
     tools = [tool for m in messages if m.role == TOOLS for tool in json.loads(m.content)] or None
@@ -223,10 +236,10 @@ def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool
         text = renderer.tokenizer.apply_chat_template(
             turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **renderer.template_kwargs
         )
-    except Exception as error:  # a template is someone else's program: it can divide by zero or recurse without end
+    except Exception as error:  # a template is third-party code: it can divide by zero or recurse infinitely
         has_system = any(t["role"] == "system" for t in turns)
-        fix = "put the system text into [prompt] user" if has_system else None
-        raise UserError("The chat template refuses these messages", found=str(error)[:300], fix=fix) from error
+        fix = "move the system text to [prompt] user" if has_system else None
+        raise UserError("The chat template rejects these messages", found=str(error)[:300], fix=fix) from error
     assert isinstance(text, str)
     return text
 
@@ -234,29 +247,28 @@ def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool
 def _check_user_is_shown(renderer: Renderer) -> None:
     text = apply_template(renderer, [Message("user", PROBE["user"])], prompt=True)
     if PROBE["user"] not in text:
-        raise UserError(
-            "The chat template does not show the user's text", found=repr(text[:200]), fix="choose another model"
-        )
+        raise UserError("The chat template drops the user message", found=repr(text[:200]), fix="choose another model")
 
 
 def check_system_is_shown(renderer: Renderer) -> None:
-    """Raises UserError where the template refuses system messages or drops them."""
+    """Raises UserError if the template rejects or drops system messages."""
     probe = [Message("system", PROBE["system"]), Message("user", PROBE["user"])]
     if PROBE["system"] not in apply_template(renderer, probe, prompt=True):
-        raise UserError("The chat template drops the system message", fix="put its text into [prompt] user")
+        raise UserError("The chat template drops the system message", fix="move its text to [prompt] user")
 
 
 def check_tools_are_shown(renderer: Renderer) -> None:
-    """Raises UserError where the template takes no notice of tools."""
+    """Raises UserError if the template ignores tools."""
     question = Message("user", PROBE["user"])
     tool = {"type": "function", "function": {"name": "probe_tool", "description": "", "parameters": {}}}
     text = apply_template(renderer, [Message(TOOLS, json.dumps([tool])), question], prompt=True)
     if "probe_tool" not in text:
-        raise UserError("The chat template does not show tools", fix="choose another model, or remove the column tools")
+        fix = "choose another model, or remove the tools column"
+        raise UserError("The chat template does not support tools", fix=fix)
 
 
-def _lead(renderer: Renderer) -> str:
-    """The white space between prompt and answer in the template's own conversations."""
+def _leading_space(renderer: Renderer) -> str:
+    """The white space that the template itself puts between prompt and answer."""
     question, answer = Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])
     prompt = apply_template(renderer, [question], prompt=True)
     whole = apply_template(renderer, [question, answer], prompt=False)
@@ -265,10 +277,11 @@ def _lead(renderer: Renderer) -> str:
 
 
 def _with_ending(renderer: Renderer) -> Renderer:
+    """The renderer with the ending and the stop ids that ``make_renderer`` describes."""
     turns = [Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])]
-    before, found, tail = apply_template(renderer, turns, prompt=False).rpartition(PROBE["assistant"])
-    # In context, because alone some tokenizers put a space before it.
-    ids = renderer.tail_answer_ids(before + found, tail)[1] if found else ()
+    before, answer, tail = apply_template(renderer, turns, prompt=False).rpartition(PROBE["assistant"])
+    # Tokenized in context, because some tokenizers put a space before a text on its own.
+    ids = renderer.tail_answer_ids(before + answer, tail)[1] if answer else ()
     ids = renderer.encode(tail)[0].tolist() if ids is None else ids
     special = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
     for stops, note in (
@@ -282,8 +295,8 @@ def _with_ending(renderer: Renderer) -> Renderer:
     eos = renderer.tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise UserError(
-            "Neither the chat template nor the tokenizer says how an answer ends", fix="choose another model"
+            "Neither the chat template nor the tokenizer defines how an answer ends", fix="choose another model"
         )
     stop_ids = tuple(sorted({*renderer.stop_ids, eos}))
-    note = "the tokenizer's end-of-sequence token, because the template puts no stop after an answer"
+    note = "the tokenizer's end-of-sequence token, because the template puts no stop token after an answer"
     return dataclasses.replace(renderer, ending=(eos,), stop_ids=stop_ids, note=note)

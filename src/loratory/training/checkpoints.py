@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, hashed, and enough to continue as if nothing had happened."""
+"""Checkpoints: written atomically, verified by hash, and sufficient to resume training bit for bit."""
 
 import json
 import shutil
@@ -26,12 +26,12 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, spare: int | None = None
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep_step: int | None = None
 ) -> Checkpoint:
     """Writes ``folder/step-NNNNNN``: trained parameters, optimizer moments, random state, and a manifest of hashes.
 
-    Everything goes to a temporary folder first, which is renamed when it is complete. Older checkpoints go, but for the
-    one before and that of step ``spare``.
+    Everything is written to a temporary folder, which is renamed once it is complete. Older checkpoints are deleted,
+    except the previous one and the one of step ``keep_step``.
     """
     path = folder / f"step-{step:06d}"
     parameters = trainable_parameters(model)
@@ -48,10 +48,10 @@ def save_checkpoint(
         save_file(_random_state(), temporary / RANDOM)
         hashes = {name: sha256_of([temporary / name]) for name in FILES}
         write_json(temporary / MANIFEST, {"step": step, "sha256": hashes})
-    # Later steps belong to a past that was given up, because none of its checkpoints could be read.
-    kept = [p for p in _folders(folder) if _step(p) <= step][-KEEP:]
-    for other in set(_folders(folder)) - set(kept):
-        if _step(other) != spare:
+    # Checkpoints of later steps are from an earlier attempt that was abandoned because none of them could be read.
+    newest = [p for p in _folders(folder) if _step(p) <= step][-KEEP:]
+    for other in set(_folders(folder)) - set(newest):
+        if _step(other) != keep_step:
             shutil.rmtree(other)
     return Checkpoint(path, step)
 
@@ -73,41 +73,41 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and a sentence for each that was skipped."""
+    """The newest checkpoint whose files match its manifest, and a sentence for each checkpoint that was skipped."""
     skipped = []
     for path in reversed(_folders(folder)):
         try:
             return verify_checkpoint(path), skipped
         except ValueError as error:
-            skipped.append(f"{path.name} is skipped: {error}")
+            skipped.append(f"Skipping checkpoint {path.name}: {error}")
     return None, skipped
 
 
 def checkpoint_at(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises ValueError as ``verify_checkpoint`` does."""
+    """The checkpoint of a step. Raises ValueError like ``verify_checkpoint``."""
     return verify_checkpoint(folder / f"step-{step:06d}")
 
 
 def verify_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a folder. Raises ValueError, saying why, where its files do not match its manifest."""
+    """The checkpoint in a folder. Raises ValueError, with the reason, if its files do not match its manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         step, hashes = int(manifest["step"]), dict(manifest["sha256"])
         if step != _step(path) or set(hashes) != set(FILES):
-            raise ValueError("it names another step or other files")
-        bad = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
+            raise ValueError("the manifest lists a different step or different files")
+        changed = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"its manifest or a file cannot be read ({error})") from error
-    if bad:
-        raise ValueError(f"{', '.join(bad)} changed since it was written")
+        raise ValueError(f"the manifest or a file cannot be read ({error})") from error
+    if changed:
+        raise ValueError(f"{', '.join(changed)} changed since it was written")
     return Checkpoint(path, step)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Puts parameters (and, with an optimizer, moments and random state) back, bit for bit."""
+    """Restores the parameters (and, if an optimizer is given, moments and random state) bit for bit."""
     values = load_file(checkpoint.path / PARAMETERS)
     parameters = trainable_parameters(model)
-    assert values.keys() == parameters.keys(), "the checkpoint is of another model or adapter"
+    assert values.keys() == parameters.keys(), "the checkpoint belongs to a different model or adapter"
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
@@ -115,9 +115,9 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
         return
     moments = load_file(checkpoint.path / MOMENTS)
     for name, parameter in parameters.items():
-        own = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
-        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in own.items()}
-    random = load_file(checkpoint.path / RANDOM)
-    torch.set_rng_state(random["cpu"])
+        state = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+    random_state = load_file(checkpoint.path / RANDOM)
+    torch.set_rng_state(random_state["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([random[f"cuda{i}"] for i in range(torch.cuda.device_count())])
+        torch.cuda.set_rng_state_all([random_state[f"cuda{i}"] for i in range(torch.cuda.device_count())])

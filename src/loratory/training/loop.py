@@ -1,4 +1,4 @@
-"""The training loop: arithmetic only. Whoever drives it prints, saves and evaluates."""
+"""The training loop: computation only; printing, saving, and evaluating are up to the caller."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,26 +27,26 @@ from loratory.tree import (
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did."""
+    """The result of one optimizer step."""
 
     step: int
-    """Steps done so far, this one included."""
+    """Steps completed so far, including this one."""
     steps: int
     epoch: float
     loss: float
-    """Mean cross-entropy a trained token, in nats, before the update."""
+    """Mean cross-entropy per target token, in nats, before the update."""
     learning_rate: float
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     tokens: int
-    """Tokens of the step's sequences."""
+    """Tokens in the step's sequences."""
     unique_tokens: int
-    """Tokens computed: each shared prefix once."""
+    """Tokens actually computed; each shared prefix counts once."""
     seconds: float
 
 
 def total_steps(examples: int, settings: TrainConfig) -> int:
-    """Optimizer steps of the whole training."""
+    """Number of optimizer steps in the whole training run."""
     return settings.epochs * steps_per_epoch(examples, settings.batch_size)
 
 
@@ -59,10 +59,10 @@ def train(
     layout: Layout,
     first_step: int = 0,
 ) -> Iterator[StepResult]:
-    """Trains, one optimizer step a result. ``examples``: the sequences of each example.
+    """Trains the model, and yields one result per optimizer step. ``examples``: the sequences of each example.
 
-    The state after ``first_step`` steps must be in model and optimizer (see checkpoint.py); what follows then equals
-    an uninterrupted run.
+    Model and optimizer must hold the state after ``first_step`` steps (see ``checkpoints.py``); the remaining steps are
+    then the same as in an uninterrupted run.
     """
     steps = total_steps(len(examples), settings)
     device = next(model.parameters()).device
@@ -72,7 +72,7 @@ def train(
         sequences = sequences_of_epoch(examples, indices, step // steps_per_epoch(len(examples), settings.batch_size))
         batches = [b.to(device) for b in micro_batches(sequences, settings.token_budget, layout.share)]
         rate = learning_rate_at(step, steps, peak_learning_rate, settings.schedule, settings.warmup)
-        set_training(model)  # each time, because whoever drives the loop may evaluate in between
+        set_training(model)  # at every step, because the caller may evaluate between steps
         loss, grad_norm = optimizer_step(model, optimizer, batches, layout, rate, settings.max_grad_norm)
         yield StepResult(
             step=step + 1,
@@ -95,10 +95,10 @@ def optimizer_step(
     learning_rate: float,
     max_grad_norm: float,
 ) -> tuple[float, float]:
-    """One update from the mean loss over all targets of all micro-batches. Returns that loss and the gradient's norm.
+    """One update from the mean loss over all targets of all micro-batches. Returns that loss and the gradient norm.
 
-    Each micro-batch contributes its sum divided by the weight of the whole step, so that how the step is cut into
-    micro-batches does not change its gradient.
+    Each micro-batch contributes its sum divided by the weight of the whole step, so the gradient does not depend on how
+    the step is split into micro-batches.
     """
     optimizer.zero_grad(set_to_none=True)
     weight = sum(batch_weight(batch) for batch in batches)
@@ -117,7 +117,7 @@ def optimizer_step(
 
 
 def set_training(model: nn.Module) -> None:
-    """Base model as in inference, so that its dropouts are 0; dropout of the adapter's branches on."""
+    """Puts the base model in inference mode, without dropout, and turns on the dropout of the adapter's branches."""
     model.eval()
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" in name:
@@ -128,7 +128,7 @@ def set_training(model: nn.Module) -> None:
 def mean_loss(
     model: nn.Module, examples: Sequence[Sequence[TokenizedExample]], layout: Layout, token_budget: int
 ) -> float:
-    """Mean cross-entropy a trained token, in nats, over all examples; nothing is trained."""
+    """Mean cross-entropy per target token, in nats, over all examples; does not train."""
     model.eval()
     device = next(model.parameters()).device
     sequences = [sequence for group in examples for sequence in group]

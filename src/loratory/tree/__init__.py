@@ -1,7 +1,7 @@
-"""Token trees: every prefix that sequences share is computed once.
+"""Token trees: a prefix that several sequences share is computed only once.
 
 In: ``TokenizedExample`` objects and a model. Out: losses, log-probabilities of candidate answers, generated text.
-Read ``batches.py`` first, for the tree itself, then ``attention.py`` and ``forward.py``.
+Start with ``batches.py``, which builds the tree, then read ``attention.py`` and ``forward.py``.
 """
 
 from loratory.tree.batches import Batch, micro_batches, sequences_of_epoch, step_examples, steps_per_epoch

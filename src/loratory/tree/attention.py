@@ -1,7 +1,8 @@
-"""Tree attention, handed to Transformers through its own registries, and the forward of a token tree.
+"""Tree attention and its masks, registered with Transformers as an attention implementation.
 
-T: tokens in the layout.  P: tokens of a prefix that was computed before.  N: targets.  U: rows that some target needs.
-S: rows that ask.  H, K: query and key/value heads.  D, E: width of keys, of values.  X: width of the hidden states.
+T: tokens in the layout.  P: tokens of a prefix computed earlier.  N: targets.  U: rows that at least one target needs.
+S: query rows.  R: rows of a chunk.  L: live keys of a chunk.  H, K: query heads and key/value heads.
+D, E: head dimension of the keys and of the values.  X: width of the hidden states.
 """
 
 import contextvars
@@ -22,88 +23,88 @@ from loratory.tree.kernels import RowChunk, attend, cut_rows
 from loratory.tree.layout import Layout
 
 NAME = "loratory_tree"
-# Arguments that layers hand to the attention function and that change nothing here: windows come with the mask.
+# Arguments that layers pass to the attention function and that have no effect here: the mask already covers windows.
 HARMLESS = {"sliding_window", "position_ids", "cache_position", "use_cache", "is_causal"}
 
 
 @dataclass(frozen=True)
 class LayerMask:
-    """What arrives as ``attention_mask`` in the layers of one type."""
+    """The ``attention_mask`` that the layers of one type receive."""
 
     chunks: tuple[RowChunk, ...]
     layout: Layout
-    called: list[int] = field(default_factory=list)
-    """Identities of the layers that called tree attention in this forward; read by the checks."""
+    seen_layers: list[int] = field(default_factory=list)
+    """``id()`` of each attention module that called tree attention in this forward pass; read by the checks."""
     flex: FlexPlan | None = None
-    """On a GPU in place of the chunks."""
+    """Replaces the chunks on a GPU."""
     some_rows: "LayerMask | None" = None
-    """The same for the rows that targets need alone, for the last layer."""
+    """The same mask restricted to the rows that targets need, for the last layer."""
 
 
 @dataclass(frozen=True)
 class TreeCall:
-    """The batch of the forward that is under way; read by the mask function alone, before the first layer."""
+    """The batch of the current forward pass; only the mask function reads it, before the first layer."""
 
     batch: Batch
     rows_U: Tensor | None
     prefix: int
     layout: Layout
-    called: list[int]
+    seen_layers: list[int]
 
 
 _CALL: contextvars.ContextVar[TreeCall] = contextvars.ContextVar("loratory_tree_call")
 
 
 def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -> LayerMask:
-    """The mask of one layer type: the ancestor rule and the model's own rule, evaluated on depths.
+    """The mask of one layer type: the ancestor rule combined with the model's own rule, evaluated on depths.
 
     Registered with Transformers, which calls it once per layer type with that type's ``mask_function`` (causal,
-    sliding window, chunks). Distances in it are distances in depth.
+    sliding window, chunked). Distances in that rule are differences in depth.
     """
     call = _CALL.get()
     assert batch_size == 1, "a token tree is one row"
-    # Keys are the prefix, which every row descends from, and the tree.
+    # The keys are the prefix, from which every row descends, followed by the tree.
     end_T, depth_T, p = call.batch.subtree_end_T, call.batch.position_ids_T, call.prefix
     before = torch.arange(p, device=end_T.device)
     end = torch.cat([torch.full_like(before, len(end_T) + p), end_T + p])
     depth = torch.cat([before, depth_T])
     cuts = cut_rows(depth_T.cpu().numpy())
-    some = None
+    some_rows = None
     if call.rows_U is not None:
         within = torch.searchsorted(torch.tensor(cuts[1:], device=end.device), call.rows_U, right=True)
         groups = [call.rows_U[within == i] + p for i in within.unique().tolist()]
-        some = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.called)
+        some_rows = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.seen_layers)
     if end_T.is_cuda:
         plan = flex_plan(end, depth, p, mask_function, call.layout.masked)
-        return LayerMask((), call.layout, call.called, flex=plan, some_rows=some)
+        return LayerMask((), call.layout, call.seen_layers, flex=plan, some_rows=some_rows)
     spans = [torch.arange(a, b) + p for a, b in itertools.pairwise(cuts)]
     chunks = _chunks(spans, end, depth, mask_function, call.layout.masked)
-    return LayerMask(chunks, call.layout, call.called, some_rows=some)
+    return LayerMask(chunks, call.layout, call.seen_layers, some_rows=some_rows)
 
 
 def _chunks(
-    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor], both_ways: bool = False
+    groups: list[Tensor], end: Tensor, depth: Tensor, mask_function: Callable[..., Tensor], bidirectional: bool = False
 ) -> tuple[RowChunk, ...]:
-    """One chunk for each group of rows (ascending), numbered in the order of the groups."""
+    """One chunk per group of rows (ascending); chunk rows are numbered consecutively, in the order of the groups."""
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=end.device)
     chunks, start = [], 0
     for rows_R in groups:
-        if both_ways:
+        if bidirectional:
             keys_L = (end[: int(end[rows_R[-1]])] > rows_R[0]).nonzero()[:, 0]
             related_RL = end[rows_R][:, None] == end[keys_L]
         else:
             keys_L = (end[: int(rows_R[-1]) + 1] > rows_R[0]).nonzero()[:, 0]
             related_RL = (keys_L <= rows_R[:, None]) & (rows_R[:, None] < end[keys_L])
-        own_RL = mask_function(zero, zero, depth[rows_R][None, None, :, None], depth[keys_L][None, None, None])
-        allowed_RL = related_RL & own_RL[0, 0]
-        live_L = allowed_RL.any(0)  # a window leaves many ancestors out
+        model_rule_RL = mask_function(zero, zero, depth[rows_R][None, None, :, None], depth[keys_L][None, None, None])
+        allowed_RL = related_RL & model_rule_RL[0, 0]
+        live_L = allowed_RL.any(0)  # a sliding window excludes many ancestors
         bias_RL = torch.zeros(allowed_RL.shape, device=end.device).masked_fill(~allowed_RL, float("-inf"))
         chunks.append(RowChunk(start, start + len(rows_R), keys_L[live_L], bias_RL[:, live_L]))
         start += len(rows_R)
     return tuple(chunks)
 
 
-@torch.compiler.disable  # compiled layers would be compiled anew for each tree
+@torch.compiler.disable  # otherwise compiled layers would be recompiled for every tree
 def tree_attention(
     module: nn.Module,
     query: Float[Tensor, "1 H S D"],
@@ -116,18 +117,19 @@ def tree_attention(
     s_aux: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Float[Tensor, "1 S H E"], None]:
-    """Attention over a token tree, one chunk of rows after another over its live keys.
+    """Attention over a token tree: each chunk of rows attends to its live keys.
 
-    ``softcap``: logits become softcap * tanh(logits / softcap). ``s_aux``: one extra logit a head that takes part in
-    the softmax and carries no value (attention sink). Raises TypeError for an argument whose meaning is not known.
+    ``softcap``: logits become softcap * tanh(logits / softcap). ``s_aux``: one extra logit per head that takes part in
+    the softmax but carries no value (attention sink). Raises TypeError for any other argument, unless it is known to
+    have no effect.
     """
     unknown = sorted(k for k, v in rest.items() if k not in HARMLESS and v is not None and v is not False)
     if unknown or dropout:
-        raise TypeError(f"tree attention does not know: {', '.join(unknown) or 'dropout'}")
+        raise TypeError(f"tree attention does not support: {', '.join(unknown) or 'dropout'}")
     mask = attention_mask
-    mask.called.append(id(module))
+    mask.seen_layers.append(id(module))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary positions make them wider
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings widen them
     if mask.flex is not None:
         return mask.flex.attend(query, key, value, scale, softcap, s_aux), None
     if softcap is None and s_aux is None and mask.layout.by_hand:

@@ -1,6 +1,7 @@
-"""Tree attention on a GPU: FlexAttention under the composed rule, or packed FlashAttention where nothing is shared.
+"""Tree attention on a GPU: FlexAttention with the composed mask, or packed FlashAttention if nothing is shared.
 
-T: tokens in the layout.  H, K: query and key/value heads.  D, E: width of keys, of values.
+T: tokens in the layout.  S: query rows.  H, K: query heads and key/value heads.
+D, E: head dimension of the keys and of the values.
 """
 
 from collections.abc import Callable
@@ -16,24 +17,24 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.masking_utils import causal_mask_function
 
 SMALLEST_BUCKET = 512
-MOST_KERNELS = 256  # of one function: lengths, layer types, with and without gradients
-STEPS_A_DOUBLING = 4  # padding costs at most a quarter, and a budget of 4,096 tokens meets 13 lengths
+MOST_KERNELS = 256  # compiled variants of one function: lengths, layer types, with and without gradients
+STEPS_PER_DOUBLING = 4  # padding adds at most a quarter; a budget of 4,096 tokens leads to 13 different lengths
 
 
 @dataclass(frozen=True)
 class FlexPlan:
-    """How the layers of one type attend to a tree."""
+    """How the layers of one type attend over a tree."""
 
     rule: Callable[..., Tensor]
     rows: int
     keys: int
     device: torch.device
     starts: Int32[Tensor, "sequences_and_one"] | None
-    """Where sequences begin, and the end, where the tree is a plain packing under a causal rule."""
+    """The start of each sequence and the end of the last, if the tree is a plain packing under a causal rule."""
 
     @cached_property
     def blocks(self) -> BlockMask:
-        """The rule, evaluated block by block; once for all layers of the type."""
+        """The rule as a block mask; computed once for all layers of the type."""
         return create_block_mask(self.rule, None, None, self.rows, self.keys, self.device)
 
     def attend(
@@ -45,14 +46,14 @@ class FlexPlan:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Float[Tensor, "1 S H E"]:
-        """The attention's output. Raises TypeError for sinks, which neither kernel has."""
+        """The attention output. Raises TypeError for attention sinks, which neither kernel supports."""
         if sinks is not None:
-            raise TypeError("tree attention on a GPU does not know: s_aux")
+            raise TypeError("tree attention on a GPU does not support: s_aux")
         if self.starts is not None and softcap is None and _can_pack(query, value):
             return self._attend_packed(query, key, value, scaling)
 
         cap = softcap or 1.0
-        capped = lambda score, *_: cap * torch.tanh(score / cap)  # noqa: E731 - the kernel counts arguments
+        capped = lambda score, *_: cap * torch.tanh(score / cap)  # noqa: E731 - the kernel counts its arguments
         with torch._dynamo.config.patch(recompile_limit=MOST_KERNELS):
             out = _kernel(query.is_cuda)(
                 query,
@@ -66,7 +67,7 @@ class FlexPlan:
         return out.transpose(1, 2).contiguous()
 
     def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """FlashAttention of sequences that stand one after another."""
+        """FlashAttention over sequences that are packed one after another."""
         assert self.starts is not None
         groups = query.shape[1] // key.shape[1]
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -77,7 +78,7 @@ class FlexPlan:
 
 
 def _can_pack(query: Tensor, value: Tensor) -> bool:
-    """What FlashAttention asks for."""
+    """Whether the requirements of FlashAttention are met."""
     half = value.dtype in (torch.bfloat16, torch.float16)
     width = query.shape[-1]
     fits = width == value.shape[-1] and width % 8 == 0 and width <= 256
@@ -89,10 +90,10 @@ def flex_plan(
     depth_T: Int64[Tensor, "T"],
     prefix: int,
     mask_function: Callable[..., Tensor],
-    both_ways: bool = False,
+    bidirectional: bool = False,
 ) -> FlexPlan:
-    """The plan of one layer type. The first ``prefix`` of the T keys ask for nothing: they were computed before."""
-    rule = composed_rule(end_T, depth_T, prefix, mask_function, both_ways)
+    """The plan of one layer type. The first ``prefix`` of the T keys have no query rows: they were computed earlier."""
+    rule = composed_rule(end_T, depth_T, prefix, mask_function, bidirectional)
     starts = None
     if not prefix and mask_function is causal_mask_function and is_packing(depth_T):
         bounds = [(depth_T == 0).nonzero()[:, 0], depth_T.new_tensor([len(depth_T)])]
@@ -101,18 +102,18 @@ def flex_plan(
 
 
 def is_packing(depth_T: Int64[Tensor, "T"]) -> bool:
-    """Whether nothing branches: every token begins a sequence or continues the one before it."""
+    """Whether nothing branches: every token starts a sequence or continues the token before it."""
     return bool(((depth_T[1:] == 0) | (torch.diff(depth_T) == 1)).all())
 
 
 def composed_rule(
-    end_T: Tensor, depth_T: Tensor, prefix: int, mask_function: Callable[..., Tensor], both_ways: bool = False
+    end_T: Tensor, depth_T: Tensor, prefix: int, mask_function: Callable[..., Tensor], bidirectional: bool = False
 ) -> Callable[..., Tensor]:
-    """FlexAttention's ``mask_mod``: the row descends from the key, and the model's own rule allows their depths.
+    """A ``mask_mod`` for FlexAttention: the row descends from the key, and the model's own rule allows their depths.
 
-    ``both_ways``: row and key belong to the same sequence, in place of the first.
+    ``bidirectional``: row and key must belong to the same sequence, instead of the first condition.
     """
-    if both_ways:
+    if bidirectional:
         return lambda batch, head, row, k: (
             (end_T[row] == end_T[k]) & mask_function(batch, head, depth_T[row], depth_T[k])
         )
@@ -122,10 +123,10 @@ def composed_rule(
 
 
 def bucket(size: int) -> int:
-    """The number of tokens that a batch is padded to, so that kernels are compiled for few lengths."""
+    """The length to which a batch of ``size`` tokens is padded, so that kernels are compiled for few lengths."""
     if size <= SMALLEST_BUCKET:
         return SMALLEST_BUCKET
-    step = 2 ** (size - 1).bit_length() // 2 // STEPS_A_DOUBLING
+    step = 2 ** (size - 1).bit_length() // 2 // STEPS_PER_DOUBLING
     return -(-size // step) * step
 
 

@@ -1,4 +1,4 @@
-"""Greedy decoding, batched and streamed."""
+"""Greedy decoding, in batches or streamed."""
 
 import copy
 import queue
@@ -22,12 +22,12 @@ from loratory.text import Renderer, decode
 from loratory.tree.batches import common_prefix
 from loratory.tree.verification import length_dependent_beyond
 
-MIN_SHARED_PREFIX = 16  # tokens; a shorter prefix is computed again for every prompt
-CACHED_TOKENS_PER_COMPUTED = 4  # tokens whose keys and values are held count as a quarter of one that is computed
+MIN_SHARED_PREFIX = 16  # tokens; a shorter prefix is recomputed for every prompt
+CACHED_TOKENS_PER_COMPUTED = 4  # a token held only in the cache counts as a quarter of a computed one
 
 
 def greedy_settings(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int) -> GenerationConfig:
-    """Settings under which the answer is a function of the prompt, whatever the model's own generation settings say."""
+    """Settings that make the answer a function of the prompt alone, overriding the model's own generation settings."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -41,9 +41,9 @@ def greedy_settings(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int) -
 
 
 def pad_id_of(renderer: Renderer) -> int:
-    """An id for padding; any will do, because padding is masked by position and never by id."""
-    found = renderer.tokenizer.pad_token_id
-    return found if isinstance(found, int) else renderer.stop_ids[0]
+    """A token id for padding; any id works, because padding is masked by position and never by id."""
+    pad_id = renderer.tokenizer.pad_token_id
+    return pad_id if isinstance(pad_id, int) else renderer.stop_ids[0]
 
 
 @torch.no_grad()
@@ -55,16 +55,16 @@ def generate(
     token_budget: int,
     progress: ProgressCallback,
 ) -> list[str]:
-    """The greedy answer to each prompt as text, without what ends it. At most ``max_new_tokens`` tokens each.
+    """The greedy answer to each prompt as text, without the stop token; at most ``max_new_tokens`` tokens each.
 
-    What all prompts begin with is computed once.
+    The prefix that all prompts share is computed once.
     """
     model.eval()
     context = context_length(model.config)  # type: ignore[arg-type]
     answers = [""] * len(prompts)
     done = 0
     prefix = shared_prefix(model, prompts, max_new_tokens)
-    # Tokens to compute for each prompt; those that are only held in the cache take memory, but far less.
+    # The cost of each prompt, in computed tokens; tokens that are only held in the cache take memory too, but far less.
     sizes = [
         max(len(p) - prefix.length + max_new_tokens, -(-(len(p) + max_new_tokens) // CACHED_TOKENS_PER_COMPUTED))
         for p in prompts
@@ -81,7 +81,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Prefix:
-    """The tokens that all prompts begin with, computed."""
+    """The tokens that all prompts begin with, and their keys and values."""
 
     length: int
     cache: DynamicCache | None
@@ -92,10 +92,11 @@ NO_PREFIX = Prefix(0, None)
 
 @torch.no_grad()
 def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: int) -> Prefix:
-    """The longest shared prefix that leaves every prompt a token; none where it is short or cannot be kept exactly.
+    """The longest shared prefix that leaves each prompt at least one token.
 
-    It can where every layer keeps all keys: with a sliding window, padding between prefix and rest would count as
-    distance, and where frequencies depend on the length, the prefix of a longer prompt has other keys.
+    ``NO_PREFIX`` if it is too short or cannot be cached exactly. Caching is exact if every layer keeps all keys: with a
+    sliding window, the padding between prefix and remainder would count as distance, and with length-dependent rotary
+    frequencies, the prefix of a longer prompt has different keys.
     """
     if len(prompts) < 2:
         return NO_PREFIX
@@ -105,15 +106,15 @@ def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: 
     if length < MIN_SHARED_PREFIX or longest > length_dependent_beyond(model):
         return NO_PREFIX
     ids = torch.from_numpy(first[:length])[None].to(next(model.parameters()).device)
-    found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    cache = getattr(found, "past_key_values", None)  # models without attention have none
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    cache = getattr(output, "past_key_values", None)  # models without attention have none
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return NO_PREFIX
     return Prefix(length, cache)
 
 
 def _groups(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Sequences of like length together, so that a padded batch stays within the budget."""
+    """Groups sequences of similar length, so that each padded batch stays within the budget."""
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if not groups or lengths[i] * (len(groups[-1]) + 1) > token_budget:
@@ -129,7 +130,7 @@ def _generate_batch(
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), int(settings.pad_token_id or 0), dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # the rest on the right, so that every answer begins in the same column
+    for row, prompt in enumerate(prompts):  # remainder aligned right, so that every answer starts in the same column
         start = width - len(prompt) + prefix.length
         ids[row, : prefix.length] = torch.from_numpy(prompt[: prefix.length])
         ids[row, start:] = torch.from_numpy(prompt[prefix.length :])
@@ -144,10 +145,10 @@ def _generate_batch(
 def _generate_dropping_finished(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None, settings: GenerationConfig
 ) -> list[list[int]]:
-    """The tokens that follow each row of ``ids``. Once half of the rows have ended, they leave; the rest goes on."""
-    width, most = ids.shape[1], settings.max_new_tokens or 0
+    """The tokens generated after each row of ``ids``. Once half of the rows have ended, they leave the batch."""
+    width, limit = ids.shape[1], settings.max_new_tokens or 0
     stops = torch.tensor(settings.eos_token_id, device=ids.device)
-    found: list[list[int]] = [[] for _ in ids]
+    answers: list[list[int]] = [[] for _ in ids]
     rows = torch.arange(len(ids), device=ids.device)
     while len(rows):
 
@@ -155,44 +156,44 @@ def _generate_dropping_finished(
             ended = torch.isin(ids[:, width:], stops).any(1)
             return (2 * ended.sum() >= len(ended)).expand(len(ended))
 
-        left = copy.deepcopy(settings)
-        left.max_new_tokens = width + most - ids.shape[1]
-        left.return_dict_in_generate = True
+        remaining = copy.deepcopy(settings)
+        remaining.max_new_tokens = width + limit - ids.shape[1]
+        remaining.return_dict_in_generate = True
         output: Any = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
-            generation_config=left,
+            generation_config=remaining,
             stopping_criteria=StoppingCriteriaList([half_ended]),  # type: ignore[list-item]
         )
-        made = output.sequences
-        ended = torch.isin(made[:, width:], stops).any(1) | (made.shape[1] >= width + most)
-        for row, own in zip(rows[ended].tolist(), made[ended, width:].tolist(), strict=True):
-            found[row] = own
-        going = (~ended).nonzero()[:, 0]
-        mask = torch.cat([mask, mask.new_ones(len(mask), made.shape[1] - ids.shape[1])], dim=1)[going]
-        ids, rows, cache = made[going], rows[going], _growing(output)
+        sequences = output.sequences
+        ended = torch.isin(sequences[:, width:], stops).any(1) | (sequences.shape[1] >= width + limit)
+        for row, new_ids in zip(rows[ended].tolist(), sequences[ended, width:].tolist(), strict=True):
+            answers[row] = new_ids
+        unfinished = (~ended).nonzero()[:, 0]
+        mask = torch.cat([mask, mask.new_ones(len(mask), sequences.shape[1] - ids.shape[1])], dim=1)[unfinished]
+        ids, rows, cache = sequences[unfinished], rows[unfinished], _reusable_cache(output)
         if len(rows) and cache is not None:
-            cache.batch_select_indices(going)
-    return found
+            cache.batch_select_indices(unfinished)
+    return answers
 
 
-def _growing(output: Any) -> DynamicCache | None:
-    """The cache of keys and values, where all of it can lose rows; others' prompts are computed again."""
+def _reusable_cache(output: Any) -> DynamicCache | None:
+    """The key/value cache, if every layer of it can drop rows; otherwise None, and the sequences are recomputed."""
     cache = getattr(output, "past_key_values", None)
-    known = type(cache) is DynamicCache and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-    return cache if known else None
+    reusable = type(cache) is DynamicCache and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return cache if reusable else None
 
 
 def decode_answer(ids: Sequence[int], renderer: Renderer) -> str:
-    """The text before the first stop id."""
+    """The text before the first stop token."""
     stops = set(renderer.stop_ids)
     end = next((n for n, token_id in enumerate(ids) if token_id in stops), len(ids))
     return decode(renderer.tokenizer, ids[:end], skip_special=True)
 
 
 def stream(model: nn.Module, prompt: Int64[ndarray, "T"], renderer: Renderer, max_new_tokens: int) -> Iterator[str]:
-    """Yields the greedy answer as text, piece by piece as it is made."""
+    """Yields the greedy answer as text, piece by piece as it is generated."""
     with closing(stream_ids(model, prompt, renderer, max_new_tokens)) as ids:
         yield from decode_pieces(ids, renderer)
 
@@ -200,20 +201,20 @@ def stream(model: nn.Module, prompt: Int64[ndarray, "T"], renderer: Renderer, ma
 def stream_ids(
     model: nn.Module, prompt: Int64[ndarray, "T"], renderer: Renderer, max_new_tokens: int
 ) -> Generator[int, None, None]:
-    """Yields the ids of the greedy answer as they are made, including the one that stops it.
+    """Yields the token ids of the greedy answer as they are generated, including the stop token.
 
-    Closing the generator stops the model after the token that it is computing, and waits for that.
-    Raises UserError where the prompt leaves no room for an answer in the model's context.
+    Closing the generator stops the model after the current token and waits until it has stopped.
+    Raises UserError if the prompt leaves no room for an answer in the model's context.
     """
     context = context_length(model.config.get_text_config())  # type: ignore[union-attr, operator]
     if len(prompt) >= context:
-        found = f"{len(prompt)} tokens"
-        raise UserError("The prompt does not fit the model's context", expected=f"under {context}", found=found)
-    made: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        limit, length = f"fewer than {context} tokens", f"{len(prompt)} tokens"
+        raise UserError("The prompt does not fit the model's context", expected=limit, found=length)
+    generated: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
     closed = threading.Event()
 
-    def told(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        made.put(int(ids[0, -1]))
+    def report_token(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        generated.put(int(ids[0, -1]))
         return torch.tensor([closed.is_set()], device=ids.device)
 
     ids = torch.from_numpy(prompt)[None].to(next(model.parameters()).device)
@@ -223,47 +224,47 @@ def stream_ids(
         "generation_config": greedy_settings(
             renderer.stop_ids, pad_id_of(renderer), min(max_new_tokens, context - len(prompt))
         ),
-        "stopping_criteria": StoppingCriteriaList([told]),  # type: ignore[list-item]
+        "stopping_criteria": StoppingCriteriaList([report_token]),  # type: ignore[list-item]
     }
 
     def work() -> None:
         try:
             model.generate(**arguments)  # type: ignore[operator]
-            made.put(None)
+            generated.put(None)
         except BaseException as error:
-            made.put(error)
+            generated.put(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        while (found := made.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found
+        while (item := generated.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
     finally:
         closed.set()
         thread.join()
 
 
 def decode_pieces(ids: Iterable[int], renderer: Renderer) -> Iterator[str]:
-    """Yields the text that each id adds up to the first stop id, then what is left.
+    """Yields the text that each id adds, up to the first stop token, and then the remaining text.
 
-    An id adds nothing while the bytes of a character are incomplete. The pieces together are the text of the ids, but
-    for tokenizers that take back a character of single bytes when bytes that are none follow it.
+    An id adds nothing while the bytes of a character are incomplete. The pieces concatenate to the decoded text of all
+    ids, except for tokenizers that revoke a character decoded from single bytes if bytes that form none follow it.
     """
-    stops, known = set(renderer.stop_ids), []
-    start = end = 0  # the ids from start to end give the context in which later ones are decoded; their text is out
+    stops, received = set(renderer.stop_ids), []
+    start = end = 0  # ids[start:end] are the context for decoding later ids; their text has been yielded
 
     def text(first: int, last: int | None) -> str:
-        return decode(renderer.tokenizer, known[first:last], skip_special=True)
+        return decode(renderer.tokenizer, received[first:last], skip_special=True)
 
     for token_id in ids:
         if token_id in stops:
             break
-        known.append(token_id)
+        received.append(token_id)
         new = text(start, None)[len(text(start, end)) :]
-        whole = bool(new) and not new.endswith("\ufffd")
-        yield new if whole else ""
-        if whole:
-            start, end = end, len(known)
+        complete = bool(new) and not new.endswith("\ufffd")
+        yield new if complete else ""
+        if complete:
+            start, end = end, len(received)
     yield text(start, None)[len(text(start, end)) :]

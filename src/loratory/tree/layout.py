@@ -1,4 +1,4 @@
-"""How a model's batches are computed: as a token tree, packed, padded or one by one."""
+"""The layout of a model's batches: token tree, packed, padded, or one-by-one."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,34 +8,34 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """How this model's batches are computed, and why."""
+    """How a model's batches are computed, and why."""
 
     kind: Literal["tree", "packed", "padded", "one-by-one"]
-    """packed: as a tree, for models that see both ways: what is shared is whole sequences."""
+    """packed: the counterpart of a tree for bidirectional models; only whole sequences are shared."""
     reason: str
     masked: bool = False
-    """Whether targets are predicted in their own rows, by a masked language model."""
+    """Whether the model is a masked language model, which predicts each target in its own row."""
     first_position: int = 0
-    """The position of a sequence's first token."""
+    """The position id of a sequence's first token."""
     skips_rows: bool = False
-    """Rows that no target needs skip the last layer after its keys and values."""
+    """Rows that no target needs skip the last layer, except for its keys and values."""
     plain_head: bool = False
-    """Logits are the head's linear layer of the last hidden states and nothing more."""
+    """The logits are exactly the head's linear layer applied to the last hidden states."""
     by_hand: bool = True
-    """Attention with the derivative by hand; else PyTorch's own, chunk by chunk."""
+    """Attention with a hand-written backward pass; otherwise PyTorch's attention, chunk by chunk."""
     compiled: bool = False
-    """What lies between the matrix products is fused by torch.compile; in layers, only while training."""
+    """torch.compile fuses the operations between the matrix products; layers are compiled only for training."""
     checkpoints: bool = False
-    """In training a layer keeps its input alone and computes the rest again in the backward."""
+    """Gradient checkpointing: in training, layers keep only their input and recompute the rest in the backward pass."""
     autocast_dtype: torch.dtype | None = None
-    """The number format of matrix products in training, where it is not that of the weights."""
+    """The number format of matrix products in training, if it differs from that of the weights."""
 
     @property
     def share(self) -> bool:
-        """Whether a batch is one row of tokens, in which what is the same stands once."""
+        """Whether a batch is a single row of tokens in which shared tokens are stored once."""
         return self.kind in ("tree", "packed")
 
     @property
     def no_cache(self) -> dict[str, bool]:
-        """The argument by which a model keeps no keys and values; masked language models have none to keep."""
+        """The argument that turns off a model's key/value cache; empty for masked language models, which have none."""
         return {} if self.masked else {"use_cache": False}

@@ -1,6 +1,7 @@
-"""Logits and targets -> a sum and a weight. Nothing here divides: the optimizer step does, once.
+"""The loss of a batch as a weighted sum and its weight; the optimizer step divides, once.
 
-N: targets.  U: rows that some target needs.  X: width of the hidden states.  V: vocabulary.  C: rows at once.
+N: targets.  U: rows that at least one target needs.  X: width of the hidden states.  V: vocabulary.
+C: rows computed at once.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 @dataclass(frozen=True)
 class LossSum:
-    """Sum of weight times cross-entropy (in nats) over targets, and the sum of the weights."""
+    """The sum of weight times cross-entropy (in nats) over the targets, and the sum of the weights."""
 
     total: Float[Tensor, ""]
     weight: float
@@ -32,32 +33,32 @@ class LossSum:
 def target_log_probs(
     model: nn.Module, batch: Batch, layout: Layout, prefix: DynamicCache | None = None
 ) -> Float[Tensor, "N"]:
-    """Natural log of the probability of every target, computed in float32 at least.
+    """Natural log of the probability of every target, computed in float32 or wider.
 
-    ``prefix``: keys and values of tokens before the batch's own, for a layout of trees.
+    ``prefix``: keys and values of tokens that precede the batch; supported by the tree layout.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    if layout.plain_head and type(head) is nn.Linear:  # an adapter may have been put on it
+    if layout.plain_head and type(head) is nn.Linear:  # an adapter may wrap it
         states_UX, inverse_N = target_states(model, batch, layout, prefix)
-        return _WithHead.apply(states_UX, head.weight, head.bias, inverse_N, batch.target_ids_N)
+        return _HeadLogProbs.apply(states_UX, head.weight, head.bias, inverse_N, batch.target_ids_N)
     logits_UV, inverse_N = target_logits(model, batch, layout, prefix)
-    log_probs_UV = logits_UV.to(_wide(logits_UV)).log_softmax(dim=-1)
+    log_probs_UV = logits_UV.to(_at_least_float32(logits_UV)).log_softmax(dim=-1)
     return log_probs_UV[inverse_N, batch.target_ids_N]
 
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> LossSum:
-    """The batch's part of the loss; ``model`` must be prepared for the layout."""
+    """The batch's contribution to the loss; ``model`` must be prepared for the layout."""
     log_probs_N = target_log_probs(model, batch, layout)
     return LossSum(-(batch.target_weights_N * log_probs_N).sum(), batch_weight(batch))
 
 
 def batch_weight(batch: Batch) -> float:
-    """The sum of the target weights: known before any forward, so that one denominator serves the whole step."""
+    """The sum of the target weights; known before any forward pass, so the whole step can use one denominator."""
     return float(batch.target_weights_N.sum(dtype=torch.float64))
 
 
-class _WithHead(torch.autograd.Function):
-    """Head and log-probabilities, so many rows at a time that the logits stay small; computed again in the backward."""
+class _HeadLogProbs(torch.autograd.Function):
+    """Head and log-probabilities, a few rows at a time to keep the logits small; recomputed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, states_UX: Tensor, weight: Tensor, bias: Tensor | None, inverse_N: Tensor, ids_N: Tensor):
@@ -65,11 +66,11 @@ class _WithHead(torch.autograd.Function):
         kind = states_UX.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states_UX.dtype
         low_bias = bias if bias is None else bias.to(ctx.dtype)
-        found_N = torch.empty(len(ids_N), dtype=_wide(states_UX), device=ids_N.device)
+        log_probs_N = torch.empty(len(ids_N), dtype=_at_least_float32(states_UX), device=ids_N.device)
         for rows, targets, logits_CV in _parts(states_UX.to(ctx.dtype), weight.to(ctx.dtype), low_bias, inverse_N):
-            log_probs_CV = logits_CV.to(found_N.dtype).log_softmax(dim=-1)
-            found_N[targets] = log_probs_CV[inverse_N[targets] - rows.start, ids_N[targets]]
-        return found_N
+            log_probs_CV = logits_CV.to(log_probs_N.dtype).log_softmax(dim=-1)
+            log_probs_N[targets] = log_probs_CV[inverse_N[targets] - rows.start, ids_N[targets]]
+        return log_probs_N
 
     @staticmethod
     @once_differentiable
@@ -94,14 +95,14 @@ class _WithHead(torch.autograd.Function):
         return d_states_UX, d_weight, d_bias, None, None
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def _at_least_float32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _parts(
     states_UX: Tensor, weight: Tensor, bias: Tensor | None, inverse_N: Int64[Tensor, "N"]
 ) -> Iterator[tuple[slice, Int64[Tensor, "_"], Float[Tensor, "C V"]]]:
-    """Rows of the states, the targets that hang on them, and the rows' logits."""
+    """Yields a slice of rows of the states, the indices of the targets that they predict, and the rows' logits."""
     at_once = max(1, LOGITS_AT_ONCE // len(weight))
     for start in range(0, len(states_UX), at_once):
         stop = min(start + at_once, len(states_UX))

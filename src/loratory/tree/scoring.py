@@ -1,4 +1,4 @@
-"""Log-probabilities of candidate answers through the token tree, and the rule that turns them into a choice.
+"""Log-probabilities of candidate answers, computed on token trees, and the rule that turns them into a choice.
 
 E: examples.  L: labels.
 """
@@ -25,34 +25,34 @@ from loratory.tree.layout import Layout
 from loratory.tree.loss import target_log_probs
 
 RuleName = Literal["sum", "mean", "prior"]
-GROUPS_AT_ONCE = 64  # bounds the memory that their sequences take
+GROUPS_AT_ONCE = 64  # limits the memory of their sequences
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What the model says of every label for every example."""
+    """The model's score of every label for every example."""
 
     log_probs_EL: Float64[np.ndarray, "E L"]
-    """Natural log, summed over the label's tokens and its ending, given the prompt; -inf beyond an example's own."""
+    """Natural log, summed over the label's tokens and its ending, given the prompt; -inf beyond an example's labels."""
     tokens_EL: Int64[np.ndarray, "E L"]
-    """How many tokens were summed."""
+    """Number of tokens summed."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """How log-probabilities become a choice.
 
-    sum: the most probable label. mean: the most probable a token, which does not favour short labels. prior: the label
-    that gains most over its mean log-probability on other prompts (Zhou et al., "Batch Calibration", ICLR 2024), which
-    does not favour labels that the model likes whatever it reads.
+    sum: the most probable label. mean: the label with the highest log-probability per token, which does not favor short
+    labels. prior: the label with the largest gain over its mean log-probability on other prompts (Zhou et al., "Batch
+    Calibration", ICLR 2024), which does not favor labels that the model prefers regardless of the input.
     """
 
     name: RuleName
     prior: tuple[float, ...]
-    """Mean log-probability of each label on the validation prompts; zeros unless the rule is "prior", and none where
-    each example has candidates of its own."""
+    """Mean log-probability of each label on the validation prompts; zeros unless the rule is "prior", and empty if each
+    example has its own candidates."""
     threshold: float | None = None
-    """Where a set is chosen: every label of at least this probability, and always the most probable one."""
+    """For sets of labels: every label with at least this probability is chosen, and always the most probable one."""
 
 
 def label_log_probs(
@@ -63,26 +63,27 @@ def label_log_probs(
     token_budget: int,
     progress: ProgressCallback,
 ) -> LabelScores:
-    """Scores every candidate as a leaf of its example's prompt; what all prompts begin with is computed once.
+    """Scores every candidate as a leaf of its example's prompt; the prefix that all prompts share is computed once.
 
-    L is the largest number of candidates of an example. A masked language model scores each in the text's blank.
+    L is the largest number of candidates of any example. A masked language model scores each candidate in the text's
+    blank.
     """
     if renderer.masked:
         filled = (tokenize(dataclasses.replace(e, answers=e.candidates), renderer) for e in examples)
-        found = group_log_probs(model, filled, len(examples), layout, token_budget, progress)
-        return _table([[value for value, _ in own] for own in found], [[count for _, count in own] for own in found])
-    ids, completions, known = [], [], {}
-    for example in examples:  # most prompts are followed by the same ids, which are kept once
+        scored = group_log_probs(model, filled, len(examples), layout, token_budget, progress)
+        return _table([[value for value, _ in one] for one in scored], [[count for _, count in one] for one in scored])
+    ids, completions, distinct = [], [], {}
+    for example in examples:  # most prompts have the same completion ids, which are stored once
         prompt = render_prompt(example.messages, renderer, example.source)
-        own = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in example.candidates)
+        of_example = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in example.candidates)
         ids.append(prompt.token_ids)
-        completions.append(known.setdefault(own, own))
-    found = completion_log_probs(model, ids, completions, layout, token_budget, progress)
-    return _table(found, [[len(c) for c in own] for own in completions])
+        completions.append(distinct.setdefault(of_example, of_example))
+    log_probs = completion_log_probs(model, ids, completions, layout, token_budget, progress)
+    return _table(log_probs, [[len(c) for c in of_example] for of_example in completions])
 
 
 def _table(log_probs: Sequence[Sequence[float] | np.ndarray], tokens: Sequence[Sequence[int]]) -> LabelScores:
-    """Both as rectangles."""
+    """Pads log-probabilities and token counts to rectangles."""
     shape = (len(tokens), max(map(len, tokens), default=0))
     log_probs_EL, tokens_EL = np.full(shape, -np.inf), np.ones(shape, dtype=np.int64)
     for i, (values, counts) in enumerate(zip(log_probs, tokens, strict=True)):
@@ -99,19 +100,19 @@ def completion_log_probs(
     token_budget: int,
     progress: ProgressCallback,
 ) -> list[Float64[np.ndarray, "_"]]:
-    """For each prompt the log-probability of each of its completions: natural log, summed over the completion's tokens.
+    """The log-probability of each completion of each prompt: natural log, summed over the completion's tokens.
 
-    Completions of a prompt are leaves of one tree, and the beginning that all prompts share is computed once for all.
+    The completions of a prompt are leaves of one tree; the prefix that all prompts share is computed once.
     """
     model.eval()
-    longest = max((len(c) for of_one in completions for c in of_one), default=0)
+    longest = max((len(c) for of_prompt in completions for c in of_prompt), default=0)
     prefix = shared_prefix(model, prompts, longest) if layout.share else NO_PREFIX
-    pairs = zip(prompts, completions, strict=True)
     leaves = (
-        [scored_sequence(prompt[prefix.length :], completion) for completion in of_one] for prompt, of_one in pairs
+        [scored_sequence(prompt[prefix.length :], completion) for completion in of_prompt]
+        for prompt, of_prompt in zip(prompts, completions, strict=True)
     )
-    found = group_log_probs(model, leaves, len(prompts), layout, token_budget, progress, prefix)
-    return [np.array([value for value, _ in own]) for own in found]
+    scored = group_log_probs(model, leaves, len(prompts), layout, token_budget, progress, prefix)
+    return [np.array([value for value, _ in pairs]) for pairs in scored]
 
 
 @torch.no_grad()
@@ -124,55 +125,54 @@ def group_log_probs(
     progress: ProgressCallback,
     prefix: Prefix = NO_PREFIX,
 ) -> list[list[tuple[float, int]]]:
-    """For each sequence of each of ``count`` groups: the natural log-probability of its trained tokens, summed, and
-    their number.
+    """The summed natural log-probability of the target tokens, and their number, for each sequence of ``count`` groups.
 
     The sequences of a group are the answers to one prompt, the turns of a conversation, a blank with several answers,
-    or a text with one part hidden after another: what they share is computed once. All of them continue ``prefix``.
+    or a text with different parts masked in turn: shared prefixes are computed once. All sequences continue ``prefix``.
     """
     model.eval()
     device = next(model.parameters()).device
-    remaining, found = iter(groups), []
+    remaining, scored = iter(groups), []
     with prepared(model, layout):
-        while some := list(islice(remaining, GROUPS_AT_ONCE)):
-            sums = [np.zeros(len(own)) for own in some]
-            owners = [(i, n) for i, own in enumerate(some) for n in range(len(own))]
-            for batch in micro_batches([sequence for own in some for sequence in own], token_budget, layout.share):
+        while chunk := list(islice(remaining, GROUPS_AT_ONCE)):
+            sums = [np.zeros(len(group)) for group in chunk]
+            owners = [(i, n) for i, group in enumerate(chunk) for n in range(len(group))]
+            for batch in micro_batches([sequence for group in chunk for sequence in group], token_budget, layout.share):
                 batch = dataclasses.replace(batch, position_ids_T=batch.position_ids_T + prefix.length).to(device)
                 values = target_log_probs(model, batch, layout, prefix.cache).double().cpu().numpy()
                 for owner, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
                     i, n = owners[owner]
                     sums[i][n] += value
-            for own, of_one in zip(some, sums, strict=True):
-                found.append([(float(v), int((s.loss_weights > 0).sum())) for s, v in zip(own, of_one, strict=True)])
-            progress(len(found), count)
-    return found
+            for group, totals in zip(chunk, sums, strict=True):
+                scored.append([(float(v), int((s.loss_weights > 0).sum())) for s, v in zip(group, totals, strict=True)])
+            progress(len(scored), count)
+    return scored
 
 
 def scored_sequence(prompt: Int64[np.ndarray, "_"], completion: Sequence[int]) -> TokenizedExample:
-    """A prompt with a completion whose tokens are targets; nothing of it will be shown."""
+    """A prompt and a completion whose tokens are the targets; only for scoring, so it carries no text or offsets."""
     weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(prompt), len(completion)])
     ids = np.concatenate([prompt, np.array(completion, dtype=np.int64)])
     return TokenizedExample(ids, weights, "", np.zeros((len(ids), 2), dtype=np.int64), "")
 
 
 def fit_rule(scores: LabelScores, expected: Sequence[int], same_labels: bool = True) -> Rule:
-    """The rule with the most right choices on validation; the simpler one where they tie.
+    """The rule with the most correct choices on validation; the simpler one if they tie.
 
-    ``expected``: the index of each example's label. Without examples: sum. The rule "prior" needs the same labels for
-    all examples.
+    ``expected``: the index of each example's label. Without examples, the rule is "sum". The rule "prior" requires all
+    examples to have the same labels (``same_labels``).
     """
-    plain = Rule("sum", (0.0,) * scores.log_probs_EL.shape[1] if same_labels else ())
+    simplest = Rule("sum", (0.0,) * scores.log_probs_EL.shape[1] if same_labels else ())
     if not len(expected):
-        return plain
-    rules = [plain, Rule("mean", plain.prior)]
+        return simplest
+    rules = [simplest, Rule("mean", simplest.prior)]
     if same_labels:
         rules.append(Rule("prior", tuple(scores.log_probs_EL.mean(axis=0).tolist())))
     return max(rules, key=lambda rule: int((probabilities(scores, rule).argmax(axis=1) == np.array(expected)).sum()))
 
 
 def probabilities(scores: LabelScores, rule: Rule) -> Float64[np.ndarray, "E L"]:
-    """Label probabilities after the rule: a softmax over the labels."""
+    """Label probabilities under the rule: a softmax over the labels."""
     values = scores.log_probs_EL - np.array(rule.prior or 0.0)
     if rule.name == "mean":
         values = values / scores.tokens_EL
