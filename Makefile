@@ -48,10 +48,10 @@ examples: $(VENV)/.installed
 
 # Before every commit: linters, and the tests that take milliseconds.
 check: lint
-	$(BIN)/python -m pytest -m 'not slow and not thorough'
+	$(BIN)/python -m pytest --numprocesses auto -m 'not slow and not thorough'
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

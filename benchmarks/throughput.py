@@ -25,7 +25,7 @@ from workload import DTYPES, peak_memory_bytes, random_model, tokenized, wait_fo
 
 from loratory.cli.main import keep_freed_memory
 from loratory.config import AdapterConfig, TrainConfig
-from loratory.models import LoadedModel, attach_adapter
+from loratory.models import LoadedModel, LoadedTokenizer, attach_adapter
 from loratory.text import TokenizedExample
 from loratory.training import make_optimizer, train
 from loratory.tree import choose_layout
@@ -115,7 +115,8 @@ def timed_training(
 ) -> Timed:
     """One step on ``warm_up``, then one epoch over ``counted``."""
     settings = TrainConfig(epochs=1, batch_size=args.batch_size, token_budget=args.token_budget)
-    model = attach_adapter(LoadedModel(base, None, "random", None, ""), AdapterConfig(kind=args.adapter), seed=0)
+    no_text = LoadedTokenizer(None, (), False, 2**31)  # type: ignore[arg-type]
+    model = attach_adapter(LoadedModel(base, no_text, "random", None, ""), AdapterConfig(kind=args.adapter), seed=0)
     optimizer = make_optimizer(model, settings)
     layout = choose_layout(base, [sequence for group in warm_up for sequence in group], "tree")
     low = DTYPES[args.dtype] if args.adapter == "full" else None

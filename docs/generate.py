@@ -9,7 +9,6 @@ tests/test_docs.py checks that the pages are up to date.
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,47 +70,50 @@ systems = ["prompt-choose", "linear", "tuned-choose"]
 TASK_FILE_TOP = """\
 # Task file reference
 
-A task file describes a run. It is written in [TOML](https://toml.io); a setting that it leaves out has the default listed
-below. `loratory init` writes a task file from your data. A complete example:
+A task file describes a run. It is written in [TOML](https://toml.io); a setting that it leaves out has the default
+listed below. `loratory init` writes a task file from your data. A complete example:
 """
 
 TASK_FILE_RULES = """\
 ## Rules
 
-**Required settings.** Only `data.train` and `data.answer` are required. A key that is not listed below is an error, and so
-is a value of the wrong type or out of range; the message names the key and what is expected. An integer is accepted where
-a number is expected; a string is not.
+**Required settings.** Only `data.train` and `data.answer` are required. A key that is not listed below is an error,
+and so is a value of the wrong type or out of range; the message names the key and what is expected. An integer is
+accepted where a number is expected; a string is not.
 
-**Paths.** Paths in `[data]`, and a folder in `model.name`, are relative to the task file. `run.out` and paths given as flags
-are relative to the current directory.
+**Paths.** Paths in `[data]`, and a folder in `model.name`, are relative to the task file. `run.out` and paths given
+as flags are relative to the current directory.
 
-**Flags.** Every key is a flag of `run`, `train` and `show`, and a flag overrides the task file. `train.learning_rate` becomes
-`--train.learning-rate`, with hyphens instead of underscores. A list takes its values one after another
-(`--train.learning-rate 1e-4 3e-4`). A boolean takes no value (`--adapter.rslora`; `--adapter.no-rslora` if the task file
-says true). A table takes names and values in turn (`--prompt.template-kwargs enable_thinking false`).
+**Flags.** Every key is a flag of `run`, `train` and `show`, and a flag overrides the task file.
+`train.learning_rate` becomes `--train.learning-rate`, with hyphens instead of underscores. A list takes its values
+one after another (`--train.learning-rate 1e-4 3e-4`). A boolean takes no value (`--adapter.rslora`;
+`--adapter.no-rslora` if the task file says true). A table takes names and values in turn (`--prompt.template-kwargs
+enable_thinking false`).
 
 **Settings that exclude each other:**
 
 - `adapter.kind = "full"` with `rslora`, `dora`, `lora_plus` or `layers`, which apply to LoRA only.
 - `data.folds` with `data.test` or `data.limit_test`: cross-validation tests every row of the training data.
 - `data.folds` with more than one seed in `train.seeds`.
-- A list in `train.learning_rate`, or `train.early_stopping`, without validation examples: both need the validation loss.
+- A list in `train.learning_rate`, or `train.early_stopping`, without validation examples: both need the validation
+  loss.
 """
 
 COMMAND_LINE_TOP = """\
 # Command line reference
 
-`loratory VERB --help` prints an example and the common flags of a verb. For `run`, `train` and `show`, `--help-all` prints
-every setting of a [task file](task-file.md) as a flag.
+`loratory VERB --help` prints an example and the common flags of a verb. For `run`, `train` and `show`, `--help-all`
+prints every setting of a [task file](task-file.md) as a flag.
 """
 
 ARCHITECTURE_TOP = """\
 # Architecture
 
 The data takes one path through the code: file → `Example` → `TokenizedExample` → `Batch` → loss → optimizer step →
-checkpoint. The packages are listed in the order of that path. A package imports only packages above it, a module only
-modules above it in its package, and what a package offers to others is what its `__init__.py` exports; a test checks
-all three. `finetune.py` is the page to read first. `python docs/architecture.py` prints which package imports which.
+checkpoint. The packages are listed in the order of that path. A package imports only packages above it, a module
+only modules above it in its package, and what a package offers to others is what its `__init__.py` exports; a test
+checks all three. `finetune.py` is the page to read first. `python docs/architecture.py` prints which package
+imports which.
 
 """
 
@@ -131,8 +133,7 @@ def _settings_table(flags: list[Flag]) -> str:
     rows = [("key", "type", "default", "meaning"), ("---",) * 4]
     for flag in flags:
         default = "required" if flag.name in REQUIRED else _in_toml(flag.default)
-        kind = re.sub(r"a list of a (\w+( \w+)?)", r"a list of \1s", type_in_words(flag.type))
-        rows.append((f"`{flag.name.rpartition('.')[2]}`", kind, default, flag.meaning))
+        rows.append((f"`{flag.name.rpartition('.')[2]}`", type_in_words(flag.type), default, flag.meaning))
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
 
 
@@ -161,7 +162,9 @@ def command_line_page() -> str:
             parts.append(f"## `loratory {verb.name}`\n\n{_block(verb_help(verb, everything=False))}")
         whole = verb_help(VERBS["run"], everything=True)
         settings = whole[whole.index("\nSettings:\n") :]
-        parts.append(f"## Settings as flags\n\nWhat `--help-all` adds for `run`, `train` and `show`:\n\n{_block(settings)}")
+        parts.append(
+            f"## Settings as flags\n\nWhat `--help-all` adds for `run`, `train` and `show`:\n\n{_block(settings)}"
+        )
         return "\n".join(parts)
     finally:
         if before is None:

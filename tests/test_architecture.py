@@ -233,11 +233,13 @@ def public_kinds() -> list[dict[str, str]]:
     return json.loads(in_a_fresh_process(USES))
 
 
+@pytest.mark.thorough
 def test_public_names_are_these_and_each_resolves(public_kinds):
     classes = {"Config", "Tuned", "UserError"}
     assert public_kinds[0] == {name: "class" if name in classes else "function" for name in PUBLIC}
 
 
+@pytest.mark.thorough
 def test_finetune_is_the_function_also_after_its_module_was_imported(public_kinds):
     assert public_kinds[1] == public_kinds[0]
 

@@ -173,6 +173,7 @@ def test_the_learning_rate_warms_up_stays_constant_and_decays_to_zero():
     assert longer == rates[:75]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_weights_with_or_without_interruption(papers_file, tmp_path, monkeypatch, steps):
     folders = [tmp_path / name for name in ("whole", "again", "resumed")]
@@ -199,6 +200,7 @@ def test_the_same_seed_gives_the_same_weights_with_or_without_interruption(paper
     assert [m["step"] for m in read_metrics(folders[2])] == list(range(1, steps + 1))
 
 
+@pytest.mark.thorough
 def test_training_lowers_the_loss(work):
     pretrained(work, 60)
     losses = [m["loss"] for m in read_metrics(work)]
@@ -257,6 +259,7 @@ def test_masked_tokens_are_the_targets():
     assert 0.6 < (inputs.flatten()[chosen] == 3).float().mean() < 0.95
 
 
+@pytest.mark.thorough
 def test_the_recipe_trains_a_masked_language_model(work, tmp_path):
     settings = dataclasses.replace(TINY, masked=0.3)
     machine = resolve_machine("cpu", "float32", 0)

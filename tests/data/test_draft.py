@@ -93,6 +93,7 @@ def test_few_rows_are_cross_validated_and_many_are_limited(tmp_path):
     assert (many.folds, many.limit_train, many.limit_validation, many.limit_test) == (0, 2000, 200, 500)
 
 
+@pytest.mark.thorough
 def test_mostly_different_answers_are_free_text(tmp_path):
     path = write_csv(tmp_path / "things.csv", make_columns(240))
     task_file = guess_task_file(str(path), "text", is_masked)
@@ -150,6 +151,7 @@ def test_init_writes_the_file_and_shows_examples_of_different_labels(tmp_path, t
     assert json.loads(capsys.readouterr().out)["shown"] == ["text"]
 
 
+@pytest.mark.thorough
 def test_a_data_file_runs_without_a_task_file(tmp_path, tiny_folder, capsys):
     path = write_csv(tmp_path / "things.csv", make_columns(240))
     words = [str(path), "--answer", "color", "--model.name", str(tiny_folder), "--train.epochs", "1"]

@@ -44,6 +44,7 @@ def test_a_program_cannot_claim_that_it_passed():
     assert "before its tests" in failed(code)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(60)", "import signal\nsignal.pause()"])
 def test_an_endless_program_is_stopped(code, monkeypatch):
     monkeypatch.setattr("loratory.evaluation.sandbox.STARTING", 2.0)

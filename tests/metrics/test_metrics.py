@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from loratory.metrics.classification import classification_metrics, confusion, normalise_answer, parse_label, per_label
+from loratory.metrics.classification import classification_metrics, confusion, normalize_answer, parse_label, per_label
 from loratory.metrics.significance import bootstrap_interval
 
 LABELS = ["Robotics", "Machine Learning", "C++", "Not spam", "spam"]
@@ -17,7 +17,7 @@ texts = st.text(max_size=20)
 
 @given(texts)
 def test_normalizing_is_idempotent(text):
-    assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
+    assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
 
 
 @given(st.lists(texts, min_size=1, max_size=5, unique=True), st.data())

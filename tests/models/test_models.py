@@ -222,6 +222,7 @@ def test_broken_json_raises_a_user_error(stories, name: str):
     loading_error(stories)
 
 
+@pytest.mark.thorough
 @needs_shared
 def test_an_encoder_decoder_model_is_rejected(tmp_path):
     small = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 512}

@@ -111,6 +111,7 @@ def test_an_answer_ends_at_the_context_limit_and_a_prompt_that_fills_the_context
 BYTES = make_renderer(byte_tokenizer(), (2,), PROMPT)
 
 
+@pytest.mark.thorough
 @given(st.lists(st.integers(0, 258), max_size=30))
 @settings(derandomize=True, deadline=None)
 def test_the_pieces_of_a_stream_join_to_its_text(ids: list[int]):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loratory.metrics.formatting import duration, p_text, short, size, unbroken
+from loratory.metrics.formatting import duration, non_breaking, p_text, short, size
 from loratory.report.charts import confusion_grid, labels_to_show, log_ticks, loss_chart, tick_values
 
 
@@ -41,7 +41,7 @@ def test_p_values_sizes_and_short_texts():
 
 
 def test_numbers_and_units_are_joined_by_nonbreaking_spaces():
-    assert unbroken("67.0 % ± 1.2 points in 2 min 5 s (p < 0.001) of 5 more").split(" ") == [
+    assert non_breaking("67.0 % ± 1.2 points in 2 min 5 s (p < 0.001) of 5 more").split(" ") == [
         "67.0\u00a0%\u00a0±\u00a01.2\u00a0points",
         "in",
         "2\u00a0min\u00a05\u00a0s",

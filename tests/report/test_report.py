@@ -492,6 +492,7 @@ def test_the_demonstration_model_is_pointed_out(tmp_path):
     assert "demonstration" in table_of(report).splitlines()[0]
 
 
+@pytest.mark.thorough
 def test_the_page_of_a_large_run_has_a_bounded_size(tmp_path):
     labels = [f"intent number {i} with quite a long name" for i in range(77)]
     write_run(tmp_path, {"prompt": 0.4, "tuned-choose": 0.7}, labels, num_test=3000, validation=False)

@@ -28,7 +28,7 @@ from loratory.tree.layout import Layout
 from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
 ROUNDS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
 EIGHT = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose")
 
@@ -235,7 +235,7 @@ def validation(run) -> dict[int, float]:
     return {m["step"]: m["loss"] for m in read_metrics(run) if m["event"] == "validation"}
 
 
-@pytest.mark.parametrize(("kind", "rate", "epochs"), [("lora", 0.3, 8), ("full", 0.3, 5)])
+@pytest.mark.parametrize(("kind", "rate", "epochs"), [("lora", 1.0, 8), ("full", 0.3, 5)])
 def test_the_weights_of_the_best_epoch_are_kept(config, tmp_path, kind, rate, epochs):
     # The learning rate is so high that the validation loss rises again.
     wild = changed(

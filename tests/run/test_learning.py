@@ -8,6 +8,8 @@ import pytest
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.finetune import finetune
 
+pytestmark = pytest.mark.thorough  # whole runs
+
 SOUNDS = {"cat": "Meow", "dog": "Woof woof", "cow": "Moo"}
 NONSENSE = {"cat": "Xq vorp", "dog": "Blen", "cow": "Tz tz ok"}
 

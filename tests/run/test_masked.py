@@ -34,20 +34,20 @@ from loratory.finetune import finetune
 from loratory.machine.device import resolve_machine
 from loratory.models.loading import LoadedTokenizer, builtin_folder, is_masked, load_model
 from loratory.predict.tuned import load
-from loratory.run.checks import check_kind, check_words
+from loratory.run.checks import check_model_kind, check_words
 from loratory.text import masking as cloze
 from loratory.text.context import fit_to_context
 from loratory.text.rendering import TokenizedExample, token_texts, tokenize, tokenizer_round_trip, with_mask_count
 from loratory.text.template import renderer_for
 from loratory.tree.batches import build_batch, micro_batches, sequences_of_epoch
-from loratory.tree.fill_mask import complete, fill_slots
+from loratory.tree.fill_mask import fill_masks, fill_slots
 from loratory.tree.forward import prepared, prepared_for_training
 from loratory.tree.layout import Layout
 from loratory.tree.loss import batch_loss, target_log_probs
 from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
 SMALL = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
     "num_hidden_layers": 2, "max_position_embeddings": 80, "pad_token_id": 1,
@@ -512,10 +512,10 @@ def test_a_run_that_fills_in_free_answers(masked_folder, pets, tmp_path):
     assert values["tuned"] == 1.0 > values["prompt"]
     assert {line["answer"] for line in predictions(run, "tuned")} == set(SOUNDS.values())
     assert load(run).answer({"text": "dog 99 sleeps"}) == "woof"
-    words, text = complete(load(run).model, load(run).renderer, "the dog 3 sleeps and says [MASK] [MASK].", 4)
+    words, text = fill_masks(load(run).model, load(run).renderer, "the dog 3 sleeps and says [MASK] [MASK].", 4)
     assert [len(own) for own in words] == [4, 4] and text.startswith("the dog 3")
     assert all(0 < p <= 1 for own in words for _, p in own)
-    every, _ = complete(load(run).model, load(run).renderer, "the dog says {mask}", 10_000)
+    every, _ = fill_masks(load(run).model, load(run).renderer, "the dog says {mask}", 10_000)
     assert sum(p for _, p in every[0]) == pytest.approx(1) and len(every[0]) == 86 - 5
 
 
@@ -549,7 +549,7 @@ def test_an_interrupted_masked_training_resumes_bit_for_bit(masked_folder, texts
 def test_tasks_for_causal_models_are_rejected(task, masked_folder, pets, tmp_path):
     base = load_model(ModelConfig(str(masked_folder)), resolve_machine("cpu", "float32", 1))
     with pytest.raises(UserError, match="cannot do this task"):
-        check_kind(dataclasses.replace(Config(), task=task), base.text, base.name)
+        check_model_kind(dataclasses.replace(Config(), task=task), base.text, base.name)
 
 
 def test_a_causal_model_cannot_do_the_task_fill(tiny_folder, texts, tmp_path):
@@ -593,7 +593,7 @@ def test_label_words_must_be_distinct_and_belong_to_labels(words, message):
 def test_the_built_in_masked_model_fills_in_words_of_papers(tmp_path):
     base = load_model(ModelConfig("builtin-masked"), resolve_machine("cpu", "float32", 1))
     r = renderer_for(base.text, PromptConfig())
-    words, text = complete(base.model, r, "We propose a new [MASK] for training deep neural <mask>.", 5)
+    words, text = fill_masks(base.model, r, "We propose a new [MASK] for training deep neural <mask>.", 5)
     assert " networks" in [token for token, _ in words[1]]
     assert text.startswith("We propose a new ") and text.endswith(".")
     folder = builtin_folder("builtin-masked")
@@ -616,7 +616,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
     model, sequences = tiny(family), some_sequences()
     layout, found = choose_layout(model, sequences, "auto"), []
     for checkpoints in (False, True):
-        chosen = dataclasses.replace(layout, checkpoints=checkpoints)
+        chosen = dataclasses.replace(layout, gradient_checkpointing=checkpoints)
         with prepared_for_training(model, chosen):
             batch_loss(model, build_batch(sequences), chosen).total.backward()
         found.append(gradients(model))

@@ -11,7 +11,7 @@ from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, Prom
 from loratory.errors import Interrupted
 from loratory.events import ignore_event
 from loratory.finetune import finetune, train_only
-from loratory.models.loading import KNOWN_MODELS, builtin_folder, suggestions
+from loratory.models.loading import KNOWN_MODELS, builtin_folder, suggested_models
 from loratory.run.checks import demonstration_text, is_demonstration
 from loratory.run.job import load_job
 from loratory.run.plan import make_plan
@@ -31,6 +31,7 @@ def config(tiny_folder, animals, tmp_path) -> Config:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_planning_leaves_model_and_random_state_unchanged(config, kind):
     job = load_job(dataclasses.replace(config, adapter=AdapterConfig(kind=kind)), Path(config.run.out), ignore_event)
@@ -81,16 +82,17 @@ def test_the_demonstration_model_warns_on_other_data_than_its_own(config):
 
 def test_suggested_models_fit_into_memory():
     names = [name for name, _ in KNOWN_MODELS]
-    assert suggestions(0) == [names[0]]
+    assert suggested_models(0) == [names[0]]
     for gibibytes in (2, 4, 8, 16, 24, 64, 200):
-        found = suggestions(gibibytes * 1024**3)
+        found = suggested_models(gibibytes * 1024**3)
         sizes = [size for name, size in KNOWN_MODELS if name in found]
         assert 1 <= len(found) <= 3
         assert sizes == sorted(sizes)
         assert len(found) == 1 or max(sizes) * 4e9 < gibibytes * 1024**3
-    assert suggestions(24 * 1024**3)[-1] != suggestions(200 * 1024**3)[-1]
+    assert suggested_models(24 * 1024**3)[-1] != suggested_models(200 * 1024**3)[-1]
 
 
+@pytest.mark.thorough
 def test_the_report_contains_the_seconds_of_training(config):
     run = finetune(dataclasses.replace(config, run=dataclasses.replace(config.run, systems=("linear", "tuned-choose"))))
     assert json.loads((run / "report.json").read_text())["seconds"]["train"] > 0

@@ -32,7 +32,7 @@ from loratory.data.prompts import ANSWER_SLOT
 from loratory.data.rows import Row, read_rows
 from loratory.data.splits import load_split
 from loratory.errors import UserError
-from loratory.evaluation.baselines import copy_rule, most_similar
+from loratory.evaluation.baselines import copy_rule, similarity_classifier
 from loratory.evaluation.evaluate_system import Prediction
 from loratory.evaluation.records import headline
 from loratory.evaluation.sandbox import run_program, sandbox_problem
@@ -242,7 +242,7 @@ def test_the_copy_rule_closest_to_the_training_answers_is_chosen():
 def test_text_similarity_chooses_the_candidate_that_shares_words():
     options = ("a paper on boats", "a paper on kites", "something else")
     train = [user(f"Text {n} about boats and kites", options[0], options) for n in range(5)]
-    classify, _ = most_similar(train)
+    classify, _ = similarity_classifier(train)
     example = user("The kites fly\n" + "\n".join(f"- {o}" for o in options), options[1], options)
     [probabilities] = classify([example], ignore_event)
     assert max(probabilities, key=probabilities.__getitem__) == "a paper on kites"
@@ -256,6 +256,7 @@ def report_of(run) -> dict:
     return json.loads((run / "report.json").read_text())
 
 
+@pytest.mark.thorough
 def test_a_run_that_chooses_among_candidates(choice_config):
     run = finetune(choice_config)
     report = report_of(run)
@@ -281,6 +282,7 @@ def test_a_run_that_chooses_among_candidates(choice_config):
     assert tuned.answer(records[0])
 
 
+@pytest.mark.thorough
 def test_a_run_with_free_answers(text_config):
     run = finetune(text_config)
     report = report_of(run)
@@ -301,6 +303,7 @@ def test_a_run_with_free_answers(text_config):
         tuned.probabilities({"text": "We saw a boat."})
 
 
+@pytest.mark.thorough
 def test_folds_of_free_answers(text_config):
     few = changed(changed(text_config, "data", folds=2, limit_train=16), "run", systems=("prompt", "copy", "tuned"))
     report = report_of(finetune(few))
@@ -387,6 +390,7 @@ def test_the_headline_metric_of_conversations_is_one_over_perplexity():
     assert name == "token probability" and value == pytest.approx(math.sqrt(0.5 * 0.25))
 
 
+@pytest.mark.thorough
 def test_a_run_on_conversations(dialogue_config):
     run = finetune(dialogue_config)
     report = report_of(run)
@@ -467,6 +471,7 @@ def test_a_compressed_file_is_read_and_a_damaged_one_reported(tmp_path):
         read_rows(str(path))
 
 
+@pytest.mark.thorough
 @needs_sandbox
 def test_a_run_on_programs_with_their_tests(tiny_folder, tmp_path):
     path = tmp_path / "programs.jsonl"
@@ -543,6 +548,7 @@ def examples_of(rows) -> list[Example]:
     return [Example((Message("user", "x"),), answers, ("a", "b", "c"), "test") for _, answers in rows]
 
 
+@pytest.mark.thorough
 def test_a_run_on_sets_of_labels(labels_config):
     run = finetune(labels_config)
     report = report_of(run)
@@ -605,6 +611,7 @@ def test_programs_filled_in_the_middle_are_tested_with_their_suffix():
     assert candidate_programs("    y = x + 1", tests)[0].startswith("def f(x):\n    y = x + 1\n    return y\n")
 
 
+@pytest.mark.thorough
 def test_a_run_that_fills_in_the_middle(tiny_folder, tmp_path):
     folder, path = tmp_path / "model", tmp_path / "code.jsonl"
     copytree(tiny_folder, folder)

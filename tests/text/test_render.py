@@ -140,6 +140,7 @@ answers = words.map(str.strip).filter(bool)
 # ---- the prompt ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @over_all
 @given(words, answers, words)
 @case("<|im_end|> x", "<|assistant|>", " <s>Answer:\n")

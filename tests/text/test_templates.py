@@ -531,6 +531,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, dict[str, str]]]
     request.config.stash[TABLE] = table_lines(results)
 
 
+@pytest.mark.thorough
 @needs_shared
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("column", PROPERTIES)

@@ -76,7 +76,7 @@ def test_gradient_checkpointing_gives_bitwise_the_same_gradients(family):
     ]
     seen = []
     handles = [handle, inner[0].register_forward_hook(lambda *_: seen.append(1))]
-    twice = gradients(model, dataclasses.replace(layout, checkpoints=True))
+    twice = gradients(model, dataclasses.replace(layout, gradient_checkpointing=True))
     for handle in handles:
         handle.remove()
     assert len(seen) == 2
@@ -91,7 +91,7 @@ def test_gradient_checkpointing_works_with_row_skipping_in_the_last_layer():
     model = tiny_model("llama")
     layout = choose_layout(model, SEQUENCES, "tree")
     assert layout.skips_rows
-    both = gradients(model, dataclasses.replace(layout, checkpoints=True))
+    both = gradients(model, dataclasses.replace(layout, gradient_checkpointing=True))
     assert_same(both, one_by_one(model, SEQUENCES), RELATIVE)
 
 
@@ -162,6 +162,7 @@ print(json.dumps([results, torch._dynamo.utils.counters["stats"]["unique_graphs"
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_layers_agree_with_uncompiled_ones_and_are_compiled_once_for_all_lengths():
     """float32; five layers, three of them compiled; ten steps with ten lengths; in a process without type checks."""

@@ -9,7 +9,7 @@ from conftest import CONFIGS, SMALL, VOCABULARY, sequence, tiny_model
 from test_loss import NO_IDS, assert_same, gemma2, gpt_oss
 from transformers import AttentionMaskInterface
 
-from loratory.tree.attention import NAME, LayerMask, tree_attention
+from loratory.tree.attention import ATTENTION_NAME, LayerMask, tree_attention
 from loratory.tree.attention import tree_mask as right_mask
 from loratory.tree.batches import build_batch
 from loratory.tree.forward import prepared
@@ -152,12 +152,12 @@ def test_a_missing_sliding_window_is_caught(family):
     def without_window(mask_function, **arguments):
         return right_mask(mask_function=lambda b, h, q, k: k <= q, **arguments)
 
-    AttentionMaskInterface.register(NAME, without_window)
+    AttentionMaskInterface.register(ATTENTION_NAME, without_window)
     try:
         with pytest.raises(Mismatch, match="differs from the stock attention"):
             choose_layout(tiny_model(family, torch.float32), SEQUENCES, "tree")
     finally:
-        AttentionMaskInterface.register(NAME, right_mask)
+        AttentionMaskInterface.register(ATTENTION_NAME, right_mask)
     assert choose_layout(tiny_model(family, torch.float32), SEQUENCES, "tree").kind == "tree"
 
 
@@ -196,7 +196,7 @@ def test_choosing_a_layout_preserves_attention_random_state_and_weights(make, ba
         choose_layout(model, SEQUENCES, batching)
     except Mismatch:
         assert batching == "tree"
-    assert model.config._attn_implementation == stock != NAME
+    assert model.config._attn_implementation == stock != ATTENTION_NAME
     after = [m.config._attn_implementation for m in model.modules() if isinstance(m, transformers.PreTrainedModel)]
     assert after == inside
     assert torch.equal(torch.get_rng_state(), random)
@@ -225,7 +225,7 @@ def test_prepared_restores_the_attention_even_after_an_error(family):
     before = model(input_ids=ids).logits
     random = torch.get_rng_state()
     with prepared(model, TREE):
-        assert model.config._attn_implementation == NAME
+        assert model.config._attn_implementation == ATTENTION_NAME
     assert model.config._attn_implementation == "sdpa"
     with pytest.raises(KeyError), prepared(model, TREE):
         raise KeyError

@@ -42,6 +42,7 @@ def test_rows_after_a_prefix_attend_to_all_of_it():
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::UserWarning")  # about running uncompiled, which is intended here
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
 def test_the_kernel_with_the_rule_agrees_with_attend(heads):

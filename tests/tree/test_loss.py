@@ -98,6 +98,7 @@ def assert_same(model, sequences, layout: Layout, relative: float, token_budget:
         assert (actual_gradients[name] - gradient).abs().max() <= relative * largest, name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", CONFIGS)
 @with_cases
 @given(sequences=trees())

@@ -34,7 +34,7 @@ def execute(arguments: list[str]) -> None:
     if flags.top < 1:
         raise UserError("There is nothing to show", "--top", "1 or more", str(flags.top))
     from loratory.predict import load, load_plain
-    from loratory.tree import complete
+    from loratory.tree import fill_masks
 
     if flags.run is not None:
         tuned = load(flags.run, force=flags.force)
@@ -44,7 +44,7 @@ def execute(arguments: list[str]) -> None:
         model, name = base.model, flags.model
     if not renderer.masked:
         raise UserError("Only a masked language model can fill in masks", name, fix="use loratory ask")
-    masks, text = complete(model, renderer, flags.text, flags.top)
+    masks, text = fill_masks(model, renderer, flags.text, flags.top)
     if flags.json:
         guesses = [[{"token": token, "probability": p} for token, p in mask] for mask in masks]
         print(json.dumps({"masks": guesses, "text": text}, ensure_ascii=False))

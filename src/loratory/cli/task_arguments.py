@@ -113,12 +113,12 @@ def render_examples(
     """Some of the training examples as the model sees them."""
     from loratory.data import load_split
     from loratory.models import load_tokenizer
-    from loratory.run import check_kind
+    from loratory.run import check_model_kind
     from loratory.text import check_system_is_shown, renderer_for, tokenize, with_mask_count
 
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = load_tokenizer(config.model)
-    check_kind(config, text, config.model.name)
+    check_model_kind(config, text, config.model.name)
     renderer = with_mask_count([*split.train, *split.validation], renderer_for(text, split.prompt))
     if split.prompt.system is not None:
         check_system_is_shown(renderer)

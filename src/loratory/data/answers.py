@@ -2,7 +2,7 @@
 
 from loratory.config import CodeConfig
 from loratory.data.examples import Tests
-from loratory.data.rows import Row, _cell, cell_text, parse_json
+from loratory.data.rows import Row, cell_text, column_text, parse_json
 from loratory.errors import UserError, did_you_mean
 
 TEST_COLUMNS = ("test_list", "test")
@@ -84,6 +84,6 @@ def row_tests(row: Row, code: CodeConfig) -> Tests | None:
     if name and "def check(" in statements:
         statements += f"\ncheck({name})"
     prefix = str(row.values.get(code.prefix or ("prompt" if name else ""), ""))
-    parts = [_cell(row, code.suffix)] if code.suffix else []
+    parts = [column_text(row, code.suffix)] if code.suffix else []
     parts += [str(row.values.get("test_setup_code") or ""), statements]
     return Tests(prefix, name, "\n".join(parts))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from loratory.config import DataConfig, PromptConfig
 from loratory.data.answers import candidates_of
 from loratory.data.examples import Example, Message
-from loratory.data.rows import Row, _cell
+from loratory.data.rows import Row, column_text
 from loratory.errors import UserError, did_you_mean
 
 LABELS = "labels"
@@ -91,7 +91,7 @@ def prompt_writer(
     reserved = {LABELS: ", ".join(labels), MASK: ANSWER_SLOT}
 
     def shown(row: Row, name: str) -> str:
-        return "\n".join(f"- {c}" for c in candidates_of(row, name)) if name == candidates else _cell(row, name)
+        return "\n".join(f"- {c}" for c in candidates_of(row, name)) if name == candidates else column_text(row, name)
 
     def write(row: Row) -> tuple[Message, ...]:
         values = {name: reserved[name] if name in reserved else shown(row, name) for name in names}

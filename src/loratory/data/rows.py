@@ -179,7 +179,7 @@ def cell_text(value: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # replaces lone surrogates, which cannot be encoded
 
 
-def _cell(row: Row, name: str) -> str:
+def column_text(row: Row, name: str) -> str:
     """The text of a row's cell. Raises UserError if the row does not have the column."""
     if name not in row.values:
         raise UserError(f"The row has no column {name!r}", row.source, found=", ".join(map(str, row.values)))

@@ -9,7 +9,7 @@ from loratory.evaluation.baselines import (
     embedding_classifier,
     linear_classifier,
     linear_multilabel_classifier,
-    most_similar,
+    similarity_classifier,
 )
 from loratory.evaluation.evaluate_system import EvalRecord, Prediction, System, evaluate
 from loratory.evaluation.forgetting import read_retained_texts
@@ -52,11 +52,11 @@ __all__ = [
     "linear_multilabel_classifier",
     "load_record",
     "masked_text_system",
-    "most_similar",
     "multilabel_classifier_system",
     "read_retained_texts",
     "sandbox_problem",
     "save_record",
     "saved_rule",
     "shots_that_fit",
+    "similarity_classifier",
 ]

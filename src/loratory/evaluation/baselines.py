@@ -79,7 +79,7 @@ def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]
     return predict, "one logistic regression per label"
 
 
-def most_similar(train: Sequence[Example]) -> tuple[Classifier, str]:
+def similarity_classifier(train: Sequence[Example]) -> tuple[Classifier, str]:
     """Similarity of each candidate to the text by TF-IDF of words and characters, for rows with their own candidates.
 
     The probabilities are a softmax over the cosine similarities of a row's candidates. The inverse document frequencies
@@ -119,7 +119,7 @@ COPY_RULES: dict[str, Callable[[list[str]], str]] = {
     "the first three sentences": lambda sentences: " ".join(sentences[:3]),
     "the whole text": lambda sentences: " ".join(sentences),
 }
-COPY_TRIED = 200  # number of training examples on which the rule is chosen
+COPY_RULE_ROWS = 200  # number of training examples on which the rule is chosen
 
 
 def copy_rule(train: Sequence[Example]) -> tuple[Callable[[Example], str], str]:
@@ -137,7 +137,7 @@ def copy_rule(train: Sequence[Example]) -> tuple[Callable[[Example], str], str]:
         return [s for s in re.split(r"(?<=[.?!。？！])\s+|\n+", body) if s] or [""]
 
     def score(name: str) -> float:
-        return sum(rouge_l(COPY_RULES[name](sentences(e)), e.answers) for e in train[:COPY_TRIED])
+        return sum(rouge_l(COPY_RULES[name](sentences(e)), e.answers) for e in train[:COPY_RULE_ROWS])
 
     best = max(COPY_RULES, key=score)
     return lambda example: COPY_RULES[best](sentences(example)), f"copies {best}"

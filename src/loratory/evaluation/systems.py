@@ -27,9 +27,9 @@ from loratory.tree import (
     probabilities,
 )
 
-GENERATED_AT_ONCE = 4  # factor on the token budget: in training, gradients take most of the memory
+GENERATION_BUDGET_FACTOR = 4  # factor on the token budget: in training, gradients take most of the memory
 THRESHOLDS_TRIED = 200
-SPARE_TOKENS = 8  # room for quotes, asterisks or a period around a generated answer
+EXTRA_TOKENS = 8  # room for quotes, asterisks or a period around a generated answer
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def generation_system(prompting: PromptedModel, note: str | None) -> System:
         r = prompting.renderer
         prompts = [render_prompt(with_shots(e, prompting.shots).messages, r, e.source) for e in examples]
         ids = [p.token_ids for p in prompts]
-        budget = GENERATED_AT_ONCE * prompting.token_budget
-        texts = generate(prompting.model, ids, r, prompting.longest + SPARE_TOKENS, budget, progress)
+        budget = GENERATION_BUDGET_FACTOR * prompting.token_budget
+        texts = generate(prompting.model, ids, r, prompting.longest + EXTRA_TOKENS, budget, progress)
         answers = [parse_label(text, e.candidates) or text.strip() for text, e in zip(texts, examples, strict=True)]
         return [Prediction(answer, None, None) for answer in answers]
 
@@ -241,6 +241,6 @@ def shots_that_fit(
     longest = sorted(examples, key=lambda e: sum(len(m.content) for m in e.messages), reverse=True)[:20]
     for count in range(len(shots), 0, -1):
         leading = shots[:count]
-        if all(example_length(with_shots(e, leading), renderer) + SPARE_TOKENS <= limit for e in longest):
+        if all(example_length(with_shots(e, leading), renderer) + EXTRA_TOKENS <= limit for e in longest):
             return tuple(leading)
     return ()

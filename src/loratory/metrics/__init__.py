@@ -9,6 +9,7 @@ from loratory.metrics.formatting import (
     Number,
     duration,
     interval,
+    non_breaking,
     p_number,
     p_text,
     percent,
@@ -17,7 +18,6 @@ from loratory.metrics.formatting import (
     short,
     size,
     spread,
-    unbroken,
 )
 from loratory.metrics.significance import (
     bootstrap_interval,
@@ -41,6 +41,7 @@ __all__ = [
     "holm",
     "interval",
     "mcnemar_exact",
+    "non_breaking",
     "p_number",
     "p_text",
     "paired_bootstrap",
@@ -57,6 +58,5 @@ __all__ = [
     "size",
     "spread",
     "task_variant",
-    "unbroken",
     "wilson_interval",
 ]

@@ -15,7 +15,7 @@ SMALLEST_PROBABILITY = 1e-12
 UNDEFINED: Any = 0  # value of 0 / 0 in scikit-learn, whose type stubs allow only "warn"
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Normalizes a text so that answers and labels can be compared.
 
     Applies Unicode NFKC and case folding and collapses whitespace; then strips surrounding quotes, backticks, asterisks
@@ -34,7 +34,7 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     """Returns the label that a free-text answer gives, or None.
 
     1. An answer that equals a label exactly, apart from surrounding whitespace, is that label.
-    2. Otherwise, the first line that is not empty after ``normalise_answer`` is compared with the normalized labels.
+    2. Otherwise, the first line that is not empty after ``normalize_answer`` is compared with the normalized labels.
        Labels that span several lines are compared with the whole answer instead, and take precedence.
     3. If several labels are equal after normalization, the line must equal one of them exactly.
 
@@ -43,7 +43,7 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     if text.strip() in labels:
         return text.strip()
     lines = text.splitlines()
-    line = next((line.strip() for line in lines if normalise_answer(line)), "")
+    line = next((line.strip() for line in lines if normalize_answer(line)), "")
     whole = [label for label in labels if len(label.splitlines()) > 1]
     single = [label for label in labels if len(label.splitlines()) <= 1]
     return _match(text.strip(), whole) or _match(line, single)
@@ -51,8 +51,8 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
 
 def _match(answer: str, labels: Sequence[str]) -> str | None:
     """The only label that equals the answer after normalization; None for an empty answer."""
-    normalised = normalise_answer(answer)
-    matches = [label for label in labels if normalised and normalise_answer(label) == normalised]
+    normalised = normalize_answer(answer)
+    matches = [label for label in labels if normalised and normalize_answer(label) == normalised]
     if len(matches) == 1:
         return matches[0]
     return answer if answer in matches else None
@@ -76,7 +76,7 @@ def classification_metrics(
     ``mean_log_prob``: mean natural log of the probability of the expected label, clipped to at least 1e-12.
     ``ece``: see ``expected_calibration_error``.
     """
-    expected_N, answered_N = label_numbers(expected, labels), label_numbers(answers, labels)
+    expected_N, answered_N = label_indices(expected, labels), label_indices(answers, labels)
     assert (expected_N < len(labels)).all(), "an expected answer is not a label"
     occurring = np.union1d(expected_N, answered_N[answered_N < len(labels)])
     low, high = _macro_f1_interval(expected_N, answered_N, len(labels))
@@ -95,7 +95,7 @@ def classification_metrics(
     return metrics
 
 
-def label_numbers(answers: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
+def label_indices(answers: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
     """The index of each answer in ``labels``, shape (N,); ``len(labels)`` for an answer that is not a label."""
     number = {label: position for position, label in enumerate(labels)}
     return np.array(
@@ -172,8 +172,8 @@ def per_label(
 ) -> dict[str, dict[str, Any]]:
     """``precision``, ``recall``, ``f1`` (0 where undefined) and ``support`` (expected examples) of every label."""
     columns = precision_recall_fscore_support(
-        label_numbers(expected, labels),
-        label_numbers(answers, labels),
+        label_indices(expected, labels),
+        label_indices(answers, labels),
         labels=np.arange(len(labels)),
         zero_division=UNDEFINED,
     )
@@ -186,5 +186,5 @@ def per_label(
 def confusion(expected: Sequence[str], answers: Sequence[str | None], labels: Sequence[str]) -> list[list[int]]:
     """Confusion matrix, L x (L + 1): a row per expected label, a column per answer, the last being "no label"."""
     numbers = np.arange(len(labels) + 1)
-    counts = confusion_matrix(label_numbers(expected, labels), label_numbers(answers, labels), labels=numbers)
+    counts = confusion_matrix(label_indices(expected, labels), label_indices(answers, labels), labels=numbers)
     return counts[:-1].tolist()

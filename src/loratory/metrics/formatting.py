@@ -45,7 +45,7 @@ def p_text(p_value: Number) -> str:
     return f"p {number}" if number.startswith("<") else f"p = {number}"
 
 
-def unbroken(text: str) -> str:
+def non_breaking(text: str) -> str:
     """Puts non-breaking spaces into "67.0 %", "1 min 5 s", "± 1.2 points" and "p = 0.01"."""
     return WHOLE.sub(lambda match: match[0].replace(" ", "\u00a0"), text)
 

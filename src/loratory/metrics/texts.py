@@ -8,7 +8,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 from sacrebleu.metrics.chrf import CHRF
 
-from loratory.metrics.classification import normalise_answer
+from loratory.metrics.classification import normalize_answer
 
 # In scripts written without spaces between words, every character counts as a word.
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -42,11 +42,11 @@ def rstrip_lines(text: str) -> str:
 def text_metrics(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
     """Metrics over all texts.
 
-    ``chrf``: corpus-level chrF in [0, 1] (Popović 2015). ``exact_match``: after ``normalise_answer``. ``words``: mean
+    ``chrf``: corpus-level chrF in [0, 1] (Popović 2015). ``exact_match``: after ``normalize_answer``. ``words``: mean
     number of words per answer. ``length_ratio``: total words in the answers over total words expected.
     """
     words, words_expected = (sum(len(words_of(t)) for t in texts) for texts in (answers, expected))
-    same = [normalise_answer(a) == normalise_answer(e) for a, e in zip(answers, expected, strict=True)]
+    same = [normalize_answer(a) == normalize_answer(e) for a, e in zip(answers, expected, strict=True)]
     return {
         "chrf": CHRF().corpus_score(list(answers), [list(expected)]).score / 100,
         "exact_match": float(np.mean(same)),

@@ -27,7 +27,7 @@ from loratory.models.loading import (
     is_masked,
     load_model,
     load_tokenizer,
-    suggestions,
+    suggested_models,
 )
 
 __all__ = [
@@ -51,5 +51,5 @@ __all__ = [
     "parameter_counts",
     "read_card",
     "save_tuned_model",
-    "suggestions",
+    "suggested_models",
 ]

@@ -156,7 +156,7 @@ def context_length(settings: PretrainedConfig) -> int:
     return int(getattr(settings, "max_position_embeddings", None) or 2**31)
 
 
-def suggestions(memory_bytes: int, most: int = 3) -> list[str]:
+def suggested_models(memory_bytes: int, most: int = 3) -> list[str]:
     """The largest ``most`` of the known open models that LoRA can train in this much memory, smallest first."""
     fitting = [name for name, size in KNOWN_MODELS if size * 1e9 * BYTES_PER_PARAMETER + SPARE_BYTES <= memory_bytes]
     return fitting[-most:] or [KNOWN_MODELS[0][0]]

@@ -1,7 +1,7 @@
 """Inference with a tuned model, chat in the terminal, and a view of the tokens that a model sees.
 
-Input: a run directory or an adapter folder. Output: a ``Tuned`` model that answers records, streams text or holds a
-conversation. Start with ``tuned.py``.
+In: a run directory or an adapter folder. Out: a ``Tuned`` model that answers records, streams text or holds a
+conversation. Read ``tuned.py`` first.
 """
 
 from loratory.predict.chat import converse, open_chat, welcome_message

@@ -54,8 +54,6 @@ HELP = "\n".join(
 )
 
 
-
-
 @dataclass(frozen=True)
 class Conversation:
     """The state of a conversation."""

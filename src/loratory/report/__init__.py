@@ -1,7 +1,7 @@
 """Reports on runs, and comparisons of two runs.
 
-Input: the files of a run directory. Output: ``report.json``, ``report.html``, tables for the terminal, and the
-comparison of two runs. No model is loaded here. Start with ``report.py``.
+In: the files of a run directory. Out: ``report.json``, ``report.html``, tables for the terminal, and the
+comparison of two runs. No model is loaded here. Read ``report.py`` first.
 """
 
 from loratory.report.comparison import compare_runs, comparison_page, read_pair, render_comparison

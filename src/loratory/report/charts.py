@@ -75,6 +75,10 @@ def log_ticks(low: Number, high: Number) -> list[float]:
     return values[first : last + 1]
 
 
+def _selected_tick(step: int | None, last_step: Number) -> Tick | None:
+    return None if step is None else Tick(f"selected: step {step}", 100 * min(1.0, step / last_step))
+
+
 def loss_chart(training: Points, validation: Points, selected_step: int | None = None) -> LossChart | None:
     """The chart of ``(step, loss)`` pairs sorted by step; None if there is nothing to draw.
 
@@ -113,7 +117,7 @@ def loss_chart(training: Points, validation: Points, selected_step: int | None =
         validation_dots=" ".join(f"M{point} h0" for point in coordinates(validation)),
         x_ticks=[Tick(f"{value:g}", 100 * value / last_step) for value in x_values],
         y_ticks=[Tick(f"{value:.3g}", height(value)) for value in y_values],
-        selected=None if selected_step is None else Tick(f"selected: step {selected_step}", 100 * min(1.0, selected_step / last_step)),
+        selected=_selected_tick(selected_step, last_step),
         steps_per_point=steps_per_point,
         description=text + ".",
     )

@@ -14,6 +14,7 @@ from loratory.metrics import (
     confusion,
     duration,
     interval,
+    non_breaking,
     p_number,
     p_text,
     percent,
@@ -22,7 +23,6 @@ from loratory.metrics import (
     short,
     size,
     spread,
-    unbroken,
 )
 from loratory.report.charts import LossChart, Points, confusion_grid, labels_to_show, loss_chart
 from loratory.report.reading import REFERENCES, Report, Run, SystemResults, events_named, read_run, task_of
@@ -80,7 +80,7 @@ def page_environment() -> jinja2.Environment:
         trim_blocks=True,
     )
     formatters = (percent, points, p_number, p_text, duration, interval, points_interval, spread)
-    environment.filters |= {f.__name__: f for f in (*formatters, short, size, unbroken, metric_name)}
+    environment.filters |= {f.__name__: f for f in (*formatters, short, size, non_breaking, metric_name)}
     environment.filters |= {"count": "{:,}".format}
     environment.globals |= {"meanings": MEANINGS, "rules": RULES, "most_likely": most_likely}
     return environment

@@ -4,7 +4,7 @@ In: a ``Config``. Out: a ``Job`` (model and data, loaded and checked), a plan wi
 evaluate, a trained model. Read ``job.py`` first.
 """
 
-from loratory.run.checks import check_kind, chooses_on_validation
+from loratory.run.checks import check_model_kind, chooses_on_validation
 from loratory.run.job import Job, load_job, open_job, timed_stage
 from loratory.run.plan import make_plan
 from loratory.run.retained import measure_retained, retained_texts
@@ -17,7 +17,7 @@ __all__ = [
     "TUNED_SYSTEMS",
     "Job",
     "baseline_system",
-    "check_kind",
+    "check_model_kind",
     "chooses_on_validation",
     "fold_jobs",
     "is_trained",

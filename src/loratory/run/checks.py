@@ -10,11 +10,11 @@ from loratory.config import BUILTIN_MASKED, BUILTINS, MASKED_TASKS, Config
 from loratory.data import TOOLS, Example, Split
 from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
-from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggestions
+from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
 from loratory.text import Renderer, check_system_is_shown, check_tools_are_shown, fit_to_context, template_deviation
 
 
-def check_kind(config: Config, text: LoadedTokenizer, name: str) -> None:
+def check_model_kind(config: Config, text: LoadedTokenizer, name: str) -> None:
     """Raises UserError if this kind of model cannot do the task."""
     where = f"task = {config.task!r}"
     if text.masked and config.task not in MASKED_TASKS:
@@ -44,7 +44,7 @@ def check_words(words: Mapping[str, str], labels: Sequence[str]) -> None:
             raise UserError("Two labels have the same word and cannot be told apart", "[prompt] words", found=word)
 
 
-def _about_template(renderer: Renderer, config: Config, split: Split) -> list[str]:
+def template_notes(renderer: Renderer, config: Config, split: Split) -> list[str]:
     """Sentences on how prompts and answers are rendered. Raises UserError if the template drops a part of them."""
     if renderer.masked:
         return ["This is a masked language model: it fills in masked tokens"]
@@ -64,7 +64,7 @@ def is_demonstration(config: Config) -> bool:
 
 def demonstration_text(masked: bool) -> str:
     """A warning that the demonstration model is weak, with models that fit into this machine's memory."""
-    names = ", ".join(MASKED_MODELS if masked else suggestions(memory_bytes()))
+    names = ", ".join(MASKED_MODELS if masked else suggested_models(memory_bytes()))
     return (
         "This is the small demonstration model that comes with Loratory: it shows the workflow, not the quality that "
         f"a real model reaches. With this machine's {memory_bytes() / 1024**3:.0f} GiB of memory, try --model.name "

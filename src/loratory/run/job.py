@@ -17,13 +17,13 @@ from loratory.machine import Machine, describe_machine, git_state, resolve_machi
 from loratory.metrics import task_variant
 from loratory.models import LoadedModel, check_targets, load_model
 from loratory.run.checks import (
-    _about_template,
-    check_kind,
+    check_model_kind,
     check_words,
     chooses_on_validation,
     demonstration_text,
     fit_split,
     is_demonstration,
+    template_notes,
 )
 from loratory.storage import (
     REQUESTED_SETTINGS,
@@ -121,7 +121,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     )
     on_event(Event("message", f"Device: {machine.reason}"))
     base = load_model(config.model, machine)
-    check_kind(config, base.text, base.name)
+    check_model_kind(config, base.text, base.name)
     check_words(config.prompt.words, split.labels)
     check_targets(base.model, config.adapter)
     if base.text.plain_template:
@@ -130,7 +130,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     if config.code.run and (problem := sandbox_problem()):
         fix = "set [code] run = false, which compares answers as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
-    for sentence in _about_template(renderer, config, split):
+    for sentence in template_notes(renderer, config, split):
         on_event(Event("message", sentence))
 
     loaded = time.perf_counter()
@@ -150,7 +150,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     layout = dataclasses.replace(
         layout,
         compiled=speed.compile == "on",
-        checkpoints=speed.checkpointing == "on",
+        gradient_checkpointing=speed.checkpointing == "on",
         autocast_dtype=machine.autocast_dtype,
     )
     for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):

@@ -16,7 +16,7 @@ from loratory.run.tuning import learning_rates, restore_base
 from loratory.training import StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up
-ONE_OF, AT_LEAST, AT_MOST = 50, 2, 16  # one in 50 examples is tried, but at least 2 and at most 16
+TRIAL_FRACTION, MIN_TRIALS, MAX_TRIALS = 50, 2, 16  # one in 50 examples is tried, but at least 2 and at most 16
 LINEAR_ROWS = 200  # the time of the linear model on fewer rows does not extrapolate
 
 
@@ -68,8 +68,8 @@ def _try_training(job: Job) -> StepResult:
 def _try_system(job: Job, name: str) -> float:
     """Estimated seconds that a system takes on all examples."""
     total = len(job.split.validation) + len(job.split.test)
-    count = min(AT_MOST, max(AT_LEAST, total // ONE_OF))
-    rows = min(LINEAR_ROWS if name == "linear" else AT_MOST, len(job.split.train))
+    count = min(MAX_TRIALS, max(MIN_TRIALS, total // TRIAL_FRACTION))
+    rows = min(LINEAR_ROWS if name == "linear" else MAX_TRIALS, len(job.split.train))
     few_train = stratified(list(job.split.train), lambda e: e.answer, rows, job.config.train.seed, "plan")
     few_test = job.split.test[:: max(1, len(job.split.test) // count)][:count]
     split = dataclasses.replace(job.split, train=tuple(few_train), validation=(), test=few_test)

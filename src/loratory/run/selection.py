@@ -22,9 +22,9 @@ from loratory.evaluation import (
     linear_classifier,
     linear_multilabel_classifier,
     masked_text_system,
-    most_similar,
     multilabel_classifier_system,
     shots_that_fit,
+    similarity_classifier,
 )
 from loratory.events import ProgressCallback
 from loratory.metrics import task_variant
@@ -63,7 +63,7 @@ def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]
             multilabel = linear_multilabel_classifier(job.split.train, job.split.labels)
             return multilabel_classifier_system(*multilabel, job.split.validation, progress)
         if name == "linear" and job.config.task == "choice":
-            return classifier_system(*most_similar(job.split.train))
+            return classifier_system(*similarity_classifier(job.split.train))
         if name == "linear":
             return classifier_system(*linear_classifier(job.split.train, seed))
         if name == "embed":

@@ -1,7 +1,7 @@
 """Training: the loop, the optimizer, checkpoints, and the speed settings.
 
 In: a model with its adapter attached, and tokenized examples. Out: one ``StepResult`` per optimizer step, and
-checkpoints from which training resumes bit for bit. Start with ``loop.py``.
+checkpoints from which training resumes bit for bit. Read ``loop.py`` first.
 """
 
 from loratory.training.checkpoints import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint

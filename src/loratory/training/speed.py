@@ -10,7 +10,14 @@ from torch import nn
 from loratory.config import SpeedConfig, TrainConfig
 from loratory.machine import Machine, matmul_flops, memory_bytes
 from loratory.text import TokenizedExample
-from loratory.tree import Layout, can_checkpoint, decoder_layers, micro_batches, sequences_of_epoch, steps_per_epoch
+from loratory.tree import (
+    Layout,
+    decoder_layers,
+    micro_batches,
+    sequences_of_epoch,
+    steps_per_epoch,
+    supports_gradient_checkpointing,
+)
 
 COMPILE_PAYS_OFF_AFTER = 600.0  # seconds of training; compilation takes 20 to 60 and saves a tenth to a fifth
 ACTIVATION_FACTOR = 1.4  # activations saved by a layer, over inputs and outputs of its linear layers (measured)
@@ -48,7 +55,7 @@ def _checkpointing(speed: SpeedConfig, model: nn.Module, needed: float, machine:
     short = needed > MEMORY_SHARE * memory_bytes(machine.device) > 0
     if speed.checkpointing == "off" or (speed.checkpointing == "auto" and not short):
         return "off", None
-    if not can_checkpoint(model):
+    if not supports_gradient_checkpointing(model):
         advice = "halve --train.token-budget if memory runs out"
         return "off", f"{type(model).__name__} does not support gradient checkpointing here; {advice}"
     reason = f"Training would need about {needed / 1024**3:.0f} GiB, so gradient" if short else "Gradient"

@@ -1,12 +1,18 @@
 """Token trees: a prefix that several sequences share is computed only once.
 
 In: ``TokenizedExample`` objects and a model. Out: losses, log-probabilities of candidate answers, generated text.
-Start with ``batches.py``, which builds the tree, then read ``attention.py`` and ``forward.py``.
+Read ``batches.py`` first, which builds the tree, then ``attention.py`` and ``forward.py``.
 """
 
 from loratory.tree.batches import Batch, micro_batches, sequences_of_epoch, step_examples, steps_per_epoch
-from loratory.tree.fill_mask import complete, fill_slots, predict_masked_tokens
-from loratory.tree.forward import can_checkpoint, decoder_layers, prepared, prepared_for_training, tree_forward
+from loratory.tree.fill_mask import fill_masks, fill_slots, predict_masked_tokens
+from loratory.tree.forward import (
+    decoder_layers,
+    prepared,
+    prepared_for_training,
+    supports_gradient_checkpointing,
+    tree_forward,
+)
 from loratory.tree.generation import decode_pieces, generate, pad_id_of, stream, stream_ids
 from loratory.tree.layout import Layout
 from loratory.tree.loss import LossSum, batch_loss, batch_weight
@@ -31,12 +37,11 @@ __all__ = [
     "Rule",
     "batch_loss",
     "batch_weight",
-    "can_checkpoint",
     "choose_layout",
-    "complete",
     "completion_log_probs",
     "decode_pieces",
     "decoder_layers",
+    "fill_masks",
     "fill_slots",
     "fit_rule",
     "generate",
@@ -54,5 +59,6 @@ __all__ = [
     "steps_per_epoch",
     "stream",
     "stream_ids",
+    "supports_gradient_checkpointing",
     "tree_forward",
 ]

@@ -22,7 +22,7 @@ from loratory.tree.flex import FlexPlan, flex_plan
 from loratory.tree.kernels import RowChunk, attend, cut_rows
 from loratory.tree.layout import Layout
 
-NAME = "loratory_tree"
+ATTENTION_NAME = "loratory_tree"
 # Arguments that layers pass to the attention function and that have no effect here: the mask already covers windows.
 HARMLESS = {"sliding_window", "position_ids", "cache_position", "use_cache", "is_causal"}
 
@@ -37,7 +37,7 @@ class LayerMask:
     """``id()`` of each attention module that called tree attention in this forward pass; read by the checks."""
     flex: FlexPlan | None = None
     """Replaces the chunks on a GPU."""
-    some_rows: "LayerMask | None" = None
+    target_rows: "LayerMask | None" = None
     """The same mask restricted to the rows that targets need, for the last layer."""
 
 
@@ -69,17 +69,17 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
     end = torch.cat([torch.full_like(before, len(end_T) + p), end_T + p])
     depth = torch.cat([before, depth_T])
     cuts = cut_rows(depth_T.cpu().numpy())
-    some_rows = None
+    target_rows = None
     if call.rows_U is not None:
         within = torch.searchsorted(torch.tensor(cuts[1:], device=end.device), call.rows_U, right=True)
         groups = [call.rows_U[within == i] + p for i in within.unique().tolist()]
-        some_rows = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.seen_layers)
+        target_rows = LayerMask(_chunks(groups, end, depth, mask_function), call.layout, call.seen_layers)
     if end_T.is_cuda:
         plan = flex_plan(end, depth, p, mask_function, call.layout.masked)
-        return LayerMask((), call.layout, call.seen_layers, flex=plan, some_rows=some_rows)
+        return LayerMask((), call.layout, call.seen_layers, flex=plan, target_rows=target_rows)
     spans = [torch.arange(a, b) + p for a, b in itertools.pairwise(cuts)]
     chunks = _chunks(spans, end, depth, mask_function, call.layout.masked)
-    return LayerMask(chunks, call.layout, call.seen_layers, some_rows=some_rows)
+    return LayerMask(chunks, call.layout, call.seen_layers, target_rows=target_rows)
 
 
 def _chunks(
@@ -132,7 +132,7 @@ def tree_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings widen them
     if mask.flex is not None:
         return mask.flex.attend(query, key, value, scale, softcap, s_aux), None
-    if softcap is None and s_aux is None and mask.layout.by_hand:
+    if softcap is None and s_aux is None and mask.layout.custom_backward:
         return attend(query, key, value, mask.chunks, scale, mask.layout.compiled), None
     parts = []
     for chunk in mask.chunks:
@@ -169,7 +169,7 @@ def _explicit_attention(
     return weights.to(v.dtype) @ v
 
 
-AttentionInterface.register(NAME, tree_attention)
+AttentionInterface.register(ATTENTION_NAME, tree_attention)
 
 
-AttentionMaskInterface.register(NAME, tree_mask)  # type: ignore[arg-type]
+AttentionMaskInterface.register(ATTENTION_NAME, tree_mask)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ MOST_MASKS, LENGTHS_TRIED = 32, 8  # for models that were not trained to end an 
 
 
 @dataclass(frozen=True)
-class Guesses:
+class MaskPredictions:
     """The most probable tokens for each mask of a text, in descending order of probability."""
 
     token_ids_KN: Int64[np.ndarray, "K N"]
@@ -44,7 +44,7 @@ class Guesses:
 
 
 @torch.no_grad()
-def guess(
+def predict_masks(
     model: nn.Module,
     renderer: Renderer,
     texts: Sequence[Int64[np.ndarray, "_"]],
@@ -52,7 +52,7 @@ def guess(
     layout: Layout,
     budget: int,
     allowed: Sequence[int] = (),
-) -> list[Guesses]:
+) -> list[MaskPredictions]:
     """The ``count`` most probable tokens for each mask of each text; all masks of a text are predicted at once.
 
     ``texts``: token ids, including the mask tokens. ``budget``: the most tokens to compute at once. ``allowed``:
@@ -62,7 +62,7 @@ def guess(
     device = next(model.parameters()).device
     special = torch.tensor(sorted({*renderer.tokenizer.all_special_ids} - {*allowed}), device=device)
     sequences = [_masks_as_targets(ids, renderer) for ids in texts]
-    guesses = [Guesses(np.zeros((0, count), dtype=np.int64), np.zeros((0, count)))] * len(texts)
+    guesses = [MaskPredictions(np.zeros((0, count), dtype=np.int64), np.zeros((0, count)))] * len(texts)
     with prepared(model, layout):
         for batch in micro_batches(sequences, budget, layout.share):
             logits_UV, inverse_N = target_logits(model, batch.to(device), layout)
@@ -73,7 +73,7 @@ def guess(
             ids_NN, log_probs_NN = best.indices[inverse_N].cpu().numpy(), log_probs[inverse_N].cpu().numpy()
             for i in batch.target_sequence_N.unique().tolist():
                 rows = (batch.target_sequence_N == i).numpy()
-                guesses[i] = Guesses(ids_NN[rows], log_probs_NN[rows])
+                guesses[i] = MaskPredictions(ids_NN[rows], log_probs_NN[rows])
     return guesses
 
 
@@ -82,7 +82,9 @@ def _masks_as_targets(ids: Int64[np.ndarray, "T"], renderer: Renderer) -> Tokeni
     return TokenizedExample(ids, weights, "", np.zeros((len(ids), 2), dtype=np.int64), "", ids)
 
 
-def complete(model: nn.Module, renderer: Renderer, text: str, count: int) -> tuple[list[list[tuple[str, float]]], str]:
+def fill_masks(
+    model: nn.Module, renderer: Renderer, text: str, count: int
+) -> tuple[list[list[tuple[str, float]]], str]:
     """The ``count`` most probable tokens with their probabilities for each mask of a text, and the completed text.
 
     A mask is written as {mask}, [MASK], <mask>, or the tokenizer's mask token. Raises UserError if the text has no mask
@@ -97,7 +99,7 @@ def complete(model: nn.Module, renderer: Renderer, text: str, count: int) -> tup
         limit, length = f"at most {renderer.longest} tokens", f"{len(ids)} tokens"
         raise UserError("The text is too long", expected=limit, found=length)
     layout = Layout("padded", "one text", masked=True)
-    [guesses] = guess(model, renderer, [ids], count, layout, len(ids))
+    [guesses] = predict_masks(model, renderer, [ids], count, layout, len(ids))
     [filled] = _fill(model, renderer, [ids], layout, len(ids))
     pairs = zip(guesses.token_ids_KN.tolist(), np.exp(guesses.log_probs_KN).tolist(), strict=True)
     words = [[(decode(tokenizer, [i]), p) for i, p in zip(*of_mask, strict=True)] for of_mask in pairs]
@@ -126,7 +128,7 @@ def fill_slots(
         if tuned:
             texts = [with_masks(renderer.tokenizer, slotted, longest) for slotted in slotted_texts]
             ends = [answer_end_id(renderer.tokenizer)]
-            guesses = guess(model, renderer, [t.masked_ids for t in texts], 1, layout, budget, ends)
+            guesses = predict_masks(model, renderer, [t.masked_ids for t in texts], 1, layout, budget, ends)
             slot_ids = [g.token_ids_KN[_in_slot(t, renderer), 0].tolist() for g, t in zip(guesses, texts, strict=True)]
             words = [_before_end(ids, ends) for ids in slot_ids]
         else:
@@ -158,7 +160,7 @@ def _with_best_mask_count(
     lengths = np.unique(np.linspace(1, min(longest, MOST_MASKS), LENGTHS_TRIED).astype(int)).tolist()
     variants = [[with_masks(renderer.tokenizer, b, k) for k in lengths] for b in slotted_texts]
     flat = [t for of_text in variants for t in of_text]
-    guesses = guess(model, renderer, [t.masked_ids for t in flat], 1, layout, budget)
+    guesses = predict_masks(model, renderer, [t.masked_ids for t in flat], 1, layout, budget)
     means = [g.log_probs_KN[_in_slot(t, renderer)].mean() for g, t in zip(guesses, flat, strict=True)]
     confidence = np.array(means).reshape(len(slotted_texts), len(lengths))
     return [of_text[int(i)] for of_text, i in zip(variants, confidence.argmax(axis=1), strict=True)]
@@ -171,7 +173,7 @@ def _fill(
     filled = [ids.copy() for ids in texts]
     mask_id = renderer.tokenizer.mask_token_id
     while unfinished := [ids for ids in filled if (ids == mask_id).any()]:
-        for ids, guesses in zip(unfinished, guess(model, renderer, unfinished, 1, layout, budget), strict=True):
+        for ids, guesses in zip(unfinished, predict_masks(model, renderer, unfinished, 1, layout, budget), strict=True):
             most_confident = int(guesses.log_probs_KN[:, 0].argmax())
             ids[np.flatnonzero(ids == mask_id)[most_confident]] = guesses.token_ids_KN[most_confident, 0]
     return filled
@@ -183,7 +185,7 @@ def predict_masked_tokens(
     """Each text with every masked token replaced by the most probable one, all at once."""
     masked_texts = [s.masked_ids for s in sequences if s.masked_ids is not None]
     restored = []
-    for ids, guesses in zip(masked_texts, guess(model, renderer, masked_texts, 1, layout, budget), strict=True):
+    for ids, guesses in zip(masked_texts, predict_masks(model, renderer, masked_texts, 1, layout, budget), strict=True):
         ids = ids.copy()
         ids[ids == renderer.tokenizer.mask_token_id] = guesses.token_ids_KN[:, 0]
         restored.append(decode(renderer.tokenizer, ids.tolist(), skip_special=True).strip())

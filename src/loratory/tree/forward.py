@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from loratory.tree.attention import _CALL, NAME, TreeCall
+from loratory.tree.attention import _CALL, ATTENTION_NAME, TreeCall
 from loratory.tree.batches import Batch, pad_batch
 from loratory.tree.flex import bucket
 from loratory.tree.layout import Layout
@@ -26,7 +26,7 @@ def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
     no gradient: this way all compiled layers run the same code, for any number of tokens.
     """
     layers = decoder_layers(model)
-    checkpointing = layout.checkpoints and can_checkpoint(model)
+    checkpointing = layout.gradient_checkpointing and supports_gradient_checkpointing(model)
     compiled = layers[1:-1] if layout.compiled and layout.share and not checkpointing else []
     device = next(model.parameters()).device.type
     autocast = torch.autocast(device, layout.autocast_dtype) if layout.autocast_dtype else nullcontext()
@@ -53,7 +53,7 @@ def prepared_for_training(model: nn.Module, layout: Layout) -> Iterator[None]:
                 layer.training = False
 
 
-def can_checkpoint(model: nn.Module) -> bool:
+def supports_gradient_checkpointing(model: nn.Module) -> bool:
     """Whether the layers support gradient checkpointing and apply no dropout themselves: its flag would enable that."""
     layers = decoder_layers(model)
     supported = getattr(body_of(model), "supports_gradient_checkpointing", False)
@@ -69,7 +69,7 @@ def prepared(model: nn.Module, layout: Layout) -> Iterator[None]:
         yield
         return
     stock = model.config._attn_implementation  # type: ignore[union-attr]
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
     try:
         yield
     finally:
@@ -231,7 +231,7 @@ def _skipping_rows(layer: nn.Module, rows_U: Tensor) -> Iterator[None]:
             index = next(m.layer_idx for m in module.modules() if hasattr(m, "layer_idx"))
             keys_and_values.stored = cache.update(*keys_and_values.stored, index)
         selected = {name: _select_rows(value, rows_U, hidden.shape[1]) for name, value in named.items()}
-        mask = named["attention_mask"].some_rows
+        mask = named["attention_mask"].target_rows
         return (hidden[:, rows_U],), {**selected, "attention_mask": mask, "past_key_values": keys_and_values}
 
     handle = layer.register_forward_pre_hook(before, with_kwargs=True)

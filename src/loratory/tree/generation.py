@@ -20,7 +20,7 @@ from loratory.events import ProgressCallback
 from loratory.models import context_length
 from loratory.text import Renderer, decode
 from loratory.tree.batches import common_prefix
-from loratory.tree.verification import length_dependent_beyond
+from loratory.tree.verification import max_unscaled_length
 
 MIN_SHARED_PREFIX = 16  # tokens; a shorter prefix is recomputed for every prompt
 CACHED_TOKENS_PER_COMPUTED = 4  # a token held only in the cache counts as a quarter of a computed one
@@ -103,7 +103,7 @@ def shared_prefix(model: nn.Module, prompts: Sequence[ndarray], max_new_tokens: 
     first, last = min(prompts, key=lambda p: p.tolist()), max(prompts, key=lambda p: p.tolist())
     length = min(common_prefix(first, last), min(len(p) for p in prompts) - 1)
     longest = max(len(p) for p in prompts) + max_new_tokens
-    if length < MIN_SHARED_PREFIX or longest > length_dependent_beyond(model):
+    if length < MIN_SHARED_PREFIX or longest > max_unscaled_length(model):
         return NO_PREFIX
     ids = torch.from_numpy(first[:length])[None].to(next(model.parameters()).device)
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)

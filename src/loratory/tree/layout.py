@@ -21,11 +21,11 @@ class Layout:
     """Rows that no target needs skip the last layer, except for its keys and values."""
     plain_head: bool = False
     """The logits are exactly the head's linear layer applied to the last hidden states."""
-    by_hand: bool = True
+    custom_backward: bool = True
     """Attention with a hand-written backward pass; otherwise PyTorch's attention, chunk by chunk."""
     compiled: bool = False
     """torch.compile fuses the operations between the matrix products; layers are compiled only for training."""
-    checkpoints: bool = False
+    gradient_checkpointing: bool = False
     """Gradient checkpointing: in training, layers keep only their input and recompute the rest in the backward pass."""
     autocast_dtype: torch.dtype | None = None
     """The number format of matrix products in training, if it differs from that of the weights."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from loratory.config import SpeedConfig
 from loratory.models import first_position
 from loratory.text import TokenizedExample
-from loratory.tree.attention import NAME
+from loratory.tree.attention import ATTENTION_NAME
 from loratory.tree.batches import Batch, build_batch
 from loratory.tree.forward import prepared, row_logits, target_states, tree_forward
 from loratory.tree.layout import Layout
@@ -42,7 +42,7 @@ def choose_layout(
     Raises Mismatch if ``batching`` is "tree" and a check fails.
     """
     deepest = max(len(s.token_ids) for s in sequences)
-    limit = length_dependent_beyond(model)
+    limit = max_unscaled_length(model)
     masked = sequences[0].masked_ids is not None
     if masked:
         sequences = _distinct_inputs(sequences)
@@ -52,7 +52,7 @@ def choose_layout(
     if batching == "padded":
         return Layout("padded", "as configured", masked)
     kind, first = ("packed", first_position(model)) if masked else ("tree", 0)
-    tree = Layout(kind, "verified on this model", masked, first, by_hand=speed.attention == "on")
+    tree = Layout(kind, "verified on this model", masked, first, custom_backward=speed.attention == "on")
     batch = _deepest_tree(sequences).to(model.device)
     try:
         with torch.no_grad(), prepared(model, tree):
@@ -74,7 +74,7 @@ def choose_layout(
     return dataclasses.replace(tree, plain_head=plain, skips_rows=skips)
 
 
-def length_dependent_beyond(model: nn.Module) -> int:
+def max_unscaled_length(model: nn.Module) -> int:
     """The length beyond which the model changes its rotary frequencies; 2**31 if it never does."""
     settings: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     rope = getattr(settings, "rope_parameters", None) or {}
@@ -112,7 +112,7 @@ def _distinct_inputs(sequences: Sequence[TokenizedExample]) -> list[TokenizedExa
 
 
 def _check_calls(model: PreTrainedModel, batch: Batch, layout: Layout) -> None:
-    if model.config._attn_implementation != NAME:
+    if model.config._attn_implementation != ATTENTION_NAME:
         raise Mismatch("its attention cannot be replaced")
     seen_layers: list[int] = []
     row_logits(model, batch, layout, batch.target_rows_N[:1], seen_layers=seen_layers)
@@ -173,10 +173,12 @@ def _rows_can_be_skipped(model: PreTrainedModel, batch: Batch, layout: Layout) -
     try:
         with prepared(small_model, layout):
             all_rows = tree_forward(small_model, batch, layout).last_hidden_state[0, rows_U]
-            some_rows = tree_forward(small_model, batch, layout, rows_U=rows_U).last_hidden_state[0]
+            target_rows = tree_forward(small_model, batch, layout, rows_U=rows_U).last_hidden_state[0]
     except Exception:  # an architecture whose layers handle keys and values differently
         return False
-    return some_rows.shape == all_rows.shape and bool((some_rows - all_rows).abs().max() <= 1e-5 * all_rows.abs().max())
+    return target_rows.shape == all_rows.shape and bool(
+        (target_rows - all_rows).abs().max() <= 1e-5 * all_rows.abs().max()
+    )
 
 
 def _leaf_rows(batch: Batch) -> list[int]:
