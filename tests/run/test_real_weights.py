@@ -31,6 +31,7 @@ from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
 pytestmark = [
+    pytest.mark.thorough,
     needs_shared,
     # PEFT uses a property of Transformers 5 that version 6 removes.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
