@@ -24,7 +24,7 @@ from loratory.schema import type_in_words
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 REQUIRED = ("data.train", "data.answer")
-WIDTH = "100"
+WIDTH = "88"  # of a code block on the site
 TABLE_START, TABLE_END = "<!-- packages: generated -->\n\n", "\n<!-- end of packages -->"
 
 EXAMPLE = """\

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import datetime
 import functools
+import html
 import json
 import re
 import tempfile
@@ -496,9 +497,9 @@ def document() -> str:
 
     rows = []
     for name, cells in table.items():
-        ending = "" if name in REJECTED else f"`{renderer_of(name).ending_text}`"
-        row = [name, ending, *(cells[column] for column in PROPERTIES), notes(name).replace("<", "&lt;")]
-        rows.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
+        ending = "" if name in REJECTED else f"<code>{html.escape(renderer_of(name).ending_text)}</code>"
+        row = [name, ending, *(cells[column] for column in PROPERTIES), html.escape(notes(name), quote=False)]
+        rows.append(f"| {' | '.join(text.replace('|', '&#124;') for text in row)} |")
     properties = "\n".join(f"- **{column}**: {(check.__doc__ or '').strip()}" for column, check in PROPERTIES.items())
     return f"""# Tested chat templates
 

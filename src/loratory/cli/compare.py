@@ -14,10 +14,10 @@ from loratory.cli.verb import Verb
 class CompareFlags:
     """Compares two runs on the same test examples: which is better, and which settings differ."""
 
-    a: tyro.conf.Positional[Path]
+    run_a: tyro.conf.Positional[Path]
     """A run directory."""
-    b: tyro.conf.Positional[Path]
-    """Another run directory; differences are B - A."""
+    run_b: tyro.conf.Positional[Path]
+    """Another run directory; differences are RUN_B - RUN_A."""
     json: bool = False
     """Print the comparison as JSON."""
     html: Path | None = None
@@ -29,7 +29,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.report import compare_runs, comparison_page, read_pair, render_comparison
     from loratory.storage import write_text
 
-    pair = read_pair(flags.a, flags.b)
+    pair = read_pair(flags.run_a, flags.run_b)
     comparison = compare_runs(*pair)
     if flags.html:
         write_text(flags.html, comparison_page(*pair, comparison))

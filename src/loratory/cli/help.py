@@ -149,4 +149,4 @@ def _filled(text: str) -> str:
     """Prose wrapped to the terminal; lines of tables and usage stay."""
     if "\n  " in text or text.startswith("usage:"):
         return text
-    return "\n".join(textwrap.fill(paragraph.replace("\n", " "), line_width()) for paragraph in text.split("\n\n"))
+    return "\n\n".join(textwrap.fill(paragraph.replace("\n", " "), line_width()) for paragraph in text.split("\n\n"))

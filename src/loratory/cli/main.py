@@ -15,23 +15,24 @@ COMPUTING = ("run", "train", "evaluate", "predict")
 HELP_FLAGS = {"-h", "--help", "--help-all"}
 HELP = """usage: loratory VERB [ARGUMENTS]
 
-Teaches a language model your task on your own machine, and proves that it learned it.
+Fine-tunes a language model on your own examples and measures whether that helped.
 
-  run [TASK.toml]         check, baselines, fine-tune, evaluate, report; by default the built-in task
-  run DATA --answer COL   the same for a csv, tsv, json, jsonl or parquet file; guesses the task file
-  init DATA --answer COL  only guess the task file, and show three examples as the model will see them
-  train TASK.toml         only fine-tune: writes the adapter, measures no baseline
+  run [TASK.toml]         baselines, fine-tuning, evaluation, report; the default is built in
+  run DATA --answer COL   the same for a data file; guesses and writes the task file
+  init DATA --answer COL  only guess the task file, and show three rendered examples
+  train TASK.toml         only fine-tune: write the adapter, measure nothing
   evaluate RUN            measure all systems of a run again and rewrite its report
   predict RUN DATA        answer every row of a file, as JSON lines
   ask "TEXT"              ask a model or a run one question
-  fill "... [MASK] ..."   the most likely tokens for each mask, by a masked language model
-  chat [RUN]              talk with a model or a run; compare base and tuned model side by side
+  fill "... [MASK] ..."   the most likely tokens for each mask of a text
+  chat [RUN]              talk with a model or a run; base and tuned side by side
   compare RUN_A RUN_B     compare two runs on the same test examples
-  show [TASK.toml]        training examples token by token, with trained tokens marked
+  show [TASK.toml]        training examples token by token, trained tokens marked
 
-`loratory VERB --help` shows the common flags of a verb, `--help-all` every one.
+`loratory VERB --help` shows the common flags of a verb, `--help-all` every flag.
 Every key of a task file is a flag, as in --train.learning-rate 2e-4.
-Exit codes: 0 success, 1 failure, 2 invalid input, 130 interrupted (the same command resumes).
+Data files: csv, tsv, json, jsonl, parquet, or hub:owner/name.
+Exit codes: 0 success, 1 failure, 2 invalid input, 130 interrupted (resumable).
 """
 
 
