@@ -12,7 +12,7 @@ from torch import nn
 
 from loratory.config import Config
 from loratory.errors import Interrupted, UserError
-from loratory.evaluation import System, evaluate, headline, is_measured, save_record, saved_rule
+from loratory.evaluation import System, evaluate, headline, is_evaluated, save_record, saved_rule
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event
 from loratory.machine import peak_memory_bytes
 from loratory.metrics import task_variant
@@ -66,7 +66,7 @@ def finetune(
     model cannot be used, and Interrupted if ``confirm`` returns False or Ctrl-C stops the training.
     """
     job = open_job(config, on_event, overwrite, lambda job: announce_plan(job, True, on_event, confirm))
-    return measure_run(job, on_event)
+    return train_and_evaluate(job, on_event)
 
 
 def train_only(
@@ -100,8 +100,8 @@ def evaluate_run(run: Path, on_event: EventCallback = ignore_event) -> Path:
         for record in (folder / "systems").glob("*.json"):
             record.unlink()
     if is_trained(job):
-        return measure_run(job, on_event)
-    measure_baselines(job, on_event)
+        return train_and_evaluate(job, on_event)
+    evaluate_baselines(job, on_event)
     return finish(job, on_event)
 
 
@@ -120,7 +120,7 @@ def announce_plan(job: Job, baselines: bool, on_event: EventCallback, confirm: C
     return plan.seconds
 
 
-def measure_run(job: Job, on_event: EventCallback) -> Path:
+def train_and_evaluate(job: Job, on_event: EventCallback) -> Path:
     """Evaluates the baselines, trains, evaluates the tuned model and writes the report.
 
     Repeats training and evaluation for each further seed, or cross-validates if ``data.folds`` is set. Skips whatever
@@ -129,14 +129,14 @@ def measure_run(job: Job, on_event: EventCallback) -> Path:
     if job.config.data.folds:
         cross_validate(job, on_event)
         return finish(job, on_event)
-    measure_baselines(job, on_event)
+    evaluate_baselines(job, on_event)
     model = load_or_train(job, on_event)
-    measure_tuned(job, model, on_event)
+    evaluate_tuned(job, model, on_event)
     for seed_job in seed_jobs(job):
         restore_base(job, model)
         on_event(Event("stage", f"seed {seed_job.config.train.seed}"))
         model = load_or_train(seed_job, on_event)
-        measure_tuned(seed_job, model, on_event)
+        evaluate_tuned(seed_job, model, on_event)
     return finish(job, on_event)
 
 
@@ -145,16 +145,16 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
     folds = fold_jobs(job)
     for number, fold in enumerate(folds, 1):
         on_event(Event("stage", f"fold {number} of {len(folds)}"))
-        measure_baselines(fold, on_event)
+        evaluate_baselines(fold, on_event)
         model = load_or_train(fold, on_event)
-        measure_tuned(fold, model, on_event)
+        evaluate_tuned(fold, model, on_event)
         restore_base(fold, model)
     on_event(Event("stage", "all examples"))
     measure_retained(job, job.base.model, "before")
     model = load_or_train(job, on_event)
     measure_retained(job, model, "after")
     for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED_SYSTEMS)):
-        if not all(is_measured(fold.run, name) for fold in folds):
+        if not all(is_evaluated(fold.run, name) for fold in folds):
             continue
         rule = tuned_system(job, model, name)(lambda done, total: None).rule if name == "tuned-choose" else None
         pool_folds(job, folds, name, rule)
@@ -163,7 +163,7 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
-def measure(
+def evaluate_systems(
     job: Job, systems: dict[str, Callable[[ProgressCallback], System]], stage: str, on_event: EventCallback
 ) -> None:
     """Evaluates the systems one after another and saves each before the next begins, so that a run can be resumed."""
@@ -179,10 +179,10 @@ def measure(
             on_event(Event("system", name, {"metric": metric, "value": value, "seconds": record.seconds}))
 
 
-def measure_baselines(job: Job, on_event: EventCallback) -> None:
+def evaluate_baselines(job: Job, on_event: EventCallback) -> None:
     """Evaluates the systems that need no tuning: prompting, few-shot prompting, classifiers, copying."""
     measure_retained(job, job.base.model, "before")
-    measure(
+    evaluate_systems(
         job,
         {name: baseline_system(job, name) for name in pending_systems(job, BASELINE_SYSTEMS)},
         "baselines",
@@ -190,10 +190,10 @@ def measure_baselines(job: Job, on_event: EventCallback) -> None:
     )
 
 
-def measure_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
+def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
     """Evaluates the tuned model on the same examples as the baselines."""
     measure_retained(job, model, "after")
-    measure(
+    evaluate_systems(
         job,
         {name: tuned_system(job, model, name) for name in pending_systems(job, TUNED_SYSTEMS)},
         "evaluate",
@@ -206,7 +206,7 @@ def finish(job: Job, on_event: EventCallback) -> Path:
     append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
     report = write_report(job.run)
     folder = trained_folder(job)
-    rule = saved_rule(job.run, "tuned-choose") if is_measured(job.run, "tuned-choose") else None
+    rule = saved_rule(job.run, "tuned-choose") if is_evaluated(job.run, "tuned-choose") else None
     if rule and (folder / CARD).exists():
         card = read_card(folder)
         choose = {

@@ -20,7 +20,7 @@ from loratory.data.conversations import conversation
 from loratory.data.examples import Example, Message, with_shots
 from loratory.data.prompts import default_user_prompt, fill, placeholders, prompt_writer, records_to_examples
 from loratory.data.rows import Row, read_rows
-from loratory.data.splits import Split, draw_few_shot, load_split, split_off, stratified
+from loratory.data.splits import Split, draw_few_shot, load_split, stratified_sample, stratified_split
 from loratory.errors import UserError
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
@@ -207,13 +207,13 @@ def label_of(row: Row) -> str:
 @quick
 def test_a_limit_is_stratified_by_label(labels: list[str], count: int, seed: int):
     rows = rows_of(labels)
-    chosen = stratified(rows, label_of, count, seed, "test")
+    chosen = stratified_sample(rows, label_of, count, seed, "test")
     assert len(chosen) == min(count, len(rows))
     assert [r.source for r in chosen] == [r.source for r in rows if any(r is c for c in chosen)]
     counts = Counter(map(label_of, chosen))
     for label, size in Counter(labels).items():
         assert abs(counts[label] - size * len(chosen) / len(labels)) < 1
-    again = stratified(rows_of(labels), label_of, count, seed, "test")
+    again = stratified_sample(rows_of(labels), label_of, count, seed, "test")
     assert [r.source for r in again] == [r.source for r in chosen]
 
 
@@ -224,29 +224,31 @@ def test_split_off_partitions_the_rows_and_leaves_every_label_in_train(labels: l
     available = len(labels) - len(set(labels))
     if not available:
         with pytest.raises(UserError, match="Too few rows"):
-            split_off(rows, label_of, share, seed, "test")
+            stratified_split(rows, label_of, share, seed, "test")
         return
-    rest, taken = split_off(rows, label_of, share, seed, "test")
+    rest, taken = stratified_split(rows, label_of, share, seed, "test")
     assert sorted(r.source for r in [*rest, *taken]) == sorted(r.source for r in rows)
     assert len(taken) == min(available, max(1, round(share * len(rows))))
     assert set(map(label_of, rest)) == set(labels)
     counts = Counter(map(label_of, taken))
     for label, size in Counter(labels).items():
         assert abs(counts[label] - (size - 1) * len(taken) / available) < 1
-    again = split_off(rows_of(labels), label_of, share, seed, "test")
+    again = stratified_split(rows_of(labels), label_of, share, seed, "test")
     assert [[r.source for r in part] for part in again] == [[r.source for r in part] for part in (rest, taken)]
 
 
 def test_seed_and_purpose_change_the_sample():
     rows = rows_of("ab" * 50)
-    draws = [tuple(r.source for r in stratified(rows, label_of, 20, seed, purpose)) for seed, purpose in
+    draws = [tuple(r.source for r in stratified_sample(rows, label_of, 20, seed, purpose)) for seed, purpose in
              ((0, "test"), (1, "test"), (0, "validation"))]  # fmt: skip
     assert len(set(draws)) == 3
 
 
 def test_a_limit_below_the_number_of_labels_favors_none():
     rows = rows_of("abcdefgh" * 5)
-    drawn = {label for seed in range(40) for label in map(label_of, stratified(rows, label_of, 2, seed, "limit"))}
+    drawn = {
+        label for seed in range(40) for label in map(label_of, stratified_sample(rows, label_of, 2, seed, "limit"))
+    }
     assert drawn == set("abcdefgh")
 
 

@@ -97,7 +97,7 @@ def test_a_run_interrupted_at_any_step_and_resumed_equals_an_uninterrupted_one(c
                 return None
 
         with monkeypatch.context() as patch:
-            patch.setattr("loratory.run.tuning.interrupt_requested", Flag)
+            patch.setattr("loratory.run.training.interrupt_requested", Flag)
             with pytest.raises(Interrupted, match=f"after step {stop_after}"):
                 train_only(torn, lambda event, seen=seen: seen.append(event) if event.kind == "step" else None)
         torch.rand(7)  # the random state in between must not matter

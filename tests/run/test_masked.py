@@ -248,7 +248,7 @@ def test_an_answer_in_the_slot_is_tokenized_as_part_of_the_whole_text(kind):
 @every_tokenizer
 def test_the_input_does_not_depend_on_the_answer(kind):
     r = renderer(kind)
-    r = dataclasses.replace(r, masks=9)
+    r = dataclasses.replace(r, slot_length=9)
     long, short = (tokenize(question("A cat says {mask}.", a), r)[0] for a in ("xyzw", "ab"))
     assert (long.masked_ids == short.masked_ids).all()
     assert long.loss_weights.sum() == short.loss_weights.sum() == 9
@@ -273,7 +273,7 @@ def test_label_words_fill_the_answer_slot():
 
 @every_tokenizer
 def test_the_sequences_of_a_text_mask_each_of_its_tokens_once(kind):
-    r = dataclasses.replace(renderer(kind), longest=24)
+    r = dataclasses.replace(renderer(kind), max_length=24)
     text = "the cat sleeps on number 7 while a {mask} dog, who is called rex, is outside"
     found = tokenize(Example((Message("user", text),), (text,), (), "a"), r)
     for piece in {s.token_ids.tobytes() for s in found}:
@@ -330,8 +330,8 @@ def test_without_a_line_above_the_slot_the_longer_side_is_cut(text, kept):
 
 def test_the_answer_slot_has_room_for_the_longest_answer():
     examples = [question("says:\n{mask}", "meow"), question("says {mask}", "xy")]
-    assert with_mask_count(examples, renderer("words")).masks == 3
-    assert with_mask_count(examples, renderer("bytes")).masks == 5  # the line break is a separate token
+    assert with_mask_count(examples, renderer("words")).slot_length == 3
+    assert with_mask_count(examples, renderer("bytes")).slot_length == 5  # the line break is a separate token
 
 
 def test_an_empty_text_is_rejected_before_anything_runs():

@@ -12,8 +12,8 @@ from transformers import AttentionMaskInterface
 from loratory.tree.attention import ATTENTION_NAME, LayerMask, tree_attention
 from loratory.tree.attention import tree_mask as right_mask
 from loratory.tree.batches import build_batch
+from loratory.tree.cpu_attention import RowChunk, attend
 from loratory.tree.forward import prepared
-from loratory.tree.kernels import RowChunk, attend
 from loratory.tree.layout import Layout
 from loratory.tree.loss import target_log_probs
 from loratory.tree.verification import Mismatch, choose_layout

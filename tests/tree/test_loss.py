@@ -143,7 +143,7 @@ def test_soft_caps_and_sinks_of_these_models_have_an_effect(make, monkeypatch):
 
 def test_trees_longer_than_a_chunk_of_rows_are_exact(monkeypatch):
     for name, value in {"CUT_ROWS": 2, "CHUNK_COST": 4, "SAVED_KEYS": 5}.items():
-        monkeypatch.setattr(f"loratory.tree.kernels.{name}", value)
+        monkeypatch.setattr(f"loratory.tree.cpu_attention.{name}", value)
     sequences = [sequence(ids, 3) for name in ("three levels", "duplicates") for ids in CASES[name]]
     for family in ("gpt2", "gemma3"):
         assert_same(model_of(family), sequences, TREE, tolerance(family))

@@ -42,7 +42,7 @@ def execute(arguments: list[str]) -> None:
     else:
         base, renderer = load_plain(flags.model)
         model, name = base.model, flags.model
-    if not renderer.masked:
+    if not renderer.is_masked_lm:
         raise UserError("Only a masked language model can fill in masks", name, fix="use loratory ask")
     masks, text = fill_masks(model, renderer, flags.text, flags.top)
     if flags.json:

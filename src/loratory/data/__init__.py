@@ -4,7 +4,7 @@ In: csv, tsv, json, jsonl and parquet files or hub datasets. Out: a ``Split`` of
 validation and test sets, or a task file guessed from the data. Read ``examples.py`` first, then ``splits.py``.
 """
 
-from loratory.data.answers import LABEL_SEPARATOR, LABELLED
+from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
 from loratory.data.conversations import question, turns_of, with_tools
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
 from loratory.data.prompts import (
@@ -18,12 +18,12 @@ from loratory.data.prompts import (
     records_to_examples,
 )
 from loratory.data.rows import Row, cell_text, read_rows
-from loratory.data.splits import Split, draw_few_shot, fold_splits, load_split, stratified
+from loratory.data.splits import Split, draw_few_shot, fold_splits, load_split, stratified_sample
 from loratory.data.task_file import TaskFile, check_not_overwriting, guess_task_file, is_data
 
 __all__ = [
     "ANSWER_SLOT",
-    "LABELLED",
+    "FIXED_LABEL_TASKS",
     "LABELS",
     "LABEL_SEPARATOR",
     "MASK",
@@ -48,7 +48,7 @@ __all__ = [
     "question",
     "read_rows",
     "records_to_examples",
-    "stratified",
+    "stratified_sample",
     "turns_of",
     "with_shots",
     "with_tools",

@@ -7,7 +7,7 @@ from loratory.errors import UserError, did_you_mean
 
 TEST_COLUMNS = ("test_list", "test")
 LABEL_SEPARATOR = "; "
-LABELLED = ("classification", "labels")  # the tasks in which all rows have the same candidates
+FIXED_LABEL_TASKS = ("classification", "labels")  # the tasks in which all rows have the same candidates
 
 
 def candidates_of(row: Row, column: str) -> tuple[str, ...]:

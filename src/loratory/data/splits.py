@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loratory.config import CodeConfig, DataConfig, PromptConfig
-from loratory.data.answers import LABELLED, answer_of, candidates_of, choice_of, labels_of, row_tests
+from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
 from loratory.data.conversations import conversation, turns_of, with_tools
 from loratory.data.examples import Example
 from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
@@ -63,10 +63,10 @@ def load_split(
     if data.folds:
         test = train
     elif not test:
-        train, test = split_off(train, label, data.test_share, seed, "test")
+        train, test = stratified_split(train, label, data.test_share, seed, "test")
     if not validation and data.validation_share:
-        train, validation = split_off(train, label, data.validation_share, seed, "validation")
-    labels = sorted({name for row in train for name in answers[id(row)]}) if task in LABELLED else []
+        train, validation = stratified_split(train, label, data.validation_share, seed, "validation")
+    labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
     if not is_dialogue:
@@ -84,7 +84,7 @@ def load_split(
         return Example(write(row), answers[id(row)], candidates, row.source, tests)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
-        chosen = rows if limit is None else stratified(rows, label, limit, seed, purpose)
+        chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
         return tuple(example(row) for row in chosen)
 
     return Split(
@@ -125,14 +125,14 @@ def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
     Each example of ``split.test`` is tested in exactly one fold and belongs to the training or validation set of the
     others. Raises UserError if a label has too few examples to be in more than one fold.
     """
-    splits, label = [], _label_in(split)
+    splits, label = [], _stratification_label(split)
     for tested in stratified_folds(split.test, data.folds, seed, label):
         tested_ids = {id(e) for e in tested}
         rest, validation = [e for e in split.test if id(e) not in tested_ids], list(split.validation)
         if not data.validation and data.validation_share:
-            rest, validation = split_off(rest, label, data.validation_share, seed, "validation")
+            rest, validation = stratified_split(rest, label, data.validation_share, seed, "validation")
         if data.limit_train is not None:
-            rest = stratified(rest, label, data.limit_train, seed, "limit train")
+            rest = stratified_sample(rest, label, data.limit_train, seed, "limit train")
         splits.append(dataclasses.replace(split, train=tuple(rest), validation=tuple(validation), test=tuple(tested)))
     return splits
 
@@ -159,13 +159,13 @@ def stratified_folds(
     return [[e for e in examples if number[id(e)] == i] for i in range(count)]
 
 
-def _label_in(split: Split) -> Callable[[Example], str]:
+def _stratification_label(split: Split) -> Callable[[Example], str]:
     """The key to stratify examples by: their label, if each example has exactly one; otherwise a constant."""
     single = bool(split.labels) and all(len(e.answers) == 1 for e in split.test)
     return lambda example: example.answer if single else ""
 
 
-def split_off(
+def stratified_split(
     rows: list[Item], label: Callable[[Item], str], share: float, seed: int, purpose: str
 ) -> tuple[list[Item], list[Item]]:
     """Splits off ``share`` of the rows, stratified by label, and at least one row. Both parts keep the file's order.
@@ -178,13 +178,15 @@ def split_off(
         first.setdefault(label(row), row)
     kept = {id(row) for row in first.values()}
     available = [row for row in rows if id(row) not in kept]
-    taken = {id(row) for row in stratified(available, label, max(1, round(len(rows) * share)), seed, purpose)}
+    taken = {id(row) for row in stratified_sample(available, label, max(1, round(len(rows) * share)), seed, purpose)}
     if not taken:
         raise UserError(f"Too few rows to split off a {purpose} set", rows[0].source, found=f"{len(rows)} rows")
     return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
 
 
-def stratified(rows: list[Item], label: Callable[[Item], str], count: int, seed: int, purpose: str) -> list[Item]:
+def stratified_sample(
+    rows: list[Item], label: Callable[[Item], str], count: int, seed: int, purpose: str
+) -> list[Item]:
     """A sample of ``count`` rows by seed, stratified by label (largest remainder method), in the order of the file.
 
     Ties between labels are broken by seed, so that a count below the number of labels favors none of them.

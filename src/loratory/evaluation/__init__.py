@@ -13,7 +13,7 @@ from loratory.evaluation.baselines import (
 )
 from loratory.evaluation.evaluate_system import EvalRecord, Prediction, System, evaluate
 from loratory.evaluation.forgetting import read_retained_texts
-from loratory.evaluation.records import headline, is_measured, load_record, save_record, saved_rule
+from loratory.evaluation.records import headline, is_evaluated, load_record, save_record, saved_rule
 from loratory.evaluation.sandbox import sandbox_problem
 from loratory.evaluation.systems import (
     PromptedModel,
@@ -46,7 +46,7 @@ __all__ = [
     "fill_mask_system",
     "generation_system",
     "headline",
-    "is_measured",
+    "is_evaluated",
     "label_scoring_system",
     "linear_classifier",
     "linear_multilabel_classifier",

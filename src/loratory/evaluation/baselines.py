@@ -228,7 +228,7 @@ def mean_states(
 def _as_targets(example: Example, renderer: Renderer) -> TokenizedExample:
     """The prompt as a sequence in which every token is a target, so that the batch lists the row of every token."""
     prompt = render_prompt(example.messages, renderer, example.source)
-    ones, shown = np.ones(len(prompt.token_ids), dtype=np.float32), prompt.token_ids if renderer.masked else None
+    ones, shown = np.ones(len(prompt.token_ids), dtype=np.float32), prompt.token_ids if renderer.is_masked_lm else None
     return TokenizedExample(prompt.token_ids, ones, prompt.text, prompt.char_spans, example.source, shown)
 
 

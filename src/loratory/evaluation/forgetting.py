@@ -23,17 +23,17 @@ def read_retained_texts(files: Sequence[str], renderer: Renderer, max_length: in
     or a text has fewer than two tokens.
     """
     names = files or (str(builtin_folder().parent / "retain.jsonl"),)
-    renderer = dataclasses.replace(renderer, longest=min(MAX_TOKENS, max_length))
+    renderer = dataclasses.replace(renderer, max_length=min(MAX_TOKENS, max_length))
     rows = [row for name in names for row in read_rows(name)][:MAX_TEXTS]
     return [_sequence(row, renderer) for row in rows]
 
 
 def _sequence(row: Row, renderer: Renderer) -> TokenizedExample:
     text = cell_text(row.values.get(COLUMN)).strip()
-    ids, spans = (part[: renderer.longest] for part in renderer.encode(text))
+    ids, spans = (part[: renderer.max_length] for part in renderer.encode(text))
     if len(ids) < 2:
         raise UserError(f"A retained text has no words in its column {COLUMN!r}", row.source)
-    if renderer.masked:
+    if renderer.is_masked_lm:
         return tokenize(Example((Message("user", text),), (text,), (), row.source), renderer)[0]
     weights = np.ones(len(ids), dtype=np.float32)
     weights[0] = 0

@@ -73,7 +73,7 @@ def _turns(pairs: list[list] | None) -> tuple[tuple[float, int], ...] | None:
     return None if pairs is None else tuple((value, count) for value, count in pairs)
 
 
-def is_measured(run: Path, name: str) -> bool:
+def is_evaluated(run: Path, name: str) -> bool:
     """Whether a system's predictions are complete on disk."""
     return (run / "systems" / f"{name}.json").exists()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from loratory.data import LABEL_SEPARATOR, LABELLED, Example, Tests, with_shots
+from loratory.data import FIXED_LABEL_TASKS, LABEL_SEPARATOR, Example, Tests, with_shots
 from loratory.evaluation.baselines import Classifier
 from loratory.evaluation.evaluate_system import Prediction, System
 from loratory.evaluation.sandbox import run_program
@@ -41,7 +41,7 @@ class PromptedModel:
     layout: Layout
     shots: tuple[Example, ...]
     """Solved examples shown before each prompt."""
-    longest: int
+    max_answer_tokens: int
     """Number of tokens in the longest expected answer."""
     token_budget: int
 
@@ -54,7 +54,7 @@ def generation_system(prompting: PromptedModel, note: str | None) -> System:
         prompts = [render_prompt(with_shots(e, prompting.shots).messages, r, e.source) for e in examples]
         ids = [p.token_ids for p in prompts]
         budget = GENERATION_BUDGET_FACTOR * prompting.token_budget
-        texts = generate(prompting.model, ids, r, prompting.longest + EXTRA_TOKENS, budget, progress)
+        texts = generate(prompting.model, ids, r, prompting.max_answer_tokens + EXTRA_TOKENS, budget, progress)
         answers = [parse_label(text, e.candidates) or text.strip() for text, e in zip(texts, examples, strict=True)]
         return [Prediction(answer, None, None) for answer in answers]
 
@@ -66,7 +66,9 @@ def fill_mask_system(prompting: PromptedModel, tuned: bool) -> System:
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
         p = prompting
-        texts = fill_slots(p.model, p.renderer, examples, p.longest, tuned, p.layout, p.token_budget, progress)
+        texts = fill_slots(
+            p.model, p.renderer, examples, p.max_answer_tokens, tuned, p.layout, p.token_budget, progress
+        )
         return [
             Prediction(_restore_spelling(t, e, p.renderer), None, None) for t, e in zip(texts, examples, strict=True)
         ]
@@ -155,7 +157,7 @@ def label_scoring_system(
         return label_log_probs(p.model, p.renderer, prompts, p.layout, p.token_budget, progress)
 
     on_validation = score(validation, progress)
-    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], task in LABELLED)
+    rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], task in FIXED_LABEL_TASKS)
     if task == "labels":
         predictions = choices(on_validation, rule, validation) if validation else []
         rule = dataclasses.replace(rule, threshold=fit_threshold(predictions, validation))

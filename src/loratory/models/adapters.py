@@ -74,7 +74,7 @@ def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: b
         layers_to_transform=None if config.layers == "all" else list(config.layers),
         target_modules=targets,
         exclude_modules=excluded,
-        task_type=None if base.text.masked else "CAUSAL_LM",
+        task_type=None if base.text.is_masked_lm else "CAUSAL_LM",
         fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )

@@ -77,7 +77,7 @@ class LoadedTokenizer:
     """Whether the model has no chat template of its own and uses the plain one."""
     max_length: int
     """The longest sequence, in tokens, that the model supports."""
-    masked: bool = False
+    is_masked_lm: bool = False
     """Whether the model is a masked language model, which attends in both directions and fills in masked tokens."""
 
 
@@ -120,7 +120,7 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     _check_weights(folder, config.name)
     text = _load_tokenizer(folder, config.name)
     try:
-        kind = AutoModelForMaskedLM if text.masked else AutoModelForCausalLM
+        kind = AutoModelForMaskedLM if text.is_masked_lm else AutoModelForCausalLM
         loaded: Any = kind.from_pretrained(
             folder,
             dtype=machine.dtype,
@@ -135,7 +135,7 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     _check_loaded(model, text.tokenizer, loading_info, config.name)
     model.to(machine.device)
     model.eval()
-    if text.masked:  # some models do not number positions from 0
+    if text.is_masked_lm:  # some models do not number positions from 0
         positions = context_length(model.config.get_text_config()) - first_position(model)
         text = dataclasses.replace(text, max_length=min(text.max_length, positions))
     local = config.name in BUILTINS or Path(config.name).is_dir()
@@ -169,7 +169,7 @@ def builtin_folder(name: str = BUILTIN) -> Path:
 
 def is_masked(config: ModelConfig) -> bool:
     """Whether a model is a masked language model; loads no weights. Raises UserError as ``load_model`` does."""
-    return load_tokenizer(config).masked
+    return load_tokenizer(config).is_masked_lm
 
 
 def _is_masked(settings: PretrainedConfig) -> bool:

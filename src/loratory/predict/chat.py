@@ -98,7 +98,7 @@ def open_chat(
         )
         system = tuned.training_system_message() if system is None else system
         conversation = Conversation(system or None, TUNED, fills_template=only_column(tuned.prompt.user) is not None)
-    if chat_model.renderer.masked:
+    if chat_model.renderer.is_masked_lm:
         raise UserError(
             "A masked language model cannot hold a conversation", chat_model.name, fix="use 'loratory fill'"
         )

@@ -48,7 +48,7 @@ class Tuned:
     labels: tuple[str, ...]
     candidates: str | None
     """The column with the candidates of each record, if each record has its own; else None."""
-    longest: int
+    max_answer_tokens: int
     """Number of tokens of the longest answer in the training data."""
     rule: Rule
     prefers_choice: bool
@@ -73,7 +73,7 @@ class Tuned:
         """Predictions by the method that scored better on validation: choosing, or free-form answers."""
         if self.prefers_choice:
             return self.choices(rows, progress)
-        if self.renderer.masked:
+        if self.renderer.is_masked_lm:
             return self._fill(rows, progress)
         examples = self._examples(rows)
         prompting = self._prompting(Layout("padded", "generation only"))
@@ -132,7 +132,7 @@ class Tuned:
         return choose_layout(self.base.model, probes, "auto")
 
     def _prompting(self, layout: Layout) -> PromptedModel:
-        return PromptedModel(self.model, self.renderer, layout, (), self.longest, TOKEN_BUDGET)
+        return PromptedModel(self.model, self.renderer, layout, (), self.max_answer_tokens, TOKEN_BUDGET)
 
     def _examples(self, rows: Sequence[Row]):
         if self.task == "dialogue":
@@ -167,7 +167,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
         raise UserError("The adapter's card is damaged", str(folder / CARD), expected="'choose': rule and prior")
     rule = Rule(choose["rule"], tuple(map(float, choose["prior"])), choose.get("threshold"))
     longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
-    renderer = dataclasses.replace(renderer, masks=longest) if renderer.masked else renderer
+    renderer = dataclasses.replace(renderer, slot_length=longest) if renderer.is_masked_lm else renderer
     answer, best = card["answer"], bool(choose["best"])
     task = str(card.get("task", "classification"))
     return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best)
@@ -202,7 +202,7 @@ def _trained_folder(path: Path) -> Path:
 
 def ask(model: nn.Module, renderer: Renderer, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
     """Streams a model's answer to a user message. Raises UserError for a masked language model."""
-    if renderer.masked:
+    if renderer.is_masked_lm:
         raise UserError("A masked language model cannot hold a conversation", fix="use 'loratory fill'")
     if system:
         check_system_is_shown(renderer)

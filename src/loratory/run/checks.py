@@ -17,12 +17,12 @@ from loratory.text import Renderer, check_system_is_shown, check_tools_are_shown
 def check_model_kind(config: Config, text: LoadedTokenizer, name: str) -> None:
     """Raises UserError if this kind of model cannot do the task."""
     where = f"task = {config.task!r}"
-    if text.masked and config.task not in MASKED_TASKS:
+    if text.is_masked_lm and config.task not in MASKED_TASKS:
         expected = " or ".join(MASKED_TASKS)
         raise UserError("A masked language model cannot do this task", where, expected, fix="choose a causal model")
-    if not text.masked and config.prompt.words:
+    if not text.is_masked_lm and config.prompt.words:
         raise UserError("Label words are only for masked language models", "[prompt] words", fix="remove them")
-    if not text.masked and config.task == "fill":
+    if not text.is_masked_lm and config.task == "fill":
         fix = f"choose one, such as answerdotai/ModernBERT-base or {BUILTIN_MASKED}"
         raise UserError("This task needs a masked language model", where, found=name, fix=fix)
 
@@ -46,7 +46,7 @@ def check_words(words: Mapping[str, str], labels: Sequence[str]) -> None:
 
 def template_notes(renderer: Renderer, config: Config, split: Split) -> list[str]:
     """Sentences on how prompts and answers are rendered. Raises UserError if the template drops a part of them."""
-    if renderer.masked:
+    if renderer.is_masked_lm:
         return ["This is a masked language model: it fills in masked tokens"]
     if config.prompt.system is not None:
         check_system_is_shown(renderer)
@@ -106,7 +106,7 @@ def fit_split(
         checks.append({"name": "special_tokens_in_data", "count": with_special, "message": message})
     text = " ".join(m.content for m in parts["train"][0].messages)
     unnamed = sum(label not in text for label in split.labels)
-    if unnamed and not renderer.masked:
+    if unnamed and not renderer.is_masked_lm:
         message = f"The prompt does not name {unnamed} of {len(split.labels)} labels, so prompting cannot know them"
         checks.append({"name": "labels_not_in_prompt", "count": unnamed, "message": f"{message}: use {{labels}}"})
     return split, checks

@@ -178,7 +178,7 @@ def environment(job: Job) -> dict[str, Any]:
     model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
     batches = {"kind": job.layout.kind, "why": job.layout.reason}
     ending = {
-        "text": "" if job.renderer.masked else job.renderer.ending_text,
+        "text": "" if job.renderer.is_masked_lm else job.renderer.ending_text,
         "stop_ids": list(job.renderer.stop_ids),
         "why": job.renderer.note,
     }
@@ -203,7 +203,7 @@ def data_record(job: Job) -> dict[str, Any]:
         "rendered": [
             {"source": s.source, "tokens": [list(pair) for pair in token_texts(s)]} for s in job.train_sequences[0][-1:]
         ],
-        "completion": None if job.renderer.masked else template_deviation(job.renderer),
+        "completion": None if job.renderer.is_masked_lm else template_deviation(job.renderer),
     }
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from loratory.config import SYSTEMS
-from loratory.data import has_answer_slot, stratified
+from loratory.data import has_answer_slot, stratified_sample
 from loratory.evaluation import evaluate
 from loratory.metrics import duration
 from loratory.models import attach_adapter
 from loratory.run.job import Job
 from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, TUNED_SYSTEMS, baseline_system, selected_systems
-from loratory.run.tuning import learning_rates, restore_base
+from loratory.run.training import learning_rates, restore_base
 from loratory.training import StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up
@@ -70,7 +70,7 @@ def _try_system(job: Job, name: str) -> float:
     total = len(job.split.validation) + len(job.split.test)
     count = min(MAX_TRIALS, max(MIN_TRIALS, total // TRIAL_FRACTION))
     rows = min(LINEAR_ROWS if name == "linear" else MAX_TRIALS, len(job.split.train))
-    few_train = stratified(list(job.split.train), lambda e: e.answer, rows, job.config.train.seed, "plan")
+    few_train = stratified_sample(list(job.split.train), lambda e: e.answer, rows, job.config.train.seed, "plan")
     few_test = job.split.test[:: max(1, len(job.split.test) // count)][:count]
     split = dataclasses.replace(job.split, train=tuple(few_train), validation=(), test=few_test)
     small_job = dataclasses.replace(job, split=split)

@@ -17,7 +17,7 @@ from loratory.evaluation import (
     embedding_classifier,
     fill_mask_system,
     generation_system,
-    is_measured,
+    is_evaluated,
     label_scoring_system,
     linear_classifier,
     linear_multilabel_classifier,
@@ -49,7 +49,7 @@ def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
 
 def pending_systems(job: Job, names: Sequence[str]) -> list[str]:
     """Those of ``selected_systems`` that are not evaluated yet."""
-    return [name for name in selected_systems(job, names) if not is_measured(job.run, name)]
+    return [name for name in selected_systems(job, names) if not is_evaluated(job.run, name)]
 
 
 def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]:
@@ -98,7 +98,7 @@ def prompted(
         return conversation_system(prompting)
     if name.endswith("choose"):
         return label_scoring_system(prompting, job.split.validation, job.config.task, note, progress)
-    if job.renderer.masked:
+    if job.renderer.is_masked_lm:
         return fill_mask_system(prompting, tuned=name in TUNED)
     return generation_system(prompting, note)
 

@@ -22,7 +22,7 @@ class Fitted:
 
 def example_length(example: Example, renderer: Renderer) -> int:
     """The length in tokens of the prompt followed by its longest candidate or answer, including the ending."""
-    if renderer.masked:
+    if renderer.is_masked_lm:
         return _masked_length(example, renderer)
     prompt = render_prompt(example.messages, renderer, example.source)
     answers = example.candidates or example.answers
@@ -44,7 +44,7 @@ def _masked_length(example: Example, renderer: Renderer) -> int:
     answers = example.candidates or example.answers
     texts = (slotted.leading_space + label_word(answer, renderer) for answer in answers)
     longest = max((len(renderer.encode_part(text)[0]) for text in texts), default=1)
-    return len(with_masks(renderer.tokenizer, slotted, max(longest, renderer.masks)).token_ids)
+    return len(with_masks(renderer.tokenizer, slotted, max(longest, renderer.slot_length)).token_ids)
 
 
 def fit_to_context(examples: Sequence[Example], renderer: Renderer, limit: int, overlong: str) -> Fitted:
@@ -117,8 +117,8 @@ LONGEST_TRIED = 100  # how many texts are measured in tokens: those with the mos
 
 def longest_answer(examples: Sequence[Example], renderer: Renderer) -> int:
     """The length in tokens of the examples' longest candidate or answer, including the ending."""
-    if renderer.masked:
-        return renderer.masks
+    if renderer.is_masked_lm:
+        return renderer.slot_length
     texts = {text for e in examples for text in e.candidates or e.answers}
     prompt = render_prompt(examples[0].messages, renderer, examples[0].source)
     likely = sorted(texts, key=len, reverse=True)[:LONGEST_TRIED]

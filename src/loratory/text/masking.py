@@ -26,7 +26,7 @@ class MaskedText:
     token_ids: Int64[np.ndarray, "T"]
     masked_ids: Int64[np.ndarray, "T"]
     """The token ids with the mask token in place of every masked token."""
-    hidden: Bool[np.ndarray, "T"]
+    is_masked: Bool[np.ndarray, "T"]
     """Which tokens are masked."""
     text: str
     char_spans: Int64[np.ndarray, "T 2"]
@@ -80,12 +80,12 @@ def with_answer(
     answer_spans = np.concatenate([answer_spans, np.full((spare, 2), answer_spans[-1, 1])])
     masked = with_masks(tokenizer, slotted, len(answer_ids))
     ids, spans = masked.token_ids.copy(), masked.char_spans.copy()
-    ids[masked.hidden] = answer_ids
+    ids[masked.is_masked] = answer_ids
     text = slotted.before + slotted.leading_space + answer + slotted.after
     after_slot = masked.char_spans[:, 0] >= len(masked.text) - len(slotted.after)
     spans[after_slot] += len(text) - len(masked.text)
-    spans[masked.hidden] = answer_spans + len(slotted.before)
-    return MaskedText(ids, masked.masked_ids, masked.hidden, text, spans)
+    spans[masked.is_masked] = answer_spans + len(slotted.before)
+    return MaskedText(ids, masked.masked_ids, masked.is_masked, text, spans)
 
 
 def answer_end_id(tokenizer: PreTrainedTokenizerBase) -> int:

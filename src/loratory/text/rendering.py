@@ -19,7 +19,7 @@ from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, spli
 from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments, template_source
 
 # Fill-in-the-middle tokens of model families: those before the prefix, before the suffix, and before the middle.
-MIDDLE_TOKENS = (
+FIM_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
@@ -64,12 +64,12 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     Raises UserError if the template rejects the messages or adds two beginning-of-sequence tokens, or if the prompt has
     an answer slot that the model cannot fill.
     """
-    if renderer.masked:
+    if renderer.is_masked_lm:
         masked = masked_prompt(renderer.tokenizer, messages[-1].content, source)
         return RenderedPrompt(masked.text, masked.token_ids, masked.char_spans, None, "")
     if ANSWER_SLOT in messages[-1].content:
-        text = _fill_in_the_middle_text(messages, renderer, source)
-        return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(middle_tokens(renderer)[2]) :], "")
+        text = _fim_prompt(messages, renderer, source)
+        return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(fim_tokens(renderer)[2]) :], "")
     text = apply_template(renderer, messages, prompt=True)
     ids, spans = renderer.encode(text)
     bos = renderer.tokenizer.bos_token_id
@@ -79,20 +79,20 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     return RenderedPrompt(text, ids, spans, text[start:] if start >= 0 else None, renderer.leading_space)
 
 
-def middle_tokens(renderer: Renderer) -> tuple[str, str, str]:
+def fim_tokens(renderer: Renderer) -> tuple[str, str, str]:
     """The tokenizer's fill-in-the-middle tokens: those before the prefix, before the suffix, and before the middle.
 
     Raises UserError if the tokenizer has none.
     """
     added = renderer.tokenizer.get_added_vocab()  # type: ignore[operator]
-    for tokens in MIDDLE_TOKENS:
+    for tokens in FIM_TOKENS:
         if all(token in added for token in tokens):
             return tokens
     fix = "end the prompt where the answer begins, or choose a model that was trained to fill in the middle"
     raise UserError("The tokenizer has no fill-in-the-middle tokens", "prompt.user, {mask}", fix=fix)
 
 
-def _fill_in_the_middle_text(messages: Sequence[Message], renderer: Renderer, source: str) -> str:
+def _fim_prompt(messages: Sequence[Message], renderer: Renderer, source: str) -> str:
     """Prefix, suffix, and the token after which the model writes the middle (Bavarian et al., "Efficient Training of
     Language Models to Fill in the Middle", 2022).
 
@@ -103,7 +103,7 @@ def _fill_in_the_middle_text(messages: Sequence[Message], renderer: Renderer, so
         raise UserError(
             "A prompt with {mask} must be a single message with a single {mask}", source or None, found=found
         )
-    tokens = middle_tokens(renderer)
+    tokens = fim_tokens(renderer)
     start, _, end = messages[0].content.partition(ANSWER_SLOT)
     bos = renderer.tokenizer.bos_token
     first = renderer.tokenizer("a")["input_ids"][:1]
@@ -158,7 +158,7 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
 
     Raises UserError if a turn or an answer has no tokens to train on.
     """
-    if renderer.masked:
+    if renderer.is_masked_lm:
         return _tokenize_masked(example, renderer)
     turns, sequences = example.messages, []
     for i, turn in enumerate(turns):
@@ -172,13 +172,13 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
 
 def with_mask_count(examples: Sequence[Example], renderer: Renderer) -> Renderer:
     """For a masked language model, the renderer whose slots have as many masks as the longest answer has tokens."""
-    if not renderer.masked or is_plain_text_example(examples[0]):
+    if not renderer.is_masked_lm or is_plain_text_example(examples[0]):
         return renderer
     texts = set()
     for e in examples:
         space = split_at_slot(e.messages[-1].content, e.source).leading_space
         texts |= {space + label_word(answer, renderer) for answer in e.candidates or e.answers}
-    return dataclasses.replace(renderer, masks=max(len(renderer.encode_part(text)[0]) for text in texts))
+    return dataclasses.replace(renderer, slot_length=max(len(renderer.encode_part(text)[0]) for text in texts))
 
 
 @functools.lru_cache(maxsize=10_000)  # every example has the same labels
@@ -193,9 +193,9 @@ def _tokenize_masked(example: Example, renderer: Renderer) -> list[TokenizedExam
     if not is_plain_text_example(example):
         slotted = split_at_slot(text, source)
         words = [label_word(answer, renderer) for answer in example.answers]
-        filled = [with_answer(renderer.tokenizer, slotted, w, renderer.masks, source) for w in words]
+        filled = [with_answer(renderer.tokenizer, slotted, w, renderer.slot_length, source) for w in words]
         return [_masked_sequence(masked, source, (0, 1)) for masked in filled]
-    chunks = list(masked_rounds(renderer.tokenizer, text, renderer.longest))
+    chunks = list(masked_rounds(renderer.tokenizer, text, renderer.max_length))
     if not chunks:
         raise UserError("The text has no tokens, so there is nothing to train on", source, found=repr(text[:80]))
     return [_masked_sequence(masked, source, (i, len(chunk))) for chunk in chunks for i, masked in enumerate(chunk)]
@@ -207,7 +207,7 @@ def is_plain_text_example(example: Example) -> bool:
 
 
 def _masked_sequence(masked: MaskedText, source: str, rotation: tuple[int, int]) -> TokenizedExample:
-    weights = masked.hidden.astype(np.float32)
+    weights = masked.is_masked.astype(np.float32)
     return TokenizedExample(
         masked.token_ids, weights, masked.text, masked.char_spans, source, masked.masked_ids, rotation
     )
@@ -215,7 +215,7 @@ def _masked_sequence(masked: MaskedText, source: str, rotation: tuple[int, int])
 
 def label_word(answer: str, renderer: Renderer) -> str:
     """The text that stands for an answer in the slot: its entry in ``[prompt.words]``, else the answer itself."""
-    return renderer.words.get(answer, answer)
+    return renderer.label_words.get(answer, answer)
 
 
 def join_completion(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str) -> TokenizedExample:

@@ -52,13 +52,13 @@ class Renderer:
     """How the ending was determined."""
     leading_space: str = ""
     """White space that the template puts between prompt and answer. It is trained and scored with the answer."""
-    masked: bool = False
+    is_masked_lm: bool = False
     """Whether the model is a masked language model, which has no template and no ending."""
-    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The text that fills the answer slot for a label; a label without an entry stands for itself."""
-    masks: int = 1
+    slot_length: int = 1
     """How many mask tokens an answer slot has."""
-    longest: int = 2**31
+    max_length: int = 2**31
     """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
 
     @functools.cached_property
@@ -131,7 +131,7 @@ def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task
 
     Raises UserError if the template cannot be used, or if a system message is set for a masked language model.
     """
-    if not text.masked:
+    if not text.is_masked_lm:
         return make_renderer(text.tokenizer, text.stop_ids, prompt, where)
     if prompt.system is not None:
         fix = "move its text to [prompt] user"
@@ -143,9 +143,9 @@ def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task
         (),
         (),
         "a masked language model",
-        masked=True,
-        words=prompt.words,
-        longest=text.max_length,
+        is_masked_lm=True,
+        label_words=prompt.words,
+        max_length=text.max_length,
     )
 
 

@@ -18,8 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from loratory.tree.batches import Batch
-from loratory.tree.flex import FlexPlan, flex_plan
-from loratory.tree.kernels import RowChunk, attend, cut_rows
+from loratory.tree.cpu_attention import RowChunk, attend, cut_rows
+from loratory.tree.gpu_attention import FlexPlan, flex_plan
 from loratory.tree.layout import Layout
 
 ATTENTION_NAME = "loratory_tree"

@@ -95,8 +95,8 @@ def fill_masks(
     ids = masked_prompt(tokenizer, normalized, "the text").token_ids
     if not (ids == tokenizer.mask_token_id).any():
         raise UserError("The text has no mask", expected=str(tokenizer.mask_token), found=text[:80])
-    if len(ids) > renderer.longest:
-        limit, length = f"at most {renderer.longest} tokens", f"{len(ids)} tokens"
+    if len(ids) > renderer.max_length:
+        limit, length = f"at most {renderer.max_length} tokens", f"{len(ids)} tokens"
         raise UserError("The text is too long", expected=limit, found=length)
     layout = Layout("padded", "one text", masked=True)
     [guesses] = predict_masks(model, renderer, [ids], count, layout, len(ids))
@@ -134,7 +134,7 @@ def fill_slots(
         else:
             texts = _with_best_mask_count(model, renderer, slotted_texts, longest, layout, budget)
             filled = _fill(model, renderer, [t.masked_ids for t in texts], layout, budget)
-            words = [ids[t.hidden].tolist() for ids, t in zip(filled, texts, strict=True)]
+            words = [ids[t.is_masked].tolist() for ids, t in zip(filled, texts, strict=True)]
         answers += [decode(renderer.tokenizer, ids, skip_special=True).strip() for ids in words]
         progress(min(start + AT_ONCE, len(examples)), len(examples))
     return answers
@@ -142,7 +142,7 @@ def fill_slots(
 
 def _in_slot(text: MaskedText, renderer: Renderer) -> Bool[np.ndarray, "K"]:
     """Which of a text's masks belong to its blank; the row's own text may contain the mask token too."""
-    return text.hidden[text.masked_ids == renderer.tokenizer.mask_token_id]
+    return text.is_masked[text.masked_ids == renderer.tokenizer.mask_token_id]
 
 
 def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:

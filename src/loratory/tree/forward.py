@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from loratory.tree.attention import _CALL, ATTENTION_NAME, TreeCall
 from loratory.tree.batches import Batch, pad_batch
-from loratory.tree.flex import bucket
+from loratory.tree.gpu_attention import bucket
 from loratory.tree.layout import Layout
 
 

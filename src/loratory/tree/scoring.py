@@ -68,7 +68,7 @@ def label_log_probs(
     L is the largest number of candidates of any example. A masked language model scores each candidate in the text's
     blank.
     """
-    if renderer.masked:
+    if renderer.is_masked_lm:
         filled = (tokenize(dataclasses.replace(e, answers=e.candidates), renderer) for e in examples)
         scored = group_log_probs(model, filled, len(examples), layout, token_budget, progress)
         return _table([[value for value, _ in one] for one in scored], [[count for _, count in one] for one in scored])

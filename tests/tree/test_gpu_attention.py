@@ -6,11 +6,11 @@ from conftest import sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batches import path_of, trees
-from test_kernels import causal, chunks_of, draw
+from test_cpu_attention import causal, chunks_of, draw
 
 from loratory.tree.batches import build_batch
-from loratory.tree.flex import SMALLEST_BUCKET, bucket, composed_rule, flex_plan, is_packing
-from loratory.tree.kernels import attend
+from loratory.tree.cpu_attention import attend
+from loratory.tree.gpu_attention import SMALLEST_BUCKET, bucket, composed_rule, flex_plan, is_packing
 
 
 def windowed(batch, head, q, k):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_batches import path_of, trees
 from torch.nn.functional import scaled_dot_product_attention
 
-from loratory.tree import kernels
+from loratory.tree import cpu_attention
 from loratory.tree.attention import _chunks
 from loratory.tree.batches import build_batch
-from loratory.tree.kernels import attend, cut_rows
+from loratory.tree.cpu_attention import attend, cut_rows
 
 
 def causal(batch, head, q, k):
@@ -48,7 +48,7 @@ def reference(batch, q, k, v, scaling: float) -> torch.Tensor:
 def test_output_and_derivatives_are_those_of_a_dense_mask(heads, saved_keys, sequences):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"CUT_ROWS": 2, "CHUNK_COST": 4, "SAVED_KEYS": saved_keys}.items():
-            patch.setattr(kernels, name, value)
+            patch.setattr(cpu_attention, name, value)
         batch = build_batch(sequences)
         inputs = draw(len(batch.token_ids_T), *heads, torch.float64)
         actual, expected = attend(*inputs, chunks_of(batch), 0.3), reference(batch, *inputs, 0.3)
@@ -86,15 +86,15 @@ def test_gradients_of_shared_keys_are_summed_in_float32(dtype):
 
 
 def cost(depth: np.ndarray, cuts: list[int]) -> int:
-    return sum(kernels.CHUNK_COST + (b - a) * (int(depth[a]) + b - a) for a, b in itertools.pairwise(cuts))
+    return sum(cpu_attention.CHUNK_COST + (b - a) * (int(depth[a]) + b - a) for a, b in itertools.pairwise(cuts))
 
 
 @given(sequences=trees(most=8), chunk_cost=st.integers(0, 60), most=st.integers(2, 30))
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_the_cut_is_the_cheapest_one_within_the_limit(sequences, chunk_cost, most):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "CHUNK_COST", chunk_cost)
-        patch.setattr(kernels, "CUT_ROWS", 2)
+        patch.setattr(cpu_attention, "CHUNK_COST", chunk_cost)
+        patch.setattr(cpu_attention, "CUT_ROWS", 2)
         depth = build_batch(sequences).position_ids_T.numpy()
         cuts = cut_rows(depth, most)
         assert cuts[0] == 0

@@ -36,20 +36,20 @@ from loratory.training import (
     train,
 )
 
-Losses = dict[int, float]  # optimizer step -> mean validation loss per token, in ascending order of steps
+ValidationLosses = dict[int, float]  # optimizer step -> mean validation loss per token, in ascending order of steps
 
 
 @dataclass(frozen=True)
 class Trial:
     """A finished training with one learning rate."""
 
-    rate: float
+    peak_learning_rate: float
     """Peak learning rate."""
-    kept_step: int
+    selected_step: int
     """The optimizer step whose weights are kept."""
-    loss: float | None
+    validation_loss: float | None
     """Validation loss at that step; None without validation examples."""
-    stopped: bool
+    stopped_early: bool
     """Whether training stopped early."""
 
 
@@ -70,15 +70,21 @@ def run_training(job: Job, on_event: EventCallback) -> nn.Module:
             trials.append(train_one(job, model, rate, on_event))
             if rate != rates[-1]:
                 restore_base(job, model)
-        best = min(trials, key=lambda trial: _comparable(trial.loss))
+        best = min(trials, key=lambda trial: _loss_sort_key(trial.validation_loss))
         for trial in trials:
-            values = {"learning_rate": trial.rate, "validation_loss": trial.loss, "chosen": trial is best}
-            values |= {"best_step": trial.kept_step, "stopped": trial.stopped}
-            append_metric(job.run, "trial", trial=f"{trial.rate:g}", **values)
-        if best.rate != rates[-1]:
+            values = {
+                "learning_rate": trial.peak_learning_rate,
+                "validation_loss": trial.validation_loss,
+                "chosen": trial is best,
+            }
+            values |= {"best_step": trial.selected_step, "stopped": trial.stopped_early}
+            append_metric(job.run, "trial", trial=f"{trial.peak_learning_rate:g}", **values)
+        if best.peak_learning_rate != rates[-1]:
             restore_base(job, model)
             model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
-            load_checkpoint(checkpoint_at(checkpoint_folder(job, best.rate), best.kept_step), model, None)
+            load_checkpoint(
+                checkpoint_at(checkpoint_folder(job, best.peak_learning_rate), best.selected_step), model, None
+            )
         trainable, total = parameter_counts(model)
         speed = tokens_per_second(job)
         append_metric(
@@ -133,7 +139,7 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
         steps = () if stop else train(model, job.train_sequences, optimizer, settings, rate, job.layout, done)
         for result in steps:
             done = result.step
-            losses |= log_step(job, model, result, rate, on_event)
+            losses |= log_step_and_validate(job, model, result, rate, on_event)
             best, stop = best_step(losses, settings), stops_early(losses, settings)
             last = stop or done == result.steps
             due = settings.checkpoint_every and done % settings.checkpoint_every == 0
@@ -146,11 +152,13 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
                 raise Interrupted(
                     f"Interrupted after step {done} of {result.steps}, which is saved. The same command resumes there"
                 )
-    kept = keep_best(job, model, rate, losses, done, on_event)
+    kept = restore_best_checkpoint(job, model, rate, losses, done, on_event)
     return Trial(rate, kept, losses.get(kept), stop)
 
 
-def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int, on_event: EventCallback) -> int:
+def restore_best_checkpoint(
+    job: Job, model: nn.Module, rate: float, losses: ValidationLosses, done: int, on_event: EventCallback
+) -> int:
     """Restores the weights of the best epoch unless ``train.keep`` is "last". Returns the step whose weights are kept.
 
     ``done`` is the last step. If the best checkpoint cannot be loaded, the last weights are kept.
@@ -169,31 +177,33 @@ def keep_best(job: Job, model: nn.Module, rate: float, losses: Losses, done: int
     return best
 
 
-def logged_losses(job: Job, rate: float, done: int) -> Losses:
+def logged_losses(job: Job, rate: float, done: int) -> ValidationLosses:
     """The validation losses in the log up to step ``done``."""
     events = [m for m in read_metrics(job.run) if m["event"] == "validation" and m["trial"] == f"{rate:g}"]
     return dict(sorted((m["step"], m["loss"]) for m in events if m["step"] <= done))
 
 
-def best_step(losses: Losses, settings: TrainConfig) -> int | None:
+def best_step(losses: ValidationLosses, settings: TrainConfig) -> int | None:
     """The step with the lowest validation loss; None if ``train.keep`` is "last" or nothing was measured."""
     if settings.keep == "last":
         return None
-    return min(losses, key=lambda step: _comparable(losses[step]), default=None)
+    return min(losses, key=lambda step: _loss_sort_key(losses[step]), default=None)
 
 
-def stops_early(losses: Losses, settings: TrainConfig) -> bool:
+def stops_early(losses: ValidationLosses, settings: TrainConfig) -> bool:
     """Whether the validation loss has not improved for ``train.early_stopping`` epochs (0: never stops early)."""
-    values, patience = [_comparable(loss) for loss in losses.values()], settings.early_stopping
+    values, patience = [_loss_sort_key(loss) for loss in losses.values()], settings.early_stopping
     return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])
 
 
-def _comparable(loss: float | None) -> float:
+def _loss_sort_key(loss: float | None) -> float:
     """A loss as a number to compare: unmeasured losses are equal, and NaN is worse than any other."""
     return 0.0 if loss is None else math.inf if math.isnan(loss) else loss
 
 
-def log_step(job: Job, model: nn.Module, result: StepResult, rate: float, on_event: EventCallback) -> Losses:
+def log_step_and_validate(
+    job: Job, model: nn.Module, result: StepResult, rate: float, on_event: EventCallback
+) -> ValidationLosses:
     """Logs and reports a step. At the end of an epoch, also measures, logs and returns the validation loss."""
     values = dataclasses.asdict(result)
     append_metric(job.run, "step", trial=f"{rate:g}", **values)
