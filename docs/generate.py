@@ -77,7 +77,8 @@ listed below. `loratory init` writes a task file from your data. A complete exam
 TASK_FILE_RULES = """\
 ## Rules
 
-**Required settings.** Only `data.train` and `data.answer` are required. A key that is not listed below is an error,
+**Required settings.** Only `data.train` and `data.answer` are required; conversations and plain texts need no
+`data.answer`. A key that is not listed below is an error,
 and so is a value of the wrong type or out of range; the message names the key and what is expected. An integer is
 accepted where a number is expected; a string is not.
 

@@ -141,7 +141,10 @@ def train_and_evaluate(job: Job, on_event: EventCallback) -> Path:
 
 
 def cross_validate(job: Job, on_event: EventCallback) -> None:
-    """Evaluates every example with a model that was not trained on it, then trains the final model on all examples."""
+    """Evaluates every example with a model that was not trained on it, then trains the final model on the folds together.
+
+    Validation examples, if the settings have any, are left out of that training too.
+    """
     folds = fold_jobs(job)
     for number, fold in enumerate(folds, 1):
         on_event(Event("stage", f"fold {number} of {len(folds)}"))

@@ -52,7 +52,7 @@ def rouge_l_score(line: Mapping[str, Any], answers: Sequence[str]) -> float:
 
 
 def token_probability(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    """The geometric mean of the probabilities of all tokens of the reference turns: 1 / perplexity."""
+    """The geometric mean of the token probabilities of one example's reference turns: 1 / its own perplexity."""
     return math.exp(sum(value for value, _ in line["turns"]) / sum(count for _, count in line["turns"]))
 
 
