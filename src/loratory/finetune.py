@@ -141,7 +141,7 @@ def train_and_evaluate(job: Job, on_event: EventCallback) -> Path:
 
 
 def cross_validate(job: Job, on_event: EventCallback) -> None:
-    """Evaluates every example with a model that was not trained on it, then trains the final model on the folds together.
+    """Evaluates every example with a model that was not trained on it, then trains the final model on all folds.
 
     Validation examples, if the settings have any, are left out of that training too.
     """
