@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from loratory.cli.verb import Verb
 from loratory.config import Config
 from loratory.schema import union_members
 
 FLAG_WIDTH = 34
 LONGEST_LINE = 100
+POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -29,6 +32,7 @@ class Flag:
     type: Any
     default: Any
     meaning: str
+    positional: bool
 
     @property
     def text(self) -> str:
@@ -39,9 +43,7 @@ class Flag:
 def verb_help(verb: Verb, everything: bool) -> str:
     """The help of a verb: description, examples and flags."""
     own = list(flags_of(verb.flags))
-    arguments = [
-        flag for flag in own if flag.default is dataclasses.MISSING or (verb.name == "chat" and flag.name == "run")
-    ]
+    arguments = [flag for flag in own if flag.positional]
     parts = [f"usage: loratory {verb.name} {verb.usage} [FLAGS]", inspect.cleandoc(verb.flags.__doc__ or "")]
     parts.append("\n".join(["Examples:" if len(verb.examples) > 1 else "Example:", *(f"  {e}" for e in verb.examples)]))
     if arguments:
@@ -77,12 +79,14 @@ def all_settings() -> dict[str, list[Flag]]:
 def flags_of(cls: type) -> Iterator[Flag]:
     """The fields of a dataclass that are flags by themselves."""
     meanings, hints = field_docstrings(cls), typing.get_type_hints(cls)
+    annotated = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         if cls is Config or hints[field.name] is not Config:
             default = field.default
             if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            yield Flag(field.name, hints[field.name], default, meanings.get(field.name, ""))
+            positional = POSITIONAL in getattr(annotated[field.name], "__metadata__", ())
+            yield Flag(field.name, hints[field.name], default, meanings.get(field.name, ""), positional)
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
