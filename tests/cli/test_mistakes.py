@@ -243,3 +243,22 @@ def test_the_process_ends_with_the_code_that_says_what_happened(arguments: list[
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert bool(done.stderr) == (code != 0) and bool(done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [(["ask", "hi", "--max-new-tokens", "0"], "--max-new-tokens"), (["show", "--count", "-1"], "--count")],
+)
+def test_a_number_that_asks_for_nothing_is_rejected(words, flag, capsys):
+    assert main(words) == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_a_misspelled_verb_is_proposed(capsys):
+    assert main(["rnu"]) == 2
+    assert "did you mean 'run'?" in capsys.readouterr().err
+
+
+def test_the_help_shows_a_default_of_zero(capsys):
+    assert main(["run", "--help-all"]) == 0
+    assert "(default: 0)" in " ".join(capsys.readouterr().out.split())

@@ -122,7 +122,8 @@ def _metavar(option: Any) -> str:
 
 
 def _row(flag: Flag) -> tuple[str, str]:
-    default = "" if flag.default in (None, False, "", (), {}) else f" (default: {_default(flag.default)})"
+    unset = flag.default is None or flag.default is False or flag.default in ("", (), {})
+    default = "" if unset else f" (default: {_default(flag.default)})"
     return flag.text, f"{flag.meaning}{default}"
 
 

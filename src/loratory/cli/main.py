@@ -7,7 +7,7 @@ import warnings
 from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
 from loratory.cli.help import verb_help
-from loratory.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, Interrupted, UserError
+from loratory.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, Interrupted, UserError, did_you_mean
 
 MODULES = (run, init, train, evaluate, predict, ask, fill, chat, compare, show)
 VERBS = {module.VERB.name: module.VERB for module in MODULES}
@@ -48,7 +48,10 @@ def main(arguments: list[str]) -> int:
         return DONE
     verb = VERBS.get(arguments[0])
     if verb is None:
-        print(f"error: Unknown verb {arguments[0]!r}\n  expected: {', '.join(VERBS)}", file=sys.stderr)
+        error = UserError(
+            f"Unknown verb {arguments[0]!r}", None, ", ".join(VERBS), fix=did_you_mean(arguments[0], VERBS)
+        )
+        print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     if HELP_FLAGS & {*arguments}:
         print(verb_help(verb, everything="--help-all" in arguments), end="")

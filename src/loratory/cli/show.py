@@ -7,6 +7,7 @@ from loratory.cli.output import print_tokens
 from loratory.cli.task_arguments import Settings, parse_with_task, render_examples
 from loratory.cli.verb import Verb
 from loratory.config import Config
+from loratory.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ShowFlags:
 
 def execute(arguments: list[str]) -> None:
     flags, _ = parse_with_task(ShowFlags, arguments, "show")
+    if flags.count < 1:
+        raise UserError("There is nothing to show", "--count", "1 or more", str(flags.count))
     from loratory.predict import padded_arrays, token_records
     from loratory.tree import pad_id_of
 

@@ -38,7 +38,7 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
     if suffix not in SUFFIXES:
         raise UserError("Unknown type of data file", name, expected=", ".join(SUFFIXES), found=suffix or "no suffix")
     if not path.is_file():
-        raise UserError("Data file not found", name, fix="check the path; it is relative to the task file")
+        raise UserError("Data file not found", name, fix="check the path; in a task file it is relative to that file")
     try:
         rows = readers[SUFFIXES.index(suffix)](path)
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from loratory.metrics import TASKS, duration, interval, p_number, percent, point
 from loratory.report.reading import Report
 
 DEMONSTRATION = (
-    "This is the small demonstration model that ships with Loratory. It is too weak for real work: "
+    "This is the small demonstration model that comes with Loratory. It is too weak for real work: "
     "choose a real model with --model.name."
 )
 
