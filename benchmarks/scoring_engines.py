@@ -24,6 +24,7 @@ from workload import peak_memory_bytes, random_model
 
 from loratory.cli.main import keep_freed_memory
 from loratory.config import TrainConfig
+from loratory.events import ignore_progress
 from loratory.tree import Layout, choose_layout, completion_log_probs, scored_sequence
 
 BATCHES = (1, 8, 16, 32)
@@ -109,7 +110,7 @@ def seconds_of(work: Callable[[], None]) -> float:
 def score(work: Work, prompts: Sequence[np.ndarray]) -> None:
     """Loratory: scores all labels for every paper."""
     completions, budget = [work.labels] * len(prompts), TrainConfig().token_budget
-    completion_log_probs(work.model, prompts, completions, work.layout, budget, lambda done, total: None)
+    completion_log_probs(work.model, prompts, completions, work.layout, budget, ignore_progress)
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], batch_size: int) -> None:

@@ -9,11 +9,9 @@ tests/test_docs.py checks that the pages are up to date.
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
+from unittest import mock
 
 import architecture
 
@@ -155,23 +153,14 @@ def _in_toml(value: Any) -> str:
 
 
 def command_line_page() -> str:
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = WIDTH  # whatever the terminal at hand
-    try:
+    with mock.patch.dict(os.environ, COLUMNS=WIDTH):  # whatever the terminal at hand
         parts = [COMMAND_LINE_TOP, _block(HELP)]
         for verb in VERBS.values():
             parts.append(f"## `loratory {verb.name}`\n\n{_block(verb_help(verb, everything=False))}")
         whole = verb_help(VERBS["run"], everything=True)
-        settings = whole[whole.index("\nSettings:\n") :]
-        parts.append(
-            f"## Settings as flags\n\nWhat `--help-all` adds for `run`, `train` and `show`:\n\n{_block(settings)}"
-        )
-        return "\n".join(parts)
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
+    heading = "## Settings as flags\n\nWhat `--help-all` adds for `run`, `train` and `show`:\n"
+    settings = whole[whole.index("\nSettings:\n") :]
+    return "\n".join([*parts, f"{heading}\n{_block(settings)}"])
 
 
 def _block(text: str) -> str:

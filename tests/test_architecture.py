@@ -1,8 +1,6 @@
 """Reading order, data flow and dependency order are one thing; who may call what; what is public; what loads when."""
 
 import ast
-import importlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -10,21 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import architecture
 import pytest
+from architecture import ORDER, imports_of, source_of
 
 import loratory
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
-assert SPEC and SPEC.loader
-architecture = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(architecture)
-ORDER, MODULES, source_of, imports_of = (
-    architecture.ORDER,
-    architecture.modules(),
-    architecture.source_of,
-    architecture.imports_of,
-)
+MODULES = architecture.modules()
 PACKAGE = Path(loratory.__file__).parent
 PACKAGES = [name for name, inside in ORDER.items() if inside]
 MOST_LINES = 360

@@ -1,11 +1,11 @@
 """The documentation says what the code does: generated pages, messages, links, commands and names of files."""
 
 import ast
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
+import generate
 import pytest
 from conftest import sequence
 
@@ -18,10 +18,6 @@ from loratory.tree.batches import build_batch
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-SPEC = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-assert SPEC and SPEC.loader
-generate = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(generate)
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from loratory.events import ignore_progress
 from loratory.text import TokenizedExample
 from loratory.training import mean_loss
 from loratory.tree import Layout, completion_log_probs
@@ -105,7 +106,7 @@ def title_choice(
         prompt = chat([("user", f"Which of these titles belongs to the abstract: {listed}\n\n{paper.abstract}")])
         prompts.append(encode(tokenizer, f"{prompt}{TURN}assistant\n"))
         completions.append([encode(tokenizer, option + STOP).tolist() for option in options])
-    log_probs = completion_log_probs(model, prompts, completions, layout, TOKEN_BUDGET, lambda done, total: None)
+    log_probs = completion_log_probs(model, prompts, completions, layout, TOKEN_BUDGET, ignore_progress)
     means = [scores / [len(c) for c in titles] for scores, titles in zip(log_probs, completions, strict=True)]
     return float(np.mean([scores.argmax() == 0 for scores in means]))
 

@@ -18,6 +18,7 @@ OnOff = Literal["on", "off"]
 
 PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
 
+REFERENCES = ("linear", "embed", "copy")
 TUNED = ("tuned", "tuned-choose")
 
 SYSTEMS = {

@@ -10,17 +10,16 @@ from pathlib import Path
 
 from torch import nn
 
-from loratory.config import Config
+from loratory.config import TUNED, Config
 from loratory.errors import Interrupted, UserError
 from loratory.evaluation import System, evaluate, headline, is_evaluated, save_record, saved_rule
-from loratory.events import Event, EventCallback, ProgressCallback, ignore_event
+from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import peak_memory_bytes
 from loratory.metrics import task_variant
 from loratory.models import CARD, read_card
 from loratory.report import write_report
 from loratory.run import (
     BASELINE_SYSTEMS,
-    TUNED_SYSTEMS,
     Job,
     baseline_system,
     chooses_on_validation,
@@ -156,10 +155,10 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
     measure_retained(job, job.base.model, "before")
     model = load_or_train(job, on_event)
     measure_retained(job, model, "after")
-    for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED_SYSTEMS)):
+    for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED)):
         if not all(is_evaluated(fold.run, name) for fold in folds):
             continue
-        rule = tuned_system(job, model, name)(lambda done, total: None).rule if name == "tuned-choose" else None
+        rule = tuned_system(job, model, name)(ignore_progress).rule if name == "tuned-choose" else None
         pool_folds(job, folds, name, rule)
 
 
@@ -198,7 +197,7 @@ def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
     measure_retained(job, model, "after")
     evaluate_systems(
         job,
-        {name: tuned_system(job, model, name) for name in pending_systems(job, TUNED_SYSTEMS)},
+        {name: tuned_system(job, model, name) for name in pending_systems(job, TUNED)},
         "evaluate",
         on_event,
     )

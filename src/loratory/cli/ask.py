@@ -9,7 +9,6 @@ import tyro
 
 from loratory.cli.verb import Verb
 from loratory.config import ModelConfig
-from loratory.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +33,6 @@ class AskFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(AskFlags, args=arguments, prog="loratory ask")
-    if flags.max_new_tokens < 1:
-        found = str(flags.max_new_tokens)
-        raise UserError("The maximum number of tokens is too small", "--max-new-tokens", "1 or more", found)
     pieces = _answer(flags)
     if flags.json:
         print(json.dumps({"answer": "".join(pieces).strip()}, ensure_ascii=False))

@@ -81,7 +81,7 @@ def flags_of(cls: type) -> Iterator[Flag]:
     meanings, hints = field_docstrings(cls), typing.get_type_hints(cls)
     annotated = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        if cls is Config or hints[field.name] is not Config:
+        if hints[field.name] is not Config:
             default = field.default
             if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
@@ -93,7 +93,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
     """The string that follows each field of a dataclass, inherited fields included."""
     found: dict[str, str] = {}
     for ancestor in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body[0]
+        body = ast.parse(inspect.getsource(ancestor)).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, text in itertools.pairwise(body.body):
             is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
@@ -123,14 +123,8 @@ def _metavar(option: Any) -> str:
 
 def _row(flag: Flag) -> tuple[str, str]:
     unset = flag.default is None or flag.default is False or flag.default in ("", (), {})
-    default = "" if unset else f" (default: {_default(flag.default)})"
+    default = "" if unset else f" (default: {flag.default})"
     return flag.text, f"{flag.meaning}{default}"
-
-
-def _default(value: Any) -> str:
-    return (
-        " ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if value is True else str(value)
-    )
 
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:

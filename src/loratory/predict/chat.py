@@ -28,7 +28,7 @@ from loratory.predict.replies import (
     stream_reply,
 )
 from loratory.predict.tokens import highlighted
-from loratory.predict.tuned import fill_only_column, load, load_plain, only_column
+from loratory.predict.tuned import check_max_new_tokens, fill_only_column, load, load_plain, only_column
 from loratory.text import RenderedPrompt, Renderer, check_system_is_shown, render_prompt
 
 COMMANDS = {
@@ -77,10 +77,7 @@ def open_chat(
 
     Raises UserError if loading fails or if the chat template does not show the system message.
     """
-    if max_new_tokens < 1:
-        raise UserError(
-            "The maximum number of tokens is too small", "--max-new-tokens", "1 or more", str(max_new_tokens)
-        )
+    check_max_new_tokens(max_new_tokens)
     if run is None:
         base, renderer = load_plain(model)
         chat_model = ChatModel(model, base.model, renderer, base.text.max_length, max_new_tokens)

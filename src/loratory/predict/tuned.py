@@ -26,7 +26,7 @@ from loratory.data import (
 )
 from loratory.errors import UserError
 from loratory.evaluation import Prediction, PromptedModel, choices, code_system, fill_mask_system, generation_system
-from loratory.events import ProgressCallback
+from loratory.events import ProgressCallback, ignore_progress
 from loratory.machine import resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
 from loratory.text import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
@@ -67,9 +67,7 @@ class Tuned:
         """The probability of each label or of each candidate of the record."""
         return self.choices([Row(record, "record")])[0].probabilities or {}
 
-    def predictions(
-        self, rows: Sequence[Row], progress: ProgressCallback = lambda done, total: None
-    ) -> list[Prediction]:
+    def predictions(self, rows: Sequence[Row], progress: ProgressCallback = ignore_progress) -> list[Prediction]:
         """Predictions by the method that scored better on validation: choosing, or free-form answers."""
         if self.prefers_choice:
             return self.choices(rows, progress)
@@ -92,7 +90,7 @@ class Tuned:
             examples, progress
         )
 
-    def choices(self, rows: Sequence[Row], progress: ProgressCallback = lambda done, total: None) -> list[Prediction]:
+    def choices(self, rows: Sequence[Row], progress: ProgressCallback = ignore_progress) -> list[Prediction]:
         """The label or candidate that the decision rule chooses for each row, with the probabilities of all of them.
 
         Raises UserError if the task has neither labels nor candidates.
@@ -200,8 +198,19 @@ def _trained_folder(path: Path) -> Path:
     raise UserError("No tuned model found", str(path), expected="a run directory or its adapter folder")
 
 
+def check_max_new_tokens(max_new_tokens: int) -> None:
+    """Raises UserError for a number that leaves no room for an answer."""
+    if max_new_tokens < 1:
+        found = str(max_new_tokens)
+        raise UserError("The maximum number of tokens is too small", "--max-new-tokens", "1 or more", found)
+
+
 def ask(model: nn.Module, renderer: Renderer, text: str, system: str | None, max_new_tokens: int) -> Iterator[str]:
-    """Streams a model's answer to a user message. Raises UserError for a masked language model."""
+    """Streams a model's answer to a user message.
+
+    Raises UserError for a masked language model, or if ``max_new_tokens`` is below 1.
+    """
+    check_max_new_tokens(max_new_tokens)
     if renderer.is_masked_lm:
         raise UserError("A masked language model cannot hold a conversation", fix="use 'loratory fill'")
     if system:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from loratory.config import PROMPTING, TUNED
+from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.metrics import (
     confusion,
     duration,
@@ -25,7 +25,7 @@ from loratory.metrics import (
     spread,
 )
 from loratory.report.charts import LossChart, Points, confusion_grid, labels_to_show, loss_chart
-from loratory.report.reading import REFERENCES, Report, Run, SystemResults, events_named, read_run, task_of
+from loratory.report.reading import Report, Run, SystemResults, events_named, read_run, task_of
 from loratory.report.report import describe
 from loratory.report.results import parsed_answers, scores_of
 from loratory.report.terminal import DEMONSTRATION

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.config import PROMPTING, TUNED
+from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.errors import UserError
 from loratory.metrics import TASKS, Task
 from loratory.storage import read_metrics
 
-REFERENCES = ("linear", "embed", "copy")
 ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
 Report = dict[str, Any]
 

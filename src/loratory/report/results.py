@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from loratory.config import PROMPTING, TUNED, TrainConfig
+from loratory.config import PROMPTING, REFERENCES, TUNED, TrainConfig
 from loratory.metrics import (
     Task,
     bootstrap_interval,
@@ -17,7 +17,7 @@ from loratory.metrics import (
     per_label,
     wilson_interval,
 )
-from loratory.report.reading import REFERENCES, Run, SystemResults, events_named, task_of
+from loratory.report.reading import Run, SystemResults, events_named, task_of
 
 SIGNIFICANT = 0.05
 # How much was forgotten if the loss rises by less than this, in nats per token: 0.1 raises perplexity by a tenth.

@@ -9,12 +9,11 @@ from loratory.run.job import Job, load_job, open_job, timed_stage
 from loratory.run.plan import make_plan
 from loratory.run.retained import measure_retained, retained_texts
 from loratory.run.seeds_and_folds import fold_jobs, pool_folds, seed_and_fold_folders, seed_jobs
-from loratory.run.selection import BASELINE_SYSTEMS, TUNED_SYSTEMS, baseline_system, pending_systems, tuned_system
+from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system
 from loratory.run.training import is_trained, load_or_train, restore_base, run_training, trained_folder
 
 __all__ = [
     "BASELINE_SYSTEMS",
-    "TUNED_SYSTEMS",
     "Job",
     "baseline_system",
     "check_model_kind",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,15 +137,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     on_event(Event("stage", "check"))
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
-    try:
-        layout = choose_layout(
-            base.model, [s for group in train_sequences for s in group], config.train.batching, config.speed
-        )
-    except Mismatch as error:
-        fix = 'set batching = "auto"'
-        raise UserError(
-            "Token trees are not exact for this model", "[train] batching", found=str(error), fix=fix
-        ) from error
+    layout = _choose_layout(base, [s for group in train_sequences for s in group], config)
     speed, sentences = resolve_speed(config.speed, config.train, full, base.model, train_sequences, layout, machine)
     layout = dataclasses.replace(
         layout,
@@ -157,20 +149,27 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
         on_event(Event("message", sentence))
     for check in checks:
         on_event(Event("message", check["message"], check))
-    resolved = dataclasses.replace(
-        config,
-        model=dataclasses.replace(
-            config.model,
-            device=str(machine.device),
-            dtype=machine.dtype_name,
-            revision=base.revision or config.model.revision,
-        ),
-        prompt=dataclasses.replace(split.prompt, date=renderer.date),
-        speed=speed,
-        run=dataclasses.replace(config.run, threads=machine.threads),
+    model = dataclasses.replace(
+        config.model,
+        device=str(machine.device),
+        dtype=machine.dtype_name,
+        revision=base.revision or config.model.revision,
     )
+    prompt = dataclasses.replace(split.prompt, date=renderer.date)
+    run_settings = dataclasses.replace(config.run, threads=machine.threads)
+    resolved = dataclasses.replace(config, model=model, prompt=prompt, speed=speed, run=run_settings)
     seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
     return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, tuple(checks), seconds)
+
+
+def _choose_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], config: Config) -> Layout:
+    """``choose_layout`` with the settings. Raises UserError if they require trees that are not exact for the model."""
+    try:
+        return choose_layout(base.model, sequences, config.train.batching, config.speed)
+    except Mismatch as error:
+        fix = 'set batching = "auto"'
+        where = "[train] batching"
+        raise UserError("Token trees are not exact for this model", where, found=str(error), fix=fix) from error
 
 
 def environment(job: Job) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from loratory.config import SYSTEMS
+from loratory.config import SYSTEMS, TUNED
 from loratory.data import has_answer_slot, stratified_sample
 from loratory.evaluation import evaluate
+from loratory.events import ignore_progress
 from loratory.metrics import duration
-from loratory.models import attach_adapter
 from loratory.run.job import Job
-from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, TUNED_SYSTEMS, baseline_system, selected_systems
-from loratory.run.training import learning_rates, restore_base
+from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, baseline_system, selected_systems
+from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
 from loratory.training import StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up
@@ -38,25 +38,20 @@ def make_plan(job: Job, baselines: bool) -> Plan:
     seconds = {"train": repeats * probed.seconds * probed.steps * len(learning_rates(job))}
     if baselines:
         # The tuned model takes as long as the base model.
-        names = {
-            name: name.replace("tuned", "prompt") for name in selected_systems(job, (*BASELINE_SYSTEMS, *TUNED_SYSTEMS))
-        }
+        names = {name: name.replace("tuned", "prompt") for name in selected_systems(job, (*BASELINE_SYSTEMS, *TUNED))}
         times = {name: _try_system(job, name) for name in sorted(set(names.values()))}
-        total = {
-            part: sum(times[names[name]] for name in part if name in names)
-            for part in (BASELINE_SYSTEMS, TUNED_SYSTEMS)
-        }
+        total = {part: sum(times[names[name]] for name in part if name in names) for part in (BASELINE_SYSTEMS, TUNED)}
         seconds = {
             "baselines": total[BASELINE_SYSTEMS],
             **seconds,
-            "evaluate": job.config.train.seeds * total[TUNED_SYSTEMS],
+            "evaluate": job.config.train.seeds * total[TUNED],
         }
     return Plan((*_sentences(job, probed), _time(seconds)), seconds)
 
 
 def _try_training(job: Job) -> StepResult:
     """The result of the last of a few steps at learning rate 0, after which the base model is restored."""
-    model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
+    model = with_fresh_adapter(job)
     optimizer = make_optimizer(model, job.config.train, job.config.adapter.lora_plus)
     with torch.random.fork_rng():
         steps = train(model, job.train_sequences, optimizer, job.config.train, 0.0, job.layout)
@@ -74,7 +69,7 @@ def _try_system(job: Job, name: str) -> float:
     few_test = job.split.test[:: max(1, len(job.split.test) // count)][:count]
     split = dataclasses.replace(job.split, train=tuple(few_train), validation=(), test=few_test)
     small_job = dataclasses.replace(job, split=split)
-    record = evaluate(name, baseline_system(small_job, name), (), few_test, lambda done, total: None)
+    record = evaluate(name, baseline_system(small_job, name), (), few_test, ignore_progress)
     fitting = record.seconds - record.seconds_per_example * len(few_test)
     if name == "embed":  # computing the states of the training examples takes most of its fitting time
         return record.seconds_per_example * (total + len(job.split.train))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from loratory.config import SYSTEMS, TUNED
+from loratory.config import PROMPTING, REFERENCES, SYSTEMS, TUNED
 from loratory.data import Example, draw_few_shot, has_answer_slot
 from loratory.evaluation import (
     PromptedModel,
@@ -32,8 +32,7 @@ from loratory.run.job import Job
 from loratory.text import longest_answer
 
 FEW_SHOT_SYSTEMS = ("few-shot", "few-shot-choose")
-BASELINE_SYSTEMS = ("prompt", "prompt-choose", *FEW_SHOT_SYSTEMS, "linear", "embed", "copy")
-TUNED_SYSTEMS = TUNED
+BASELINE_SYSTEMS = (*PROMPTING, *REFERENCES)
 
 
 def selected_systems(job: Job, names: Sequence[str]) -> list[str]:

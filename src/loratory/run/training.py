@@ -44,7 +44,6 @@ class Trial:
     """A finished training with one learning rate."""
 
     peak_learning_rate: float
-    """Peak learning rate."""
     selected_step: int
     """The optimizer step whose weights are kept."""
     validation_loss: float | None
@@ -66,7 +65,7 @@ def run_training(job: Job, on_event: EventCallback) -> nn.Module:
         rates = learning_rates(job)
         trials = []
         for rate in rates:
-            model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
+            model = with_fresh_adapter(job)
             trials.append(train_one(job, model, rate, on_event))
             if rate != rates[-1]:
                 restore_base(job, model)
@@ -76,21 +75,26 @@ def run_training(job: Job, on_event: EventCallback) -> nn.Module:
                 "learning_rate": trial.peak_learning_rate,
                 "validation_loss": trial.validation_loss,
                 "chosen": trial is best,
+                "best_step": trial.selected_step,
+                "stopped": trial.stopped_early,
             }
-            values |= {"best_step": trial.selected_step, "stopped": trial.stopped_early}
             append_metric(job.run, "trial", trial=f"{trial.peak_learning_rate:g}", **values)
         if best.peak_learning_rate != rates[-1]:
             restore_base(job, model)
-            model = attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
-            load_checkpoint(
-                checkpoint_at(checkpoint_folder(job, best.peak_learning_rate), best.selected_step), model, None
-            )
+            model = with_fresh_adapter(job)
+            folder = checkpoint_folder(job, best.peak_learning_rate)
+            load_checkpoint(checkpoint_at(folder, best.selected_step), model, None)
         trainable, total = parameter_counts(model)
         speed = tokens_per_second(job)
         append_metric(
             job.run, "trained", trainable_parameters=trainable, total_parameters=total, tokens_per_second=speed
         )
         return save_trained(job, model)
+
+
+def with_fresh_adapter(job: Job) -> nn.Module:
+    """The base model with what the settings train: a new adapter, initialized by seed, or all parameters."""
+    return attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
 
 
 def learning_rates(job: Job) -> list[float]:
