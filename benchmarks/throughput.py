@@ -116,7 +116,7 @@ def timed_training(
     """One step on ``warm_up``, then one epoch over ``counted``."""
     settings = TrainConfig(epochs=1, batch_size=args.batch_size, token_budget=args.token_budget)
     no_text = LoadedTokenizer(None, (), False, 2**31)  # type: ignore[arg-type]
-    model = attach_adapter(LoadedModel(base, no_text, "random", None, ""), AdapterConfig(kind=args.adapter), seed=0)
+    model = attach_adapter(LoadedModel(base, no_text, "random", None, {}), AdapterConfig(kind=args.adapter), seed=0)
     optimizer = make_optimizer(model, settings)
     layout = choose_layout(base, [sequence for group in warm_up for sequence in group], "tree")
     low = DTYPES[args.dtype] if args.adapter == "full" else None

@@ -1,9 +1,9 @@
-"""Exceptions that end a run early (invalid input, interruption) and the exit codes of the command line."""
+"""Exceptions that end a run early (invalid input, the machine, interruption) and the exit codes of the command line."""
 
 import difflib
 from collections.abc import Iterable
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 class UserError(Exception):
@@ -12,6 +12,8 @@ class UserError(Exception):
     The message says ``what`` is wrong, ``where`` (file, line, key), what was ``expected``, what was ``found``, and how
     to ``fix`` it.
     """
+
+    exit_code = WRONG_INPUT
 
     def __init__(
         self,
@@ -26,8 +28,22 @@ class UserError(Exception):
         super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in details if text)]))
 
 
+class MachineError(UserError):
+    """The machine is at fault, not the input: a full disk, too little memory; exit code 1."""
+
+    exit_code = FAILED
+
+
 class Interrupted(Exception):
     """The run was interrupted and its progress is saved; repeating the same call resumes it."""
+
+    def __init__(self, message: str, exit_code: int = INTERRUPTED):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the process must end. Whatever stops at Ctrl-C stops here too."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str | None:

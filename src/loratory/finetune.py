@@ -16,32 +16,33 @@ from loratory.evaluation import System, evaluate, headline, is_evaluated, save_r
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import peak_memory_bytes
 from loratory.metrics import task_variant
-from loratory.models import CARD, read_card
+from loratory.models import read_card, write_card
 from loratory.report import write_report
 from loratory.run import (
     BASELINE_SYSTEMS,
     Job,
     baseline_system,
     chooses_on_validation,
+    discard_evaluation,
     fold_jobs,
     is_trained,
-    load_job,
     load_or_train,
     make_plan,
+    mark,
     measure_retained,
     open_job,
     pending_systems,
     pool_folds,
+    reopen_job,
     restore_base,
     retained_texts,
     run_training,
-    seed_and_fold_folders,
     seed_jobs,
     timed_stage,
     trained_folder,
     tuned_system,
 )
-from loratory.storage import append_metric, read_config, write_json
+from loratory.storage import append_metric
 
 Confirm = Callable[[], bool]
 """Called after the plan is shown; returns whether to start the run."""
@@ -53,55 +54,64 @@ def always_confirm() -> bool:
 
 
 def finetune(
-    config: Config, on_event: EventCallback = ignore_event, overwrite: bool = False, confirm: Confirm = always_confirm
+    config: Config,
+    on_event: EventCallback = ignore_event,
+    overwrite: bool = False,
+    confirm: Confirm = always_confirm,
+    force: bool = False,
 ) -> Path:
     """Fine-tunes a model on a task, evaluates it before and after, and writes a report.
 
     Loads and checks data and model, then shows the plan and calls ``confirm``; nothing is written before that. If the
-    run directory contains an unfinished run with the same settings, that run is resumed instead. A finished run is
-    replaced only with ``overwrite``.
+    run directory contains an unfinished run with the same settings, that run is resumed instead; with ``force`` even if
+    the base model or the package versions have changed since. A finished run is replaced only with ``overwrite``.
 
     Returns the run directory with the adapter, the predictions and the report. Raises UserError if settings, data or
-    model cannot be used, and Interrupted if ``confirm`` returns False or Ctrl-C stops the training.
+    model cannot be used, and Interrupted if ``confirm`` returns False or Ctrl-C or SIGTERM stops the training.
     """
-    job = open_job(config, on_event, overwrite, lambda job: announce_plan(job, True, on_event, confirm))
-    return train_and_evaluate(job, on_event)
+    with open_job(config, on_event, overwrite, force, lambda j: announce_plan(j, True, on_event, confirm)) as job:
+        return train_and_evaluate(job, on_event)
 
 
 def train_only(
-    config: Config, on_event: EventCallback = ignore_event, overwrite: bool = False, confirm: Confirm = always_confirm
+    config: Config,
+    on_event: EventCallback = ignore_event,
+    overwrite: bool = False,
+    confirm: Confirm = always_confirm,
+    force: bool = False,
 ) -> Path:
     """Trains and saves the adapter without evaluating it. Takes the arguments of ``finetune`` and raises its errors.
 
     Uses the validation examples only if the settings need them to choose a learning rate or to stop early.
     """
-    job = open_job(config, on_event, overwrite, lambda job: announce_plan(job, False, on_event, confirm))
-    if not chooses_on_validation(config):
-        job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
-    run_training(job, on_event)
-    append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
-    return job.run
+    with open_job(config, on_event, overwrite, force, lambda j: announce_plan(j, False, on_event, confirm)) as job:
+        if not chooses_on_validation(config):
+            job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
+        run_training(job, on_event)
+        append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
+        return job.run
 
 
 def evaluate_run(run: Path, on_event: EventCallback = ignore_event) -> Path:
-    """Evaluates all systems of an existing run again and rewrites its report.
+    """Evaluates all systems of an existing run again and rewrites its report; goes on if that was interrupted.
 
     Loads the tuned model from disk. If training is not finished, evaluates only the baselines. Raises UserError if
-    ``run`` is not a run directory, or is a cross-validation that is not finished.
+    ``run`` is not a run directory, if its data or base model have changed, or if it is a cross-validation that is not
+    finished.
     """
-    job = load_job(read_config(run), run, on_event)
-    if job.config.data.folds and not is_trained(job):
-        fix = "repeat the command that started it"
-        raise UserError(
-            "This cross-validation is not finished; its folds are evaluated during training", str(run), fix=fix
-        )
-    for folder in (run, *seed_and_fold_folders(run)):
-        for record in (folder / "systems").glob("*.json"):
-            record.unlink()
-    if is_trained(job):
-        return train_and_evaluate(job, on_event)
-    evaluate_baselines(job, on_event)
-    return finish(job, on_event)
+    with reopen_job(run, on_event) as job:
+        trained = is_trained(job)
+        if job.config.data.folds and not trained:
+            what = "This cross-validation is not finished; its folds are evaluated during training"
+            raise UserError(what, str(run), fix="repeat the command that started it")
+        discard_evaluation(run)
+        if trained:
+            return train_and_evaluate(job, on_event)
+        evaluate_baselines(job, on_event)
+        report = write_report(run)
+        mark(run, "started")  # training can still be done
+        on_event(Event("report", report["verdict"]["sentence"], report))
+        return run
 
 
 def announce_plan(job: Job, baselines: bool, on_event: EventCallback, confirm: Confirm) -> dict[str, float]:
@@ -204,19 +214,19 @@ def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
 
 
 def finish(job: Job, on_event: EventCallback) -> Path:
-    """Writes the report, and records in the adapter's card the rule for choosing among labels."""
+    """Writes the report, records in the adapter's card how to choose among labels, and marks the run as finished."""
     append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
     report = write_report(job.run)
     folder = trained_folder(job)
     rule = saved_rule(job.run, "tuned-choose") if is_evaluated(job.run, "tuned-choose") else None
-    if rule and (folder / CARD).exists():
-        card = read_card(folder)
+    if rule and is_trained(job):
         choose = {
             "rule": rule.name,
             "prior": list(rule.prior),
             "threshold": rule.threshold,
             "best": report["verdict"]["after"] == "tuned-choose",
         }
-        write_json(folder / CARD, {**card, "choose": choose})
+        write_card(folder, {**read_card(folder), "choose": choose})
+    mark(job.run, "finished")  # the only commit: until here, the same command repeats what is missing
     on_event(Event("report", report["verdict"]["sentence"], report))
     return job.run

@@ -13,8 +13,8 @@ from conftest import SHARED, needs_shared
 
 from loratory.cli.main import main
 from loratory.config import Config, config_to_dict
-from loratory.storage import run_directory as runs
-from loratory.storage.files import write_json
+from loratory.machine import versions
+from loratory.storage import START_FILES, RunRecord, hashes_of, json_text, resolved_text, write_record
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 ROWS = [(f"{animal} number {i}", sound) for i in range(6) for animal, sound in (("cow", "moo"), ("cat", "meow"))]
@@ -162,13 +162,14 @@ def test_a_text_that_no_encoding_knows_is_no_crash(tmp_path, capsys):
 
 
 def begin(folder: Path, task: Path, finished: bool, **changes: Any) -> None:
-    """A run as it stands after its beginning."""
+    """A run as it stands after its beginning, or as it is finished."""
     config = Config.load(task)
-    runs.create_run(folder, False)
-    write_json(folder / runs.REQUESTED_SETTINGS, {**config_to_dict(config), **changes})
-    runs.write_config(folder, config)
-    if finished:
-        (folder / "report.json").write_text("{}")
+    folder.mkdir()
+    requested = json_text({**config_to_dict(config), **changes})
+    (folder / "asked.json").write_text(requested)
+    (folder / "config.toml").write_text(resolved_text(config))
+    record = RunRecord("finished" if finished else "started", {}, versions(), hashes_of(folder, START_FILES))
+    write_record(folder, record)
 
 
 @needs_shared

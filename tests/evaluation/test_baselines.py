@@ -31,7 +31,7 @@ def base() -> LoadedModel:
     model.resize_token_embeddings(272, mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_(0, 0.15)
-    return LoadedModel(model, LoadedTokenizer(byte_tokenizer(), (2,), False, 512), "tiny", None, "")
+    return LoadedModel(model, LoadedTokenizer(byte_tokenizer(), (2,), False, 512), "tiny", None, {})
 
 
 def test_the_linear_model_learns_a_word_and_notes_its_regularization():

@@ -64,7 +64,7 @@ def base_of(family: str, dtype: torch.dtype = torch.float64) -> LoadedModel:
     text = LoadedTokenizer(tiny_tokenizer(), (0,), False, 128)
     model = tiny_model(family, dtype)
     model.name_or_path = "tiny"
-    return LoadedModel(model, text, "tiny", None, "")
+    return LoadedModel(model, text, "tiny", None, {})
 
 
 def randomized(model: nn.Module) -> nn.Module:

@@ -50,7 +50,7 @@ def test_a_model_from_a_folder_has_its_path_and_hash(monkeypatch):
     monkeypatch.chdir(STORIES.parent)
     loaded = load("stories260K")
     assert (loaded.name, loaded.revision) == (str(STORIES.resolve()), None)
-    assert loaded.weights_sha256 == hashlib.sha256((STORIES / "model.safetensors").read_bytes()).hexdigest()
+    assert loaded.hashes["weights"] == hashlib.sha256((STORIES / "model.safetensors").read_bytes()).hexdigest()
     assert not loaded.model.training and loaded.model.dtype == torch.float32
     assert (loaded.text.max_length, loaded.text.plain_template) == (512, True)
     assert loaded.text.tokenizer.chat_template == PLAIN_TEMPLATE
@@ -82,7 +82,7 @@ def test_sharded_weights_load_and_have_one_hash(tmp_path):
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 1
     loaded = load(folder)
-    assert loaded.weights_sha256 == hashlib.sha256(b"".join(s.read_bytes() for s in shards)).hexdigest()
+    assert loaded.hashes["weights"] == hashlib.sha256(b"".join(s.read_bytes() for s in shards)).hexdigest()
     for sharded, original in zip(loaded.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(sharded, original)
     shards[-1].unlink()

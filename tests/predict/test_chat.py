@@ -27,7 +27,6 @@ from loratory.config import AdapterConfig, ModelConfig, PromptConfig
 from loratory.data.examples import Message
 from loratory.errors import UserError
 from loratory.machine.device import resolve_machine
-from loratory.machine.signals import interrupt_requested
 from loratory.models import adapters
 from loratory.models.loading import load_model, load_tokenizer
 from loratory.predict.chat import (
@@ -45,6 +44,7 @@ from loratory.predict.chat_terminal import Terminal, printable, side_by_side
 from loratory.predict.replies import BASE, TUNED, ChatModel, seen_tokens
 from loratory.predict.tokens import TRAINED, highlighted
 from loratory.predict.tuned import load
+from loratory.signals import interrupt_requested
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer
 from loratory.tree.generation import decode_answer, decode_pieces, stream_ids
@@ -243,7 +243,7 @@ def tuned_run(tmp_path_factory, tiny_folder) -> Path:
                 parameter.normal_(0, 0.3)
     card = {
         "adapter": "lora",
-        "base": {"name": base.name, "revision": None, "weights_sha256": base.weights_sha256},
+        "base": {"name": base.name, "revision": None, "weights_sha256": base.hashes["weights"]},
         "prompt": {"system": PROMPT.system, "user": PROMPT.user, "date": PROMPT.date},
         "answer": "sound",
         "labels": ["Meow", "Moo"],

@@ -17,10 +17,10 @@ from loratory.errors import Interrupted, UserError
 from loratory.events import Event
 from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.machine.device import resolve_machine
-from loratory.machine.signals import interrupt_requested
 from loratory.models.loading import load_model
 from loratory.predict.tuned import load
 from loratory.run.seeds_and_folds import seed_and_fold_folders
+from loratory.signals import interrupt_requested
 from loratory.storage.run_directory import read_metrics
 from loratory.text.rendering import tokenize
 from loratory.text.template import make_renderer
@@ -97,7 +97,7 @@ def test_a_run_interrupted_at_any_step_and_resumed_equals_an_uninterrupted_one(c
                 return None
 
         with monkeypatch.context() as patch:
-            patch.setattr("loratory.run.training.interrupt_requested", Flag)
+            patch.setattr("loratory.run.training.stop_requested", Flag)
             with pytest.raises(Interrupted, match=f"after step {stop_after}"):
                 train_only(torn, lambda event, seen=seen: seen.append(event) if event.kind == "step" else None)
         torch.rand(7)  # the random state in between must not matter
@@ -205,7 +205,7 @@ def test_an_adapter_is_rejected_on_other_weights_unless_forced(config, tmp_path,
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * 2
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="different weights"):
+    with pytest.raises(UserError, match="different base model"):
         load(run)
     assert load(run, force=True).answer({"text": "x"}) in ("Meow", "Moo", "Woof woof")
 

@@ -121,7 +121,7 @@ def trained(tmp_path_factory) -> Trained:
     results = list(train(model, [[s] for s in sequences], make_optimizer(model, CONFIG), CONFIG, 1e-2, layout))
     folder = tmp_path_factory.mktemp("run") / "adapter"
     card = {
-        "base": {"name": base.name, "revision": base.revision, "weights_sha256": base.weights_sha256},
+        "base": {"name": base.name, "revision": base.revision, "weights_sha256": base.hashes["weights"]},
         "prompt": {},
         "labels": LABELS,
         "answer": "feeling",

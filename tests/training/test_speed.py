@@ -145,7 +145,7 @@ def model():
             if "norm" not in name:
                 parameter.normal_(0, 0.15)
     text = LoadedTokenizer(None, (), False, 64)
-    return attach_adapter(LoadedModel(base, text, "tiny", None, ""), AdapterConfig(rank=2), 0)
+    return attach_adapter(LoadedModel(base, text, "tiny", None, {}), AdapterConfig(rank=2), 0)
 
 draw = np.random.default_rng(0)
 prefix = draw.integers(0, 64, 12).tolist()

@@ -41,7 +41,7 @@ def with_lora(family: str, dropout: float = 0.0, dtype=torch.float32, seed: int 
     text = LoadedTokenizer(tiny_tokenizer(), (0,), False, 128)
     model = tiny_model(family, dtype)
     model.name_or_path = "tiny"
-    base = LoadedModel(model, text, "tiny", None, "")
+    base = LoadedModel(model, text, "tiny", None, {})
     return attach_adapter(base, AdapterConfig(rank=2, alpha=4, dropout=dropout), seed)
 
 

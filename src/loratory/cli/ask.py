@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from loratory.cli.output import print_message
 from loratory.cli.verb import Verb
 from loratory.config import ModelConfig
 
@@ -26,7 +27,7 @@ class AskFlags:
     max_new_tokens: int = 200
     """Maximum number of tokens in the answer."""
     force: bool = False
-    """Accept a base model whose weights differ from those that the adapter was trained on."""
+    """Accept files of the adapter or the base model that have changed since the training."""
     json: bool = False
     """Print {"answer": ...} once the answer is complete."""
 
@@ -46,7 +47,9 @@ def _answer(flags: AskFlags) -> Iterable[str]:
     from loratory.predict import ask, load, load_plain
 
     if flags.run is not None:
-        return load(flags.run, force=flags.force).ask(flags.text, flags.system, flags.max_new_tokens)
+        return load(flags.run, force=flags.force, on_event=print_message).ask(
+            flags.text, flags.system, flags.max_new_tokens
+        )
     base, renderer = load_plain(flags.model)
     return ask(base.model, renderer, flags.text, flags.system, flags.max_new_tokens)
 

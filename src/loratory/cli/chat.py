@@ -5,9 +5,10 @@ from pathlib import Path
 
 import tyro
 
+from loratory.cli.output import print_message
 from loratory.cli.verb import Verb
 from loratory.config import ModelConfig
-from loratory.errors import INTERRUPTED, UserError
+from loratory.errors import INTERRUPTED, TERMINATED, Terminated, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ChatFlags:
     max_new_tokens: int = 200
     """Maximum number of tokens in an answer."""
     force: bool = False
-    """Accept a base model whose weights differ from those that the adapter was trained on."""
+    """Accept files of the adapter or the base model that have changed since the training."""
 
 
 def execute(arguments: list[str]) -> None:
@@ -32,14 +33,16 @@ def execute(arguments: list[str]) -> None:
         raise UserError("A run brings its own model", "--model", fix="give either a run or --model")
     from loratory.predict import converse, open_chat, standard_terminal, welcome_message
 
-    chat_model, conversation = open_chat(flags.run, flags.model, flags.system, flags.max_new_tokens, flags.force)
+    chat_model, conversation = open_chat(
+        flags.run, flags.model, flags.system, flags.max_new_tokens, flags.force, print_message
+    )
     terminal = standard_terminal()
     terminal.notify(welcome_message(chat_model, conversation))
     try:
         converse(chat_model, conversation, terminal)
-    except KeyboardInterrupt:  # there is nothing to resume
+    except KeyboardInterrupt as error:  # there is nothing to resume
         terminal.notify("")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None
 
 
 VERB = Verb("chat", "[RUN]", ChatFlags, ("loratory chat runs/papers",), None, execute)

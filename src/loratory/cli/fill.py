@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from loratory.cli.output import print_message
 from loratory.cli.verb import Verb
 from loratory.config import BUILTIN_MASKED
 from loratory.errors import UserError
@@ -24,7 +25,7 @@ class FillFlags:
     top: int = 5
     """How many tokens to show for each mask."""
     force: bool = False
-    """Accept a base model whose weights differ from those that the adapter was trained on."""
+    """Accept files of the adapter or the base model that have changed since the training."""
     json: bool = False
     """Print tokens and probabilities as JSON."""
 
@@ -37,7 +38,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.tree import fill_masks
 
     if flags.run is not None:
-        tuned = load(flags.run, force=flags.force)
+        tuned = load(flags.run, force=flags.force, on_event=print_message)
         model, renderer, name = tuned.model, tuned.renderer, str(flags.run)
     else:
         base, renderer = load_plain(flags.model)

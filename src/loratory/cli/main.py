@@ -7,7 +7,18 @@ import warnings
 from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
 from loratory.cli.help import verb_help
-from loratory.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, Interrupted, UserError, did_you_mean
+from loratory.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    WRONG_INPUT,
+    Interrupted,
+    Terminated,
+    UserError,
+    did_you_mean,
+)
+from loratory.signals import termination_raised
 
 MODULES = (run, init, train, evaluate, predict, ask, fill, chat, compare, show)
 VERBS = {module.VERB.name: module.VERB for module in MODULES}
@@ -32,7 +43,7 @@ Fine-tunes a language model on your own examples and measures whether that helpe
 `loratory VERB --help` shows the common flags of a verb, `--help-all` every flag.
 Every key of a task file is a flag, as in --train.learning-rate 2e-4.
 Data files: csv, tsv, json, jsonl, parquet, or hub:owner/name.
-Exit codes: 0 success, 1 failure, 2 invalid input, 130 interrupted (resumable).
+Exit codes: 0 success, 1 failure, 2 invalid input, 130 interrupted and 143 terminated (resumable).
 """
 
 
@@ -58,20 +69,26 @@ def main(arguments: list[str]) -> int:
         return DONE
     _silence_libraries()
     try:
-        verb.execute(arguments[1:])
+        with termination_raised():
+            verb.execute(arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
+        return error.exit_code
+    except KeyboardInterrupt as error:
         print("Interrupted. Finished work is kept; repeat the command to resume.", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except Interrupted as error:
         print(f"{error}.", file=sys.stderr)
-        return INTERRUPTED
+        return error.exit_code
     except BrokenPipeError:  # whoever reads our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
+        from loratory.storage import machine_problem
+
+        if problem := machine_problem(error):
+            print(f"error: {problem}", file=sys.stderr)
+            return problem.exit_code
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             print(f"error: Out of memory\n  fix: lower --train.token-budget ({error})", file=sys.stderr)
             return FAILED

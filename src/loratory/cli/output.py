@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loratory.events import Event
     from loratory.text import TokenizedExample
 
 WIDTH_WITHOUT_TERMINAL = 400
@@ -21,6 +22,11 @@ def print_report(folder: Path, as_json: bool) -> None:
 
     print_wide(render_table(report))
     print(f"Report: {folder / 'report.html'}")
+
+
+def print_message(event: "Event") -> None:
+    """Prints the text of an event on standard error."""
+    print(event.text, file=sys.stderr)
 
 
 def print_wide(content: Any) -> None:

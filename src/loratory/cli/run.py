@@ -24,7 +24,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.finetune import finetune
 
     with progress_display() as on_event:
-        folder = finetune(flags.config, on_event, flags.overwrite, confirmation(flags.yes, task_file))
+        folder = finetune(flags.config, on_event, flags.overwrite, confirmation(flags.yes, task_file), flags.force)
     print_report(folder, flags.json)
 
 

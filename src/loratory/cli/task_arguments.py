@@ -30,7 +30,9 @@ class RunFlags:
     answer: str | None = None
     """The answer column, if a data file is given instead of a task file."""
     overwrite: bool = False
-    """Replace an existing run."""
+    """Replace an existing run. Only files that Loratory wrote are removed."""
+    force: bool = False
+    """Resume a run even if its base model or the installed packages have changed since it started."""
     yes: bool = False
     """Start without asking for confirmation; without a terminal, nothing is asked anyway."""
     json: bool = False

@@ -22,7 +22,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.finetune import train_only
 
     with progress_display() as on_event:
-        folder = train_only(flags.config, on_event, flags.overwrite, confirmation(flags.yes, task_file))
+        folder = train_only(flags.config, on_event, flags.overwrite, confirmation(flags.yes, task_file), flags.force)
     if flags.json:
         print(json.dumps({"run": str(folder)}))
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from loratory.data import LABEL_SEPARATOR, Example
 from loratory.evaluation.evaluate_system import EvalRecord, Prediction
 from loratory.metrics import TASKS
-from loratory.storage import write_json, write_json_lines
+from loratory.storage import changed_files, hashes_of, seal_is_intact, sealed, write_json, write_json_lines
 from loratory.tree import Rule
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
@@ -17,7 +17,10 @@ ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
 def save_record(
     run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example], task: str
 ) -> None:
-    """Writes predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json."""
+    """Writes predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json.
+
+    The latter has the hashes of the other two, and a seal.
+    """
     for folder, examples, predictions in (
         (ON_VALIDATION, validation, record.validation),
         (ON_TEST, test, record.test),
@@ -27,7 +30,16 @@ def save_record(
     meta["rule"] = record.rule.name if record.rule else None
     meta["prior"] = list(record.rule.prior) if record.rule else None
     meta["threshold"] = record.rule.threshold if record.rule else None
-    write_json(run / "systems" / f"{record.name}.json", meta)
+    meta["files"] = hashes_of(run, _prediction_files(record.name))
+    write_json(_metadata_file(run, record.name), sealed(meta))
+
+
+def _prediction_files(name: str) -> list[str]:
+    return [f"{folder}/{name}.jsonl" for folder in (ON_VALIDATION, ON_TEST)]
+
+
+def _metadata_file(run: Path, name: str) -> Path:
+    return run / "systems" / f"{name}.json"
 
 
 def lines(examples: Sequence[Example], predictions: Sequence[Prediction], task: str) -> list[dict]:
@@ -55,7 +67,7 @@ def headline(examples: Sequence[Example], predictions: Sequence[Prediction], tas
 
 def load_record(run: Path, name: str) -> EvalRecord:
     """Reads what ``save_record`` wrote."""
-    meta = json.loads((run / "systems" / f"{name}.json").read_text())
+    meta = json.loads(_metadata_file(run, name).read_text(encoding="utf-8"))
     validation, test = (_predictions(run / folder / f"{name}.jsonl") for folder in (ON_VALIDATION, ON_TEST))
     rule = saved_rule(run, name)
     return EvalRecord(name, meta["note"], rule, validation, test, meta["seconds"], meta["seconds_per_example"])
@@ -74,11 +86,22 @@ def _turns(pairs: list[list] | None) -> tuple[tuple[float, int], ...] | None:
 
 
 def is_evaluated(run: Path, name: str) -> bool:
-    """Whether a system's predictions are complete on disk."""
-    return (run / "systems" / f"{name}.json").exists()
+    """Whether a system's predictions are complete on disk, as they were saved."""
+    return _metadata_file(run, name).exists() and not changed_records(run, name)
+
+
+def changed_records(run: Path, name: str) -> list[str]:
+    """The files of an evaluated system that are missing, damaged or changed since they were saved."""
+    try:
+        meta = json.loads(_metadata_file(run, name).read_text(encoding="utf-8"))
+        if meta["name"] == name and seal_is_intact(meta):
+            return changed_files(run, meta.get("files", {}))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return [f"systems/{name}.json"]
 
 
 def saved_rule(run: Path, name: str) -> Rule | None:
     """The rule of an evaluated system; None if it does not score labels."""
-    meta = json.loads((run / "systems" / f"{name}.json").read_text())
+    meta = json.loads(_metadata_file(run, name).read_text(encoding="utf-8"))
     return Rule(meta["rule"], tuple(meta["prior"]), meta.get("threshold")) if meta["rule"] else None

@@ -1,18 +1,17 @@
-"""The machine that a run uses: device, dtype, CPU threads, memory and Ctrl-C.
+"""The machine that a run uses: device, dtype, CPU threads, and memory.
 
 In: the settings ``device``, ``dtype`` and ``threads``. Out: a ``Machine``. Read ``device.py`` first.
 """
 
 from loratory.machine.device import Machine, matmul_flops, resolve_machine
-from loratory.machine.environment import describe_machine, git_state, versions
+from loratory.machine.environment import describe_machine, different_versions, git_state, versions
 from loratory.machine.memory import memory_bytes, peak_memory_bytes
-from loratory.machine.signals import interrupt_requested
 
 __all__ = [
     "Machine",
     "describe_machine",
+    "different_versions",
     "git_state",
-    "interrupt_requested",
     "matmul_flops",
     "memory_bytes",
     "peak_memory_bytes",

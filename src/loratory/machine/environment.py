@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,7 +27,17 @@ def describe_machine(machine: Machine) -> dict:
     }
 
 
-PACKAGES = ("loratory", "torch", "transformers", "peft", "tokenizers", "datasets", "safetensors", "scikit-learn")
+PACKAGES = (
+    "loratory",
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def versions() -> dict[str, str]:
@@ -38,6 +49,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed
+
+
+def different_versions(recorded: Mapping[str, str]) -> str:
+    """The packages whose installed version is not the recorded one, as "torch 2.12.0, now 2.13.0"; empty if none.
+
+    Packages without a recorded version are not compared.
+    """
+    now = versions()
+    pairs = [(name, old, now.get(name, "missing")) for name, old in recorded.items()]
+    return ", ".join(f"{name} {old}, now {new}" for name, old, new in pairs if old != new)
 
 
 def git_state(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ from loratory.models.adapters import (
     CARD,
     adapter_disabled,
     attach_adapter,
+    changed_model_files,
     check_targets,
     detach_adapter,
     has_adapter,
@@ -16,7 +17,9 @@ from loratory.models.adapters import (
     parameter_counts,
     read_card,
     save_tuned_model,
+    write_card,
 )
+from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import (
     MASKED_MODELS,
     LoadedModel,
@@ -33,14 +36,17 @@ from loratory.models.loading import (
 __all__ = [
     "CARD",
     "MASKED_MODELS",
+    "WEIGHTS",
     "LoadedModel",
     "LoadedTokenizer",
     "adapter_disabled",
     "attach_adapter",
     "builtin_folder",
+    "changed_model_files",
     "check_targets",
     "context_length",
     "detach_adapter",
+    "differing_files",
     "first_position",
     "has_adapter",
     "is_masked",
@@ -52,4 +58,5 @@ __all__ = [
     "read_card",
     "save_tuned_model",
     "suggested_models",
+    "write_card",
 ]

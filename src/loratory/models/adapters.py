@@ -2,26 +2,38 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import Linear as PeftLinear
+from safetensors import safe_open
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
+from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import LoadedModel, read_json
 from loratory.models.lora_linear import lora_linear
-from loratory.storage import atomic_folder, write_json, write_text
+from loratory.storage import (
+    TUNED_MODEL_FILES,
+    atomic_folder,
+    changed_files,
+    hashes_of,
+    seal_is_intact,
+    sealed,
+    write_json,
+    write_text,
+)
 
-CARD = "loratory.json"
+CARD, READ_ME = "loratory.json", "README.md"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # "all-linear" excludes the router and the fused experts of a mixture-of-experts model.
 NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
@@ -163,9 +175,10 @@ def save_tuned_model(
 ) -> None:
     """Writes the adapter in PEFT's format (or the whole model), the tokenizer, the stop ids and the card, atomically.
 
-    The card contains what PEFT does not store: the base model's hash, the prompt, the labels and the ending.
+    The card contains what PEFT does not store: the base model's hashes, the prompt, the labels and the ending, and the
+    hashes of the files beside it. A seal shows if the card itself is changed later.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, TUNED_MODEL_FILES) as temporary:
         if isinstance(model, PeftModel):
             model.save_pretrained(str(temporary), save_embedding_layers=False)
             _check_size(temporary, model)
@@ -176,8 +189,15 @@ def save_tuned_model(
         if stop_ids:  # a masked language model has no stop ids and generates no text
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
             GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad).save_pretrained(temporary)
-        write_json(temporary / CARD, card)
-        write_text(temporary / "README.md", _read_me(card, stop_ids, tokenizer))
+        (temporary / READ_ME).unlink(missing_ok=True)  # PEFT's own
+        names = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
+        write_card(temporary, {**card, "files": hashes_of(temporary, names)})
+        write_text(temporary / READ_ME, _read_me(card, stop_ids, tokenizer))
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Writes the card of a saved adapter or model, sealed, atomically."""
+    write_json(folder / CARD, sealed(card))
 
 
 def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -211,8 +231,12 @@ def _check_size(folder: Path, model: PeftModel) -> None:
     assert expected <= size <= expected + 1_000_000, f"the adapter file has {size} bytes, expected about {expected}"
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a saved adapter or model. Raises UserError if Loratory did not write it or if it is invalid."""
+def read_card(folder: Path, force: bool = False) -> dict[str, Any]:
+    """The card of a saved adapter or model.
+
+    Raises UserError if Loratory did not write it, if it is damaged, or (unless ``force``) if the card or a file that it
+    lists has been changed since.
+    """
     if not (folder / CARD).exists():
         raise UserError("Not a Loratory adapter", str(folder), expected=f"a folder with a {CARD}")
     card = read_json(folder / CARD)
@@ -220,31 +244,50 @@ def read_card(folder: Path) -> dict[str, Any]:
     for key, kind in required.items():
         if not isinstance(card.get(key), kind):
             raise UserError("The adapter's card is damaged", str(folder / CARD), expected=f"{key!r}: {kind.__name__}")
+    if (changed := _changed(folder, card)) and not force:
+        fix = "restore the folder from a copy; in a run, the command that started it makes them again; or add --force"
+        found = ", ".join(changed[:3])
+        raise UserError("Files of the adapter have changed since they were written", str(folder), found=found, fix=fix)
     return card
+
+
+def changed_model_files(folder: Path) -> list[str]:
+    """The files of a saved adapter or model that are missing or changed; the card itself if it cannot be used."""
+    try:
+        return _changed(folder, read_card(folder, force=True))
+    except UserError:
+        return [CARD]
+
+
+def _changed(folder: Path, card: dict[str, Any]) -> list[str]:
+    files = card.get("files") or {}
+    return ([] if seal_is_intact(card) else [CARD]) + changed_files(folder, files)
 
 
 def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
     """Loads a saved LoRA adapter onto the base model, for inference.
 
-    Raises UserError if the adapter is missing, stored as pickle, or was trained on different base model weights (unless
-    ``force``).
+    Raises UserError if the adapter is missing, incomplete or stored as pickle, or (unless ``force``) if its files have
+    been changed or if it was trained on a different base model.
     """
-    card = read_card(folder)
+    card = read_card(folder, force)
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise UserError("The adapter has no safetensors weights", str(folder), expected=ADAPTER_WEIGHTS)
-    if card["base"].get("weights_sha256") != base.weights_sha256 and not force:
-        raise UserError(
-            "The adapter was trained on different weights of the base model",
-            str(folder),
-            expected=str(card["base"].get("weights_sha256"))[:12],
-            found=f"{base.weights_sha256[:12]} in {base.name}",
-            fix="load that revision of the base model, or add --force",
-        )
+    recorded = {WEIGHTS: str(card["base"].get("weights_sha256")), **card["base"].get("files", {})}
+    if (different := differing_files(recorded, base.hashes)) and not force:
+        fix = f"restore the files of {base.name}, or add --force"
+        raise UserError("The adapter was trained on a different base model", str(folder), found=different, fix=fix)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if fused:
             config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[attr-defined]
-        model = PeftModel.from_pretrained(base.model, str(folder), config=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+            model = PeftModel.from_pretrained(base.model, str(folder), config=config)
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            missing = get_peft_model_state_dict(model).keys() - set(file.keys())
     except Exception as error:  # corrupt files raise many kinds of exceptions
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
+    if missing:  # PEFT would leave them at their start
+        raise UserError("The adapter's weights are incomplete", str(folder), found=f"missing: {sorted(missing)[0]}")
     return model.eval()

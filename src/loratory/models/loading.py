@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.resources
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
 from loratory.machine import Machine
-from loratory.storage import sha256_of
+from loratory.models.identity import model_hashes
 
 # For models without a chat template: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (
@@ -63,7 +64,8 @@ class LoadedModel:
     """Hub id or absolute path of the folder, usable from any working directory."""
     revision: str | None
     """Commit hash on the hub; None for a folder."""
-    weights_sha256: str
+    hashes: Mapping[str, str]
+    """The hashes of the files that decide its answers; those of the weights under "weights"."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
         text = dataclasses.replace(text, max_length=min(text.max_length, positions))
     local = config.name in BUILTINS or Path(config.name).is_dir()
     name = str(folder.resolve()) if local else config.name
-    return LoadedModel(model, text, name, revision, sha256_of(sorted(folder.glob("*.safetensors"))))
+    return LoadedModel(model, text, name, revision, model_hashes(folder))
 
 
 def first_position(model: nn.Module) -> int:

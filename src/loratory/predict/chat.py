@@ -15,6 +15,7 @@ from rich.console import Console
 
 from loratory.data import Message
 from loratory.errors import UserError, did_you_mean
+from loratory.events import EventCallback, ignore_event
 from loratory.models import has_adapter
 from loratory.predict.chat_terminal import Terminal
 from loratory.predict.replies import (
@@ -71,7 +72,12 @@ class Conversation:
 
 
 def open_chat(
-    run: Path | None, model: str, system: str | None, max_new_tokens: int, force: bool
+    run: Path | None,
+    model: str,
+    system: str | None,
+    max_new_tokens: int,
+    force: bool,
+    on_event: EventCallback = ignore_event,
 ) -> tuple[ChatModel, Conversation]:
     """Loads a run or a base model.
 
@@ -83,7 +89,7 @@ def open_chat(
         chat_model = ChatModel(model, base.model, renderer, base.text.max_length, max_new_tokens)
         conversation = Conversation(system or None, BASE, fills_template=False)
     else:
-        tuned = load(run, force=force)
+        tuned = load(run, force=force, on_event=on_event)
         chat_model = ChatModel(
             f"{run} on {tuned.base.name}" if has_adapter(tuned.model) else str(run),
             tuned.model,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loratory.machine import interrupt_requested
+from loratory.signals import interrupt_requested
 
 try:
     import readline  # adds line editing and a history to input()

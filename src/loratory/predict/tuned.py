@@ -26,9 +26,10 @@ from loratory.data import (
 )
 from loratory.errors import UserError
 from loratory.evaluation import Prediction, PromptedModel, choices, code_system, fill_mask_system, generation_system
-from loratory.events import ProgressCallback, ignore_progress
-from loratory.machine import resolve_machine
+from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
+from loratory.machine import different_versions, resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
+from loratory.storage import is_finished, is_run
 from loratory.text import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
 from loratory.tree import Layout, Rule, choose_layout, label_log_probs, stream
 
@@ -53,6 +54,8 @@ class Tuned:
     rule: Rule
     prefers_choice: bool
     """Whether choosing beat free-form answers on validation; False if there is nothing to choose from."""
+    identity: str
+    """The seal of the adapter's card, which stands for everything that decides an answer."""
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """The answer to one record (column -> value). Raises UserError if a column is missing."""
@@ -141,14 +144,28 @@ class Tuned:
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: bool = False) -> Tuned:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    force: bool = False,
+    on_event: EventCallback = ignore_event,
+) -> Tuned:
     """Loads a tuned model from a run directory or its adapter folder.
 
-    Raises UserError if the folder has no tuned model, if the base model is missing, or if its weights differ from those
-    the adapter was trained on (unless ``force``).
+    If answers may differ from those in the report, because the run is not finished or package versions have changed,
+    ``on_event`` is told.
+
+    Raises UserError if the folder has no tuned model, if the base model is missing, or (unless ``force``) if a file of
+    the adapter or of the base model is not the one that was trained and measured.
     """
     folder = _trained_folder(Path(path))
-    card = read_card(folder)
+    card = read_card(folder, force)
+    if is_run(folder.parent) and not is_finished(folder.parent):
+        on_event(Event("message", f"The run in {folder.parent} is not finished: how it answers may still change"))
+    if different := different_versions(card.get("versions") or {}):
+        text = f"The model was trained with other package versions, so answers may differ: {different}"
+        on_event(Event("message", text))
     known = {f.name for f in dataclasses.fields(PromptConfig)}
     prompt = PromptConfig(**{key: value for key, value in card["prompt"].items() if key in known})
     name, revision = str(card["base"].get("name")), card["base"].get("revision")
@@ -168,7 +185,8 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", force: boo
     renderer = dataclasses.replace(renderer, slot_length=longest) if renderer.is_masked_lm else renderer
     answer, best = card["answer"], bool(choose["best"])
     task = str(card.get("task", "classification"))
-    return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best)
+    identity = str(card.get("seal"))
+    return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best, identity)
 
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:

@@ -1,14 +1,16 @@
 """The stages of a run, which ``finetune.py`` puts together.
 
 In: a ``Config``. Out: a ``Job`` (model and data, loaded and checked), a plan with time estimates, the systems to
-evaluate, a trained model. Read ``job.py`` first.
+evaluate, a trained model. Read ``job.py`` first, then
+``opening.py``.
 """
 
 from loratory.run.checks import check_model_kind, chooses_on_validation
-from loratory.run.job import Job, load_job, open_job, timed_stage
+from loratory.run.job import Job, timed_stage
+from loratory.run.opening import discard_evaluation, mark, open_job, reopen_job
 from loratory.run.plan import make_plan
 from loratory.run.retained import measure_retained, retained_texts
-from loratory.run.seeds_and_folds import fold_jobs, pool_folds, seed_and_fold_folders, seed_jobs
+from loratory.run.seeds_and_folds import fold_jobs, pool_folds, seed_jobs
 from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system
 from loratory.run.training import is_trained, load_or_train, restore_base, run_training, trained_folder
 
@@ -18,19 +20,20 @@ __all__ = [
     "baseline_system",
     "check_model_kind",
     "chooses_on_validation",
+    "discard_evaluation",
     "fold_jobs",
     "is_trained",
-    "load_job",
     "load_or_train",
     "make_plan",
+    "mark",
     "measure_retained",
     "open_job",
     "pending_systems",
     "pool_folds",
+    "reopen_job",
     "restore_base",
     "retained_texts",
     "run_training",
-    "seed_and_fold_folders",
     "seed_jobs",
     "timed_stage",
     "trained_folder",

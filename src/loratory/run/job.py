@@ -2,20 +2,20 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.config import BUILTIN_MASKED, Config, config_to_dict
-from loratory.data import ANSWER_SLOT, Split, load_split
+from loratory.config import BUILTIN_MASKED, Config
+from loratory.data import ANSWER_SLOT, Example, Split, load_split
 from loratory.errors import UserError
 from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
 from loratory.machine import Machine, describe_machine, git_state, resolve_machine, versions
 from loratory.metrics import task_variant
-from loratory.models import LoadedModel, check_targets, load_model
+from loratory.models import WEIGHTS, LoadedModel, check_targets, load_model
 from loratory.run.checks import (
     check_model_kind,
     check_words,
@@ -25,18 +25,7 @@ from loratory.run.checks import (
     is_demonstration,
     template_notes,
 )
-from loratory.storage import (
-    REQUESTED_SETTINGS,
-    append_metric,
-    check_run,
-    check_same_data,
-    create_run,
-    file_records,
-    read_config,
-    repair_metrics,
-    write_config,
-    write_json,
-)
+from loratory.storage import append_metric, file_records, json_text, sha256_of_text
 from loratory.text import (
     Renderer,
     TokenizedExample,
@@ -67,35 +56,6 @@ class Job:
     """Findings of the data checks: name, count and message."""
     seconds: dict[str, float]
     """Seconds taken by loading and checking."""
-
-
-def open_job(
-    config: Config, on_event: EventCallback, overwrite: bool, approve: Callable[[Job], dict[str, float]]
-) -> Job:
-    """Loads and checks everything before writing anything, so that a mistake leaves nothing behind.
-
-    Resumes an unfinished run with the same settings. For a new run, ``approve`` is called before anything is written;
-    it returns the estimated seconds of each stage, and may raise to stop.
-    """
-    run = Path(config.run.out)
-    resumed = check_run(run, config, overwrite)
-    if resumed:
-        on_event(Event("message", f"Resuming the unfinished run in {run}"))
-        job = load_job(read_config(run), run, on_event)
-        check_same_data(run, data_record(job))
-        repair_metrics(run)
-        return job
-    job = load_job(config, run, on_event)
-    estimate = approve(job)
-    create_run(run, overwrite)
-    write_json(run / REQUESTED_SETTINGS, config_to_dict(config))
-    write_json(run / "environment.json", environment(job))
-    write_json(run / "data.json", data_record(job))
-    write_config(run, job.config)
-    append_metric(run, "estimate", stages=estimate)
-    for stage, seconds in job.seconds.items():
-        append_metric(run, "stage", name=stage, seconds=seconds)
-    return job
 
 
 def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
@@ -174,7 +134,7 @@ def _choose_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], con
 
 def environment(job: Job) -> dict[str, Any]:
     """The content of environment.json: model, machine, versions."""
-    model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
+    model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.hashes[WEIGHTS]}
     batches = {"kind": job.layout.kind, "why": job.layout.reason}
     ending = {
         "text": "" if job.renderer.is_masked_lm else job.renderer.ending_text,
@@ -196,6 +156,7 @@ def data_record(job: Job) -> dict[str, Any]:
         "labels": list(split.labels),
         **counts,
         "files": file_records([*data.train, *data.validation, *data.test]),
+        "examples_sha256": _hash_of([*split.train, *split.validation, *split.test]),
         "checks": list(job.checks),
         "test_prompts": [e.messages[-1].content.replace(ANSWER_SLOT, "{mask}") for e in split.test],
         "folds": data.folds or None,
@@ -204,6 +165,12 @@ def data_record(job: Job) -> dict[str, Any]:
         ],
         "completion": None if job.renderer.is_masked_lm else template_deviation(job.renderer),
     }
+
+
+def _hash_of(examples: Sequence[Example]) -> str:
+    """The hash of what the model sees and is to answer, which also covers hub datasets."""
+    parts = [[[[m.role, m.content] for m in e.messages], e.answers, e.candidates] for e in examples]
+    return sha256_of_text(json_text(parts))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from torch import nn
 
 from loratory.config import BUILTINS, TrainConfig
-from loratory.errors import Interrupted
+from loratory.errors import INTERRUPTED, TERMINATED, Interrupted
 from loratory.events import Event, EventCallback
-from loratory.machine import interrupt_requested
+from loratory.machine import versions
 from loratory.models import (
     CARD,
+    WEIGHTS,
     attach_adapter,
+    changed_model_files,
     detach_adapter,
     load_adapter,
     load_model,
@@ -22,6 +25,7 @@ from loratory.models import (
     save_tuned_model,
 )
 from loratory.run.job import Job, timed_stage
+from loratory.signals import stop_requested
 from loratory.storage import append_metric, read_metrics
 from loratory.text import longest_answer, tokenize
 from loratory.training import (
@@ -55,7 +59,14 @@ class Trial:
 def load_or_train(job: Job, on_event: EventCallback) -> nn.Module:
     """The tuned model, loaded from disk if training is complete, otherwise trained."""
     if is_trained(job):
-        return reload_trained(job)
+        model = reload_trained(job)
+        if not any(e["event"] == "trained" for e in read_metrics(job.run)):  # it was in a part of the log that is lost
+            log_trained(job, model)
+        return model
+    if (trained_folder(job) / CARD).exists():
+        changed = ", ".join(changed_model_files(trained_folder(job)))
+        text = f"The tuned model has changed since it was saved ({changed}); it is made again"
+        on_event(Event("message", text))
     return run_training(job, on_event)
 
 
@@ -84,12 +95,15 @@ def run_training(job: Job, on_event: EventCallback) -> nn.Module:
             model = with_fresh_adapter(job)
             folder = checkpoint_folder(job, best.peak_learning_rate)
             load_checkpoint(checkpoint_at(folder, best.selected_step), model, None)
-        trainable, total = parameter_counts(model)
-        speed = tokens_per_second(job)
-        append_metric(
-            job.run, "trained", trainable_parameters=trainable, total_parameters=total, tokens_per_second=speed
-        )
+        log_trained(job, model)
         return save_trained(job, model)
+
+
+def log_trained(job: Job, model: nn.Module) -> None:
+    """Logs the size of the trained model and the speed of its training."""
+    trainable, total = parameter_counts(model)
+    values = {"trainable_parameters": trainable, "total_parameters": total, "tokens_per_second": tokens_per_second(job)}
+    append_metric(job.run, "trained", **values)
 
 
 def with_fresh_adapter(job: Job) -> nn.Module:
@@ -125,7 +139,7 @@ def checkpoint_folder(job: Job, rate: float) -> Path:
 def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) -> Trial:
     """Trains with one learning rate, resuming from the newest usable checkpoint.
 
-    Raises Interrupted after Ctrl-C, once a checkpoint is saved.
+    Raises Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     settings, folder = job.config.train, checkpoint_folder(job, rate)
     optimizer = make_optimizer(model, settings, job.config.adapter.lora_plus)
@@ -133,8 +147,9 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
     for sentence in skipped:
         on_event(Event("message", sentence))
     done = checkpoint.step if checkpoint else 0
-    losses = logged_losses(job, rate, done)
-    with torch.random.fork_rng(), interrupt_requested() as interrupted:
+    # Checkpoints of earlier versions have no losses; the log could have lost a line.
+    losses = dict(checkpoint.losses) if checkpoint and checkpoint.losses else logged_losses(job, rate, done)
+    with torch.random.fork_rng(), stop_requested() as stopped:
         torch.manual_seed(settings.seed)  # for dropout
         if checkpoint:
             load_checkpoint(checkpoint, model, optimizer)
@@ -147,15 +162,15 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
             best, stop = best_step(losses, settings), stops_early(losses, settings)
             last = stop or done == result.steps
             due = settings.checkpoint_every and done % settings.checkpoint_every == 0
-            if last or due or best == done or interrupted():
-                save_checkpoint(folder, model, optimizer, done, keep_step=best)
+            if last or due or best == done or stopped():
+                save_checkpoint(folder, model, optimizer, done, best, losses)
             if stop:
                 on_event(Event("message", f"Stopped early after step {done} of {result.steps}"))
+            if stop or stopped():
                 break
-            if interrupted() and not last:
-                raise Interrupted(
-                    f"Interrupted after step {done} of {result.steps}, which is saved. The same command resumes there"
-                )
+        if number := stopped():
+            text = f"Interrupted after step {done}, which is saved. The same command resumes there"
+            raise Interrupted(text, INTERRUPTED if number == signal.SIGINT else TERMINATED)
     kept = restore_best_checkpoint(job, model, rate, losses, done, on_event)
     return Trial(rate, kept, losses.get(kept), stop)
 
@@ -239,18 +254,20 @@ def trained_folder(job: Job) -> Path:
 
 
 def is_trained(job: Job) -> bool:
-    """Whether the tuned model is complete on disk."""
-    return (trained_folder(job) / CARD).exists()
+    """Whether the tuned model is complete on disk, as it was saved."""
+    return not changed_model_files(trained_folder(job))
 
 
 def save_trained(job: Job, model: nn.Module) -> nn.Module:
     """Saves the tuned model and its card. An adapter is loaded back, so that the saved weights are evaluated."""
     prompt = dataclasses.asdict(job.config.prompt)
     name = job.config.model.name if job.config.model.name in BUILTINS else job.base.name
-    base = {"name": name, "revision": job.base.revision, "weights_sha256": job.base.weights_sha256}
+    others = {file: digest for file, digest in job.base.hashes.items() if file != WEIGHTS}
+    base = {"name": name, "revision": job.base.revision, "weights_sha256": job.base.hashes[WEIGHTS], "files": others}
     card = {
         "adapter": job.config.adapter.kind,
         "base": base,
+        "versions": versions(),
         "prompt": {key: value for key, value in prompt.items() if value is not None},
         "answer": job.config.data.answer,
         "task": job.config.task,

@@ -1,69 +1,130 @@
-"""Atomic writes of files and folders, and SHA-256 hashes of files."""
+"""Atomic writes of files and folders, seals that show later changes, and SHA-256 hashes of files."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from loratory.errors import UserError
+
+TEMPORARY = re.compile(r"\.loratory-[0-9a-f]{12}\.tmp")
+SEAL = "seal"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: to a temporary file in the same folder, which is flushed to disk and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as an indented JSON file, atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Writes a JSON Lines file, one row per line, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def open_output(path: Path) -> Iterator[IO[str]]:
+    """Yields a text file that becomes ``path`` when the block succeeds; if it raises, ``path`` stays as it was.
+
+    The text goes to a temporary file in the same folder, which is flushed to disk and renamed. A symbolic link stays,
+    and its target is replaced. Devices, pipes and other things that are not regular files are written to directly.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path.parent)
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically, as ``open_output`` does."""
+    with open_output(path) as file:
+        file.write(text)
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON. Raises ValueError for NaN and infinite numbers, which are not JSON."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as an indented JSON file, atomically. Raises ValueError like ``json_text``."""
+    write_text(path, json_text(value))
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes a JSON Lines file, one row per line, atomically. Raises ValueError for NaN and infinite numbers."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def temporary_path(folder: Path) -> Path:
+    """A new path in the folder whose name marks it as temporary, so that it is recognized if it is left behind."""
+    return folder / f".loratory-{secrets.token_hex(6)}.tmp"
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_folder(path: Path, own_files: re.Pattern[str]) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to ``path`` when the block succeeds, replacing an existing folder.
 
-    If the block raises, the temporary folder is removed and ``path`` stays as it was.
+    If the block raises, the temporary folder is removed and ``path`` stays as it was. Of an existing folder, only files
+    whose names match ``own_files`` are replaced. Raises UserError if it contains others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
+    temporary = temporary_path(path.parent)
+    temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
+            flush_to_disk(file)
+        flush_to_disk(temporary)
+        if path.is_symlink() or path.exists():
+            _remove_own_files(path, own_files)
         temporary.rename(path)
-        _flush(path.parent)
+        flush_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _remove_own_files(folder: Path, own_files: re.Pattern[str]) -> None:
+    contents = [] if folder.is_symlink() else sorted(folder.rglob("*"), reverse=True)  # files before their folder
+    foreign = [p for p in contents if not p.is_dir() and not own_files.fullmatch(p.relative_to(folder).as_posix())]
+    if foreign or folder.is_symlink():
+        where = str(foreign[0] if foreign else folder)
+        fix = "move it to another folder, and repeat the command"
+        raise UserError("A folder of the run contains a file that Loratory did not write", where, fix=fix)
+    for entry in (*contents, folder):
+        entry.rmdir() if entry.is_dir() else entry.unlink()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Flushes a file or, where the system can, the entries of a folder, so that they survive a power failure."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ---- hashes ----------------------------------------------------------------------------------------------------------
 
 
 def sha256_of(files: Iterable[Path]) -> str:
@@ -74,3 +135,40 @@ def sha256_of(files: Iterable[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """The hash that ``sha256_of`` gives for a file with this text."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 hash of each of the named files that exists in the folder, in alphabetical order."""
+    return {name: sha256_of([folder / name]) for name in sorted(names) if (folder / name).is_file()}
+
+
+def changed_files(folder: Path, hashes: dict[str, str]) -> list[str]:
+    """The files that are missing or whose contents no longer have the given hashes."""
+    changed = []
+    for name, digest in hashes.items():
+        with contextlib.suppress(OSError):
+            if sha256_of([folder / name]) == digest:
+                continue
+        changed.append(name)
+    return changed
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with a hash of itself under the key "seal", by which later changes are found."""
+    content = {key: item for key, item in value.items() if key != SEAL}
+    return {**content, SEAL: _seal_of(content)}
+
+
+def seal_is_intact(value: dict[str, Any]) -> bool:
+    """Whether a value is as ``sealed`` returned it. Values without a seal, from earlier versions, count as intact."""
+    content = {key: item for key, item in value.items() if key != SEAL}
+    return SEAL not in value or value[SEAL] == _seal_of(content)
+
+
+def _seal_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

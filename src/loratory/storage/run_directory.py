@@ -1,25 +1,8 @@
-"""The run directory: its files, its append-only log, and the checks before a run starts or resumes.
-
-- config.toml: all settings, with device, dtype, threads, model revision, prompt, date and optimizations resolved.
-- asked.json: the settings as requested, before they were resolved. A run resumes only if they are the same.
-- environment.json: base model, hardware, layout of the batches, stop tokens, package versions and git commit.
-- data.json: task, labels, number of examples, data files with hashes, results of the data checks, test prompts.
-- metrics.jsonl: the log, one event per line: estimate, stage, step, validation, trial, trained, retained, memory.
-- checkpoints/: checkpoints of the training, in a subfolder rate-<rate>/ per learning rate if several are tried.
-- adapter/ or model/: the tuned model, as a LoRA adapter in PEFT's format or, after full fine-tuning, as a whole.
-- predictions/<system>.jsonl: a system's predictions for the test examples, one per line.
-- predictions/validation/<system>.jsonl: the same for the validation examples.
-- systems/<system>.json: a system's note, timing and decision rule. Written last: it marks the system as measured.
-- seeds/<seed>/: checkpoints, tuned model, log, predictions and systems of each further seed.
-- folds/<k>/: the same for each fold of a cross-validation, counted from 1.
-- report.json: the report as data. It marks the run as finished.
-- report.html: the report as a page.
-"""
+"""The run directory: where a run may be written, whether it can be resumed, its settings and its log."""
 
 import json
-import shutil
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,87 +10,154 @@ import tomli_w
 
 from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
-from loratory.storage.files import sha256_of, write_text
+from loratory.storage.contents import REQUESTED_SETTINGS, check_removable, foreign_files, is_unused, remove_contents
+from loratory.storage.files import changed_files, json_text, sha256_of, sha256_of_text, write_text
+from loratory.storage.record import RunRecord, is_run, read_record, write_record
 
-REQUESTED_SETTINGS = "asked.json"
+# ---- the log ---------------------------------------------------------------------------------------------------------
 
 
 def append_metric(run: Path, event: str, **values: Any) -> None:
-    """Appends one event to metrics.jsonl."""
+    """Appends one event to metrics.jsonl. Raises ValueError for NaN and infinite numbers."""
+    line = json.dumps({"event": event, **values}, allow_nan=False) + "\n"
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": event, **values}) + "\n")
+        file.write(line)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The events of metrics.jsonl, in order. Lines that are not valid events, as a crash may leave, are skipped."""
-    path = run / "metrics.jsonl"
-    events = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        events += [event] if isinstance(event, dict) and "event" in event else []
-    return events
+    return [event for line in _log_lines(run) if (event := _event_of(line))]
 
 
-def repair_metrics(run: Path) -> None:
-    """Removes an incomplete last line, as a crash may leave, so that the next event starts on a new line."""
+def repair_metrics(run: Path) -> int:
+    """Removes lines that are not valid events, as a crash may leave, and returns how many.
+
+    An incomplete last line, which a killed process leaves, does not count.
+    """
+    lines = _log_lines(run)
+    valid = [line for line in lines[:-1] if _event_of(line)]
+    if lines and (lines[-1] or len(valid) < len(lines) - 1):
+        write_text(run / "metrics.jsonl", "".join(line.decode("utf-8") + "\n" for line in valid))
+    return len(lines[:-1]) - len(valid)
+
+
+def _log_lines(run: Path) -> list[bytes]:
+    """The lines of the log; the last is empty unless it is incomplete."""
     path = run / "metrics.jsonl"
-    if path.exists():
-        complete, newline, incomplete = path.read_bytes().rpartition(b"\n")
-        if incomplete:
-            write_text(path, (complete + newline).decode("utf-8"))
+    return path.read_bytes().split(b"\n") if path.exists() else []
+
+
+def _event_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
+# ---- where a run may be written --------------------------------------------------------------------------------------
+
+
+def check_place(run: Path, inputs: Iterable[str]) -> None:
+    """Raises UserError unless the run directory is a folder of its own.
+
+    It must not be the working folder, the home folder or a folder above them, nor contain one of the ``inputs``.
+    """
+    fix = "choose another [run] out, such as runs/my-run"
+    place = run.resolve()
+    if run.exists() and not run.is_dir():
+        raise UserError("The run directory is a file", str(run), fix="choose another [run] out")
+    for name, folder in (("the working folder", Path.cwd()), ("the home folder", Path("~").expanduser())):
+        if folder.resolve().is_relative_to(place):
+            above = "" if folder.resolve() == place else f", which contains {name}"
+            found = f"{place}{above}" if above else name
+            raise UserError("The run directory must be a folder of its own", "[run] out", found=found, fix=fix)
+    for name in inputs:
+        if Path(name).resolve().is_relative_to(place):
+            raise UserError("The run directory contains an input of the run", str(run), found=name, fix=fix)
 
 
 def check_run(run: Path, config: Config, overwrite: bool) -> bool:
     """Whether the folder contains an unfinished run with the same settings, which can be resumed.
 
-    Returns False if a new run can start there: the folder is missing or empty, or its run may be overwritten. Raises
-    UserError if the folder contains a finished run, a run with other settings, or files that are not a run.
+    A finished run of which a file has been damaged or lost can be resumed too, which makes the file again. Returns
+    False if a new run can start there: the folder is missing or unused, or its run may be overwritten. Raises UserError
+    if the folder contains a finished run, a run with other settings, or files that are not a run.
     """
-    if run.exists() and not run.is_dir():
-        raise UserError("The run directory is a file", str(run), fix="choose another [run] out")
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or is_unused(run):
         return False
-    if not (run / "config.toml").exists():
-        raise UserError("The run directory contains other files", str(run), fix="choose another [run] out")
-    if overwrite:
+    if not is_run(run):
+        names = ", ".join(foreign_files(run)[:3])
+        fix = "choose another [run] out"
+        raise UserError("The run directory contains other files", str(run), found=names or None, fix=fix)
+    record = read_record(run)
+    if overwrite or (record is not None and record.state == "starting"):
+        check_removable(run)
         return False
     fix = "choose another [run] out, or add --overwrite to replace it"
-    if (run / "report.json").exists():
+    if is_finished(run) and not damaged_files(run):
         raise UserError("This run is already finished", str(run), fix=f"open {run / 'report.html'}; or {fix}")
-    requested = json.loads((run / REQUESTED_SETTINGS).read_text()) if (run / REQUESTED_SETTINGS).exists() else None
-    if requested != config_to_dict(config):
+    if not _has_settings(run, config, record):
         raise UserError("The run directory contains a run with other settings", str(run), fix=fix)
     return True
 
 
-def create_run(run: Path, overwrite: bool) -> None:
-    """Creates an empty run directory. Call ``check_run`` first, which protects existing files."""
-    if overwrite and run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
+def _has_settings(run: Path, config: Config, record: RunRecord | None) -> bool:
+    """Whether the run was started with these settings; settings that a later version added have their defaults."""
+    if record is not None and REQUESTED_SETTINGS in changed_files(run, record.files):
+        return record.files[REQUESTED_SETTINGS] == sha256_of_text(requested_text(config))
+    try:
+        requested = json.loads((run / REQUESTED_SETTINGS).read_text(encoding="utf-8"))
+        return config_from_dict(requested, str(run / REQUESTED_SETTINGS)) == config_from_dict(
+            config_to_dict(config), REQUESTED_SETTINGS
+        )
+    except (OSError, ValueError, UserError):
+        return False
 
 
-def file_records(names: Iterable[str]) -> list[dict[str, Any]]:
+def is_finished(run: Path) -> bool:
+    """Whether the run is complete. One of format 1 is if it has a report and a tuned model."""
+    record = read_record(run)
+    if record is not None:
+        return record.state == "finished"
+    tuned = ("adapter/adapter_model.safetensors", "model/config.json")
+    return is_run(run) and (run / "report.json").exists() and any((run / name).exists() for name in tuned)
+
+
+def damaged_files(run: Path) -> list[str]:
+    """The files that are missing or have changed since the run recorded them, in alphabetical order."""
+    record = read_record(run)
+    return changed_files(run, record.files) if record else []
+
+
+def clear_run(run: Path) -> list[str]:
+    """Removes the files of a previous run, and returns the files that stay because Loratory did not write them.
+
+    Call ``check_run`` first, which protects existing files. From here on, the same command starts over.
+    """
+    write_record(run, RunRecord("starting"))
+    remove_contents(run)
+    return foreign_files(run)
+
+
+# ---- settings and data -----------------------------------------------------------------------------------------------
+
+
+def file_records(names: Sequence[str]) -> list[dict[str, Any]]:
     """Path and SHA-256 hash of each data file; hub datasets have no hash."""
     return [
         {"path": name, "sha256": None if name.startswith("hub:") else sha256_of([Path(name)])} for name in names
     ]  # fmt: skip
 
 
-def check_same_data(run: Path, record: dict[str, Any]) -> None:
-    """Raises UserError if ``record`` differs from data.json, that is, the data has changed since the run started."""
-    if json.loads((run / "data.json").read_text()) != record:
-        raise UserError(
-            "The data has changed since this run started", str(run / "data.json"), fix="start over with --overwrite"
-        )  # fmt: skip
+def requested_text(config: Config) -> str:
+    """The content of asked.json."""
+    return json_text(config_to_dict(config))
 
 
-def write_config(run: Path, config: Config) -> None:
-    """Writes config.toml."""
-    write_text(run / "config.toml", tomli_w.dumps(config_to_dict(config)))
+def resolved_text(config: Config) -> str:
+    """The content of config.toml."""
+    return tomli_w.dumps(config_to_dict(config))
 
 
 def read_config(run: Path) -> Config:

@@ -2,14 +2,23 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loratory.storage import atomic_folder, sha256_of, write_json
+from loratory.storage import (
+    CHECKPOINT_FILES,
+    atomic_folder,
+    changed_files,
+    hashes_of,
+    seal_is_intact,
+    sealed,
+    write_json,
+)
 from loratory.training.optimizer import trainable_parameters
 
 MANIFEST = "manifest.json"
@@ -23,15 +32,23 @@ class Checkpoint:
 
     path: Path
     step: int
+    losses: Mapping[int, float] = field(default_factory=dict)
+    """The validation losses so far: optimizer step -> mean loss per token."""
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep_step: int | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    keep_step: int | None = None,
+    losses: Mapping[int, float] | None = None,
 ) -> Checkpoint:
     """Writes ``folder/step-NNNNNN``: trained parameters, optimizer moments, random state, and a manifest of hashes.
 
-    Everything is written to a temporary folder, which is renamed once it is complete. Older checkpoints are deleted,
-    except the previous one and the one of step ``keep_step``.
+    Everything is written to a temporary folder, which is renamed once it is complete. The manifest also has the
+    validation ``losses``, on which the choice of the best step depends. Older checkpoints are deleted, except the
+    previous one and the one of step ``keep_step``.
     """
     path = folder / f"step-{step:06d}"
     parameters = trainable_parameters(model)
@@ -40,20 +57,20 @@ def save_checkpoint(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    with atomic_folder(path) as temporary:
+    with atomic_folder(path, CHECKPOINT_FILES) as temporary:
         save_file(
             {n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "parameters.safetensors"
         )
         save_file({n: v.detach().cpu().contiguous() for n, v in moments.items()}, temporary / MOMENTS)
         save_file(_random_state(), temporary / RANDOM)
-        hashes = {name: sha256_of([temporary / name]) for name in FILES}
-        write_json(temporary / MANIFEST, {"step": step, "sha256": hashes})
+        manifest = {"step": step, "sha256": hashes_of(temporary, FILES), "losses": [*(losses or {}).items()]}
+        write_json(temporary / MANIFEST, sealed(manifest))
     # Checkpoints of later steps are from an earlier attempt that was abandoned because none of them could be read.
     newest = [p for p in _folders(folder) if _step(p) <= step][-KEEP:]
     for other in set(_folders(folder)) - set(newest):
         if _step(other) != keep_step:
             shutil.rmtree(other)
-    return Checkpoint(path, step)
+    return Checkpoint(path, step, losses or {})
 
 
 def _step(path: Path) -> int:
@@ -93,14 +110,14 @@ def verify_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         step, hashes = int(manifest["step"]), dict(manifest["sha256"])
-        if step != _step(path) or set(hashes) != set(FILES):
-            raise ValueError("the manifest lists a different step or different files")
-        changed = [name for name, digest in hashes.items() if sha256_of([path / name]) != digest]
+        losses = {int(at): float(loss) for at, loss in manifest.get("losses", ())}
+        if step != _step(path) or set(hashes) != set(FILES) or not seal_is_intact(manifest):
+            raise ValueError("the manifest was changed, or lists a different step or different files")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the manifest or a file cannot be read ({error})") from error
-    if changed:
+    if changed := changed_files(path, hashes):
         raise ValueError(f"{', '.join(changed)} changed since it was written")
-    return Checkpoint(path, step)
+    return Checkpoint(path, step, losses)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
