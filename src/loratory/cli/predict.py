@@ -20,30 +20,31 @@ class PredictFlags:
     data: tyro.conf.Positional[Path]
     """A csv, tsv, json, jsonl or parquet file with the columns that the prompt shows."""
     out: Path | None = None
-    """Where to write the answers, one JSON object per line; by default to standard output."""
+    """Where to write the answers: a .csv or .tsv file with the columns of the data and the answers, or a .jsonl file.
+    By default, JSON lines on standard output. Repeat the command to resume if it was interrupted."""
     force: bool = False
-    """Accept a base model whose weights differ from those that the adapter was trained on."""
+    """Accept files of the adapter or the base model that have changed since the training."""
 
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
     from loratory.data import read_rows
     from loratory.events import Event
-    from loratory.predict import load
-    from loratory.storage import write_json_lines
+    from loratory.predict import answer_line, check_output, load, predict_to_file
 
+    if flags.out:
+        check_output(flags.out, flags.data)
     rows = read_rows(str(flags.data))
     with progress_display() as on_event:
-        tuned = load(flags.run, force=flags.force)
+        tuned = load(flags.run, force=flags.force, on_event=on_event)
+        if flags.out:
+            predict_to_file(tuned, rows, flags.out, on_event)
+            print(f"{len(rows)} answers written to {flags.out}", file=sys.stderr)
+            return
         predictions = tuned.predictions(
             rows, lambda done, total: on_event(Event("progress", "predict", {"done": done, "total": total}))
         )
-    lines = [{"answer": p.answer, "probabilities": p.probabilities} for p in predictions]
-    if flags.out:
-        write_json_lines(flags.out, lines)
-        print(f"{len(lines)} answers written to {flags.out}", file=sys.stderr)
-    else:
-        print("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    print("\n".join(json.dumps(answer_line(p), ensure_ascii=False) for p in predictions))
 
 
 VERB = Verb(
