@@ -17,7 +17,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: setup demo examples check test test-slow docs docs-test site wheel lint format clean
+.PHONY: setup demo examples check test test-slow chaos docs docs-test site wheel lint format clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Kills, full disks and other disturbances of every command: up to an hour.
+chaos: setup
+	PYTHONPATH=tests:tests/robustness $(BIN)/python tests/robustness/chaos.py --out benchmarks/results/chaos.json
 
 # Writes the pages that are generated from the code.
 docs: $(VENV)/.installed

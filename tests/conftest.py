@@ -113,7 +113,11 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as the hub would give it: random Llama, byte-level tokenizer, chat template."""
-    folder = tmp_path_factory.mktemp("tiny-model")
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Writes the model folder of ``tiny_folder``."""
     config = transformers.LlamaConfig(
         vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=600, eos_token_id=2, pad_token_id=0, bos_token_id=None,

@@ -45,7 +45,7 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit on the hub. It is resolved to a commit, which is recorded."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto: the GPU if there is one, otherwise the CPU."""
+    """auto, cpu, cuda, cuda:N or mps (Apple). auto: the NVIDIA GPU if there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Dtype of the base model's weights. auto: bfloat16 if it is fast on this device, otherwise float32; always float32
     in full fine-tuning."""

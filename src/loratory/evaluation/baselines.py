@@ -217,7 +217,7 @@ def mean_states(
     body = base.model.base_model
     with prepared(body, layout):
         for batch in micro_batches(sequences, token_budget, layout.share):
-            states_ND = _target_states(body, batch.to(base.model.device), layout).double().cpu()
+            states_ND = _target_states(body, batch.to(base.model.device), layout).cpu().double()
             totals.index_add_(0, batch.target_sequence_N, states_ND)
             counts.index_add_(0, batch.target_sequence_N, torch.ones(len(states_ND), 1, dtype=torch.float64))
             done += len(batch.target_sequence_N.unique())

@@ -86,10 +86,13 @@ def _device(name: str) -> tuple[torch.device, str]:
             found=name,
             fix="remove the key, or install a PyTorch built for this GPU",
         )
+    if name == "mps" and not torch.backends.mps.is_available():
+        fix = "remove the key"
+        raise UserError("No Apple GPU on this machine", "[model] device", "auto or cpu", name, fix)
     try:
         return torch.device(name), f"{name}, as configured"
     except RuntimeError as error:
-        raise UserError("Unknown device", "[model] device", "auto, cpu, cuda or cuda:N", name) from error
+        raise UserError("Unknown device", "[model] device", "auto, cpu, cuda, cuda:N or mps", name) from error
 
 
 def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
@@ -98,6 +101,8 @@ def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         if torch.cuda.is_bf16_supported():
             return torch.bfloat16, "bfloat16, which this GPU supports"
         return torch.float32, "float32, because this GPU does not support bfloat16"
+    if device.type == "mps":
+        return torch.float32, "float32, which every Apple GPU computes"
     single, half = (_matmul_seconds(t) for t in (torch.float32, torch.bfloat16))
     measured = f"a bfloat16 matrix product takes {half / single:.2g} times as long as a float32 one on this machine"
     if half * 1.5 < single:

@@ -86,6 +86,8 @@ def _random_state() -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -138,3 +140,5 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
     torch.set_rng_state(random_state["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([random_state[f"cuda{i}"] for i in range(torch.cuda.device_count())])
+    if torch.backends.mps.is_available():
+        torch.mps.set_rng_state(random_state["mps"])

@@ -77,7 +77,7 @@ def tree_mask(batch_size: int, mask_function: Callable[..., Tensor], **_: Any) -
     if end_T.is_cuda:
         plan = flex_plan(end, depth, p, mask_function, call.layout.masked)
         return LayerMask((), call.layout, call.seen_layers, flex=plan, target_rows=target_rows)
-    spans = [torch.arange(a, b) + p for a, b in itertools.pairwise(cuts)]
+    spans = [torch.arange(a, b, device=end_T.device) + p for a, b in itertools.pairwise(cuts)]
     chunks = _chunks(spans, end, depth, mask_function, call.layout.masked)
     return LayerMask(chunks, call.layout, call.seen_layers, target_rows=target_rows)
 

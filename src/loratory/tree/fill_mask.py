@@ -69,8 +69,8 @@ def predict_masks(
             logits_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32))
             logits_UV[:, special] = -torch.inf
             best = logits_UV.topk(min(count, logits_UV.shape[1] - len(special)))
-            log_probs = best.values.double() - logits_UV.logsumexp(dim=-1, keepdim=True).double()
-            ids_NN, log_probs_NN = best.indices[inverse_N].cpu().numpy(), log_probs[inverse_N].cpu().numpy()
+            log_probs = best.values.cpu().double() - logits_UV.logsumexp(dim=-1, keepdim=True).cpu().double()
+            ids_NN, log_probs_NN = best.indices[inverse_N].cpu().numpy(), log_probs[inverse_N.cpu()].numpy()
             for i in batch.target_sequence_N.unique().tolist():
                 rows = (batch.target_sequence_N == i).numpy()
                 guesses[i] = MaskPredictions(ids_NN[rows], log_probs_NN[rows])

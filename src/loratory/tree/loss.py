@@ -54,7 +54,7 @@ def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> LossSum:
 
 def batch_weight(batch: Batch) -> float:
     """The sum of the target weights; known before any forward pass, so the whole step can use one denominator."""
-    return float(batch.target_weights_N.sum(dtype=torch.float64))
+    return float(batch.target_weights_N.cpu().sum(dtype=torch.float64))  # not every GPU has float64
 
 
 class _HeadLogProbs(torch.autograd.Function):

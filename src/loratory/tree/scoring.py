@@ -139,7 +139,7 @@ def group_log_probs(
             owners = [(i, n) for i, group in enumerate(chunk) for n in range(len(group))]
             for batch in micro_batches([sequence for group in chunk for sequence in group], token_budget, layout.share):
                 batch = dataclasses.replace(batch, position_ids_T=batch.position_ids_T + prefix.length).to(device)
-                values = target_log_probs(model, batch, layout, prefix.cache).double().cpu().numpy()
+                values = target_log_probs(model, batch, layout, prefix.cache).cpu().double().numpy()
                 for owner, value in zip(batch.target_sequence_N.tolist(), values, strict=True):
                     i, n = owners[owner]
                     sums[i][n] += value
