@@ -2,8 +2,8 @@
 
     python tests/robustness/chaos.py [--sample N] [--out benchmarks/results/chaos.json]
 
-Every command is killed before its file operations, one after the other, and at random times, and operations fail with the
-errors of a full, broken or read-only disk. Afterwards the same command, undisturbed, must succeed, and its adapter,
+Every command is killed before one of its file operations after the other, and at random times, and operations fail with
+the errors of a full, broken or read-only disk. Afterwards the same command, undisturbed, must succeed, and its adapter,
 predictions, rules and report must be those of a run that nothing disturbed.
 """
 
@@ -105,7 +105,7 @@ def at_operation(folder: Path, disturb: Callable[[int], None]) -> Callable[[], N
                 return
             named = values[:1] if event == "open" else values[:2]
             paths = [os.fsdecode(value) for value in named if isinstance(value, (str, bytes, os.PathLike))]
-            if any(Path(os.path.abspath(path)).is_relative_to(folder) for path in paths):
+            if any(Path(path).absolute().is_relative_to(folder) for path in paths):
                 count[0] += 1
                 disturb(count[0] - 1)
 
@@ -174,7 +174,8 @@ def check(folder: Path, command: Command, ended: Ended, expected: dict[str, str]
         return "lost: the file of the person"
     found = fingerprint(folder)
     different = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-    left = [p.name for p in folder.rglob("*") if ".tmp" in p.name or p.name in (".lock", ".owner.json", "answers.csv.part")]
+    names = [path.name for path in folder.rglob("*")]
+    left = [name for name in names if name.endswith((".tmp", ".lock", ".owner.json", ".part"))]
     return f"different: {different}" if different else f"left behind: {left}" if left else "fine"
 
 
@@ -211,7 +212,7 @@ class Arena:
         counter.write_text("")
 
         def count(number: int) -> None:
-            with open(counter, "a") as file:  # outside of the folder: it does not count itself
+            with counter.open("a") as file:  # outside of the folder: it does not count itself
                 file.write(f"{number}\n")
 
         ended = run_command(command.arguments, self.log, at_operation(self.folder, count))
