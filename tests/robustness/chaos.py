@@ -162,11 +162,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(parts.items())}
 
 
-def check(folder: Path, command: Command, ended: Ended, expected: dict[str, str], log: Path) -> str:
+def check(folder: Path, command: Command, ended: Ended, expected: dict[str, str]) -> str:
     """Repeats the command, and says whether everything is as if nothing had happened."""
     if "Traceback" in ended.output:
         return f"a traceback: {ended.output[-600:]}"
-    again = run_command(command.arguments, log)
+    again = run_command(command.arguments)
     finished = command.name == "run" and again.code == 2 and "already finished" in again.output
     if again.code != 0 and not finished:
         return f"stuck: {again.code} {again.output[-600:]}"
@@ -186,8 +186,7 @@ class Arena:
     """A folder with a task, in which commands are run from the same start again and again."""
 
     def __init__(self, folder: Path):
-        self.folder, self.log = folder / "arena", folder / "log.txt"
-        self.finished = folder / "finished"
+        self.folder, self.finished = folder / "arena", folder / "finished"
         self.folder.mkdir()
         write_tiny_model(self.folder / "base")
         names = list(ANIMALS)
@@ -215,7 +214,7 @@ class Arena:
             with counter.open("a") as file:  # outside of the folder: it does not count itself
                 file.write(f"{number}\n")
 
-        ended = run_command(command.arguments, self.log, at_operation(self.folder, count))
+        ended = run_command(command.arguments, at_operation(self.folder, count))
         assert ended.code == 0, ended.output
         if command.name == "run":
             (self.folder / NOTE).write_text("mine")
@@ -226,16 +225,16 @@ class Arena:
     def trial(self, command: Command, kind: str, at: float, expected: dict[str, str]) -> Trial:
         self.reset(command)
         if kind == "killed before an operation":
-            ended = run_command(command.arguments, self.log, at_operation(self.folder, kill_at(int(at))))
+            ended = run_command(command.arguments, at_operation(self.folder, kill_at(int(at))))
         elif kind == "killed at a time":
-            ended = run_command(command.arguments, self.log, kill_after=at)
+            ended = run_command(command.arguments, kill_after=at)
         elif kind == "limit on files":
-            ended = run_command(command.arguments, self.log, limit_files(int(at)))
+            ended = run_command(command.arguments, limit_files(int(at)))
         else:
-            ended = run_command(command.arguments, self.log, at_operation(self.folder, fail_at(int(at), kind)))
+            ended = run_command(command.arguments, at_operation(self.folder, fail_at(int(at), kind)))
             if ended.code not in (0, 1, 2) or (ended.code and "error: " not in ended.output):
                 return Trial(command.name, kind, at, ended.code, f"no message: {ended.output[-600:]}")
-        return Trial(command.name, kind, at, ended.code, check(self.folder, command, ended, expected, self.log))
+        return Trial(command.name, kind, at, ended.code, check(self.folder, command, ended, expected))
 
 
 def planned(command: Command, operations: int, seconds: float, rng: random.Random) -> list[tuple[str, float]]:

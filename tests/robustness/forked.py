@@ -5,13 +5,13 @@ The process itself computes nothing: threads would not survive a fork.
 
 import os
 import resource
+import select
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -29,6 +29,7 @@ from loratory.cli.main import main
 
 IMPORTED = (datasets, peft, sklearn.linear_model, torch, transformers, loratory.finetune, loratory.predict)
 CRASHED = 99
+MOST_OUTPUT = 1_000_000  # bytes; the last ones are kept
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ class Ended:
 
 def run_command(
     arguments: list[str],
-    log: Path,
     prepare: Callable[[], None] = lambda: None,
     kill_after: float | None = None,
     limit: float = 120.0,
@@ -56,44 +56,41 @@ def run_command(
     ``prepare`` is called in the child first. The child is killed after ``kill_after`` seconds, if it is given, and in
     any case after ``limit`` seconds.
     """
-    return run_function(lambda: main(arguments), log, prepare, kill_after, limit)
-
-
-def run_function(
-    work: Callable[[], int],
-    log: Path,
-    prepare: Callable[[], None] = lambda: None,
-    kill_after: float | None = None,
-    limit: float = 120.0,
-) -> Ended:
-    """Like ``run_command``, for a function that returns the exit code."""
     started = time.monotonic()
+    deadline = started + (limit if kill_after is None else min(limit, kill_after))
+    reading, writing = os.pipe()  # not a file: its size may be limited
     child = os.fork()
     if child == 0:
-        os._exit(_in_child(work, log, prepare))
-    deadline = started + (limit if kill_after is None else min(limit, kill_after))
+        try:
+            code = _in_child(arguments, writing, prepare)
+        finally:
+            os._exit(code if "code" in locals() else CRASHED)
+    os.close(writing)
+    output, killed = b"", False
     while True:
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        if ended:
-            break
-        if time.monotonic() > deadline:
+        if not killed and time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
-            _, status, usage = os.wait4(child, 0)
-            break
-        time.sleep(0.002)
-    output = log.read_text(errors="replace") if log.exists() else ""
+            killed = True
+        readable, _, _ = select.select([reading], [], [], 0.005)
+        if readable:
+            part = os.read(reading, 1 << 16)
+            output = (output + part)[-MOST_OUTPUT:]
+            if not part:
+                break
+    os.close(reading)
+    _, status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - started
-    return Ended(os.waitstatus_to_exitcode(status), output, seconds, usage.ru_maxrss / 1024)
+    return Ended(os.waitstatus_to_exitcode(status), output.decode(errors="replace"), seconds, usage.ru_maxrss / 1024)
 
 
-def _in_child(work: Callable[[], int], log: Path, prepare: Callable[[], None]) -> int:
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+def _in_child(arguments: list[str], output: int, prepare: Callable[[], None]) -> int:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         prepare()
-        code = work()
+        code = main(arguments)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

@@ -8,7 +8,15 @@ from pathlib import Path
 from loratory.data import LABEL_SEPARATOR, Example
 from loratory.evaluation.evaluate_system import EvalRecord, Prediction
 from loratory.metrics import TASKS
-from loratory.storage import changed_files, hashes_of, seal_is_intact, sealed, write_json, write_json_lines
+from loratory.storage import (
+    changed_files,
+    hashes_of,
+    read_json_object,
+    seal_is_intact,
+    sealed,
+    write_json,
+    write_json_lines,
+)
 from loratory.tree import Rule
 
 ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
@@ -67,7 +75,7 @@ def headline(examples: Sequence[Example], predictions: Sequence[Prediction], tas
 
 def load_record(run: Path, name: str) -> EvalRecord:
     """Reads what ``save_record`` wrote."""
-    meta = json.loads(_metadata_file(run, name).read_text(encoding="utf-8"))
+    meta = read_json_object(_metadata_file(run, name))
     validation, test = (_predictions(run / folder / f"{name}.jsonl") for folder in (ON_VALIDATION, ON_TEST))
     rule = saved_rule(run, name)
     return EvalRecord(name, meta["note"], rule, validation, test, meta["seconds"], meta["seconds_per_example"])
@@ -93,15 +101,15 @@ def is_evaluated(run: Path, name: str) -> bool:
 def changed_records(run: Path, name: str) -> list[str]:
     """The files of an evaluated system that are missing, damaged or changed since they were saved."""
     try:
-        meta = json.loads(_metadata_file(run, name).read_text(encoding="utf-8"))
+        meta = read_json_object(_metadata_file(run, name))
         if meta["name"] == name and seal_is_intact(meta):
             return changed_files(run, meta.get("files", {}))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         pass
     return [f"systems/{name}.json"]
 
 
 def saved_rule(run: Path, name: str) -> Rule | None:
     """The rule of an evaluated system; None if it does not score labels."""
-    meta = json.loads(_metadata_file(run, name).read_text(encoding="utf-8"))
+    meta = read_json_object(_metadata_file(run, name))
     return Rule(meta["rule"], tuple(meta["prior"]), meta.get("threshold")) if meta["rule"] else None

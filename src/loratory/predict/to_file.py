@@ -11,7 +11,7 @@ from loratory.errors import UserError
 from loratory.evaluation import Prediction
 from loratory.events import Event, EventCallback
 from loratory.predict.tuned import Tuned
-from loratory.storage import only_writer_of_file, open_output, sha256_of_text, write_text
+from loratory.storage import only_writer_of_file, open_output, parsed_json, sha256_of_text, write_text
 
 ROWS_AT_ONCE = 256  # always the same, so that a resumed prediction computes the same batches
 JSON_LINES, DELIMITERS = (".jsonl", ""), {".csv": ",", ".tsv": "\t"}
@@ -52,7 +52,7 @@ def predict_to_file(tuned: Tuned, rows: Sequence[Row], out: Path, on_event: Even
                 file.write(json.dumps(lines[-1], ensure_ascii=False, allow_nan=False) + "\n")
                 if len(lines) % ROWS_AT_ONCE == 0:
                     file.flush()
-        with open_output(out) as file:
+        with open_output(out, out.with_name(f"{out.name}.tmp")) as file:
             delimiter = DELIMITERS.get(out.suffix.lower())
             _write_json_lines(file, lines) if delimiter is None else _write_table(file, rows, lines, delimiter)
         part.unlink()
@@ -96,7 +96,7 @@ def _open_part(part: Path, identity: Mapping[str, Any], on_event: EventCallback)
 def _parsed(line: str) -> dict[str, Any]:
     """The JSON object in a line; empty if there is none."""
     try:
-        value = json.loads(line)
+        value = parsed_json(line)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

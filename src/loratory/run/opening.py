@@ -5,7 +5,6 @@ command starts over. Afterwards the settings, the data, the base model and the p
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,7 +32,9 @@ from loratory.storage import (
     is_run,
     json_text,
     only_writer,
+    parsed_json,
     read_config,
+    read_json_object,
     read_record,
     remove_leftovers,
     repair_metrics,
@@ -192,7 +193,7 @@ def _check_same_data(run: Path, record: dict[str, Any], force: bool) -> None:
 
     With ``force``, only the files and the examples are compared: other versions may describe them in other words.
     """
-    stored, found = _read_json(run / "data.json"), json.loads(json_text(record))
+    stored, found = _read_json(run / "data.json"), parsed_json(json_text(record))
     keys = ("files", "examples_sha256") if force else tuple(stored)
     if different := [key for key in keys if key in stored and stored[key] != found.get(key)]:
         names = [new["path"] for old, new in zip(stored["files"], found["files"], strict=False) if old != new]
@@ -209,10 +210,7 @@ def _different_versions(run: Path, record: RunRecord | None) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json_object(path)
+    except ValueError as error:
         fix = "restore it from a copy, or start over with --overwrite"
         raise UserError("A record of the run is damaged", str(path), found=str(error)[:200], fix=fix) from error
-    if not isinstance(value, dict):
-        raise UserError("A record of the run is damaged", str(path), "a JSON object", fix="start over with --overwrite")
-    return value

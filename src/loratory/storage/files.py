@@ -23,11 +23,12 @@ SEAL = "seal"
 
 
 @contextmanager
-def open_output(path: Path) -> Iterator[IO[str]]:
+def open_output(path: Path, temporary: Path | None = None) -> Iterator[IO[str]]:
     """Yields a text file that becomes ``path`` when the block succeeds; if it raises, ``path`` stays as it was.
 
-    The text goes to a temporary file in the same folder, which is flushed to disk and renamed. A symbolic link stays,
-    and its target is replaced. Devices, pipes and other things that are not regular files are written to directly.
+    The text goes to a temporary file in the same folder, which is flushed to disk and renamed. Its name is random, or
+    ``temporary``, which is replaced if a killed process has left it. A symbolic link stays, and its target is replaced.
+    Devices, pipes and other things that are not regular files are written to directly.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -35,9 +36,9 @@ def open_output(path: Path) -> Iterator[IO[str]]:
             yield file
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path.parent)
+    temporary = temporary or temporary_path(path.parent)
     try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -59,6 +60,29 @@ def write_text(path: Path, text: str) -> None:
 def json_text(value: Any) -> str:
     """``value`` as indented JSON. Raises ValueError for NaN and infinite numbers, which are not JSON."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is malformed, too deep, or has a number that is not finite."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError if it cannot be read or is not an object."""
+    try:
+        value = parsed_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it is not an object but {type(value).__name__}")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

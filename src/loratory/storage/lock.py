@@ -1,7 +1,6 @@
 """One writer per run: a lock that names its owner, and that is free once its owner has ended, however it ended."""
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from loratory.errors import UserError
-from loratory.storage.files import write_json
+from loratory.storage.files import read_json_object, write_json
 
 LOCK, OWNER = ".lock", ".owner.json"
 
@@ -66,7 +65,7 @@ def _held(path: Path, owner: Path) -> Iterator[bool]:
 def _owner(path: Path) -> str | None:
     """Who holds the lock, as far as it can be read: the owner writes this file just after it takes the lock."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json_object(path)
         return f"process {owner['pid']} on {owner['host']}, since {owner['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         return None

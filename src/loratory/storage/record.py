@@ -9,14 +9,13 @@ It is the first file of a run and is replaced as a whole at each stage:
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
 from loratory.errors import UserError
-from loratory.storage.files import seal_is_intact, sealed, write_json
+from loratory.storage.files import read_json_object, seal_is_intact, sealed, write_json
 
 RECORD = "run.json"
 FORMAT = 2  # 1: runs without this record
@@ -52,10 +51,10 @@ def read_record(run: Path) -> RunRecord | None:
     Raises UserError if a later version of Loratory wrote it.
     """
     try:
-        values = json.loads((run / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        values = read_json_object(run / RECORD)
+    except ValueError:
         return None
-    if not isinstance(values, dict) or not seal_is_intact(values):
+    if not seal_is_intact(values):
         return None
     if isinstance(values.get("format"), int) and values["format"] > FORMAT:
         found, fix = f"version {values.get('loratory')}", "update Loratory"

@@ -11,7 +11,15 @@ import tomli_w
 from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
 from loratory.storage.contents import REQUESTED_SETTINGS, check_removable, foreign_files, is_unused, remove_contents
-from loratory.storage.files import changed_files, json_text, sha256_of, sha256_of_text, write_text
+from loratory.storage.files import (
+    changed_files,
+    json_text,
+    parsed_json,
+    read_json_object,
+    sha256_of,
+    sha256_of_text,
+    write_text,
+)
 from loratory.storage.record import RunRecord, is_run, read_record, write_record
 
 # ---- the log ---------------------------------------------------------------------------------------------------------
@@ -49,7 +57,7 @@ def _log_lines(run: Path) -> list[bytes]:
 
 def _event_of(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
+        event = parsed_json(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and "event" in event else None
@@ -107,11 +115,11 @@ def _has_settings(run: Path, config: Config, record: RunRecord | None) -> bool:
     if record is not None and REQUESTED_SETTINGS in changed_files(run, record.files):
         return record.files[REQUESTED_SETTINGS] == sha256_of_text(requested_text(config))
     try:
-        requested = json.loads((run / REQUESTED_SETTINGS).read_text(encoding="utf-8"))
+        requested = read_json_object(run / REQUESTED_SETTINGS)
         return config_from_dict(requested, str(run / REQUESTED_SETTINGS)) == config_from_dict(
             config_to_dict(config), REQUESTED_SETTINGS
         )
-    except (OSError, ValueError, UserError):
+    except (ValueError, UserError):
         return False
 
 

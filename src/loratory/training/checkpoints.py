@@ -1,6 +1,5 @@
 """Checkpoints: written atomically, verified by hash, and sufficient to resume training bit for bit."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from loratory.storage import (
     atomic_folder,
     changed_files,
     hashes_of,
+    read_json_object,
     seal_is_intact,
     sealed,
     write_json,
@@ -110,7 +110,7 @@ def checkpoint_at(folder: Path, step: int) -> Checkpoint:
 def verify_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises ValueError, with the reason, if its files do not match its manifest."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json_object(path / MANIFEST)
         step, hashes = int(manifest["step"]), dict(manifest["sha256"])
         losses = {int(at): float(loss) for at, loss in manifest.get("losses", ())}
         if step != _step(path) or set(hashes) != set(FILES) or not seal_is_intact(manifest):
