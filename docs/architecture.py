@@ -26,10 +26,12 @@ ORDER: dict[str, tuple[str, ...]] = {
         "generation", "scoring", "fill_mask",
     ),
     "training": ("speed", "optimizer", "loop", "checkpoints"),
-    "metrics": ("classification", "texts", "significance", "formatting", "tasks"),
+    "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
     "evaluation": ("sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting"),
     "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "plan"),
-    "report": ("reading", "results", "verdict", "report", "charts", "terminal", "page", "comparison"),
+    "report": (
+        "reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison",
+    ),
     "finetune": (),
     "predict": ("tokens", "tuned", "chat_terminal", "replies", "chat"),
     "cli": (
