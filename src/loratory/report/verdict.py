@@ -9,11 +9,11 @@ from loratory.report.reading import Run, task_of
 from loratory.report.results import SIGNIFICANT, compare_systems, is_better
 
 STATES = {
-    "best": "Best: tuning helped, and nothing simpler is as good",
+    "best": "Best: nothing simpler is as good",
     "helped": "Helped, but something simpler is as good or better",
-    "no_change": "No change",
-    "worse": "Worse",
-    "cannot_tell": "Cannot tell",
+    "no_change": "No change that this test could show",
+    "worse": "Worse than prompting",
+    "cannot_tell": "Cannot tell: too few test examples",
 }
 """The values of ``verdict.state`` in words."""
 # How a sentence names the simple systems: as a subject, and as an owner.
