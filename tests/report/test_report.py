@@ -524,7 +524,7 @@ def test_prompts_validation_and_log_may_be_missing(tmp_path):
 def test_table_starts_with_the_verdict_and_lists_systems_in_order(tmp_path):
     report = build_report(write_run(tmp_path, prompt={"note": "2 of 4 examples fit"}))
     text = table_of(report)
-    assert " ".join(text.split()).startswith(f"Best: nothing simpler is as good {report['verdict']['sentence']}")
+    assert " ".join(text.split()).startswith(f"{report['verdict']['sentence']} Best: nothing simpler is as good ")
     positions = [re.search(rf"^ *{name} ", text, re.MULTILINE).start() for name in SYSTEMS]
     assert positions == sorted(positions)
     assert "2 of 4 examples fit" in text and "75.0 %" in text and "+35.0" in text

@@ -51,7 +51,7 @@ def render_table(report: Report, suggestions: Sequence[str] = ()) -> Group:
     blocks = [[Text(DEMONSTRATION, style="yellow")]] if report["demonstration"] else []
     verdict, state = [Text(report["verdict"]["sentence"], style="bold")], report["verdict"].get("state")
     if state:
-        verdict.insert(0, Text(STATES[state], style=f"bold {COLORS[state]}"))
+        verdict.append(Text(STATES[state], style=f"bold {COLORS[state]}"))
     verdict += [Text(f"What to do next: {sentence}") for sentence in suggestions[:1]]
     blocks += [verdict, [systems, *(Text(n, style="dim") for n in notes)]]
     blocks += [[comparisons]] if report["comparisons"] else []
