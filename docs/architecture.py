@@ -27,10 +27,17 @@ ORDER: dict[str, tuple[str, ...]] = {
         "generation", "scoring", "fill_mask",
     ),
     "training": ("speed", "optimizer", "loop", "checkpoints"),
-    "metrics": ("classification", "texts", "significance", "formatting", "tasks"),
+    "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
     "evaluation": ("sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting"),
+<<<<<<< HEAD
     "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "opening", "plan"),
     "report": ("reading", "results", "verdict", "report", "charts", "terminal", "page", "comparison"),
+=======
+    "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "plan"),
+    "report": (
+        "reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison",
+    ),
+>>>>>>> stats
     "finetune": (),
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),
     "cli": (

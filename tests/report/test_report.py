@@ -149,10 +149,10 @@ def page_of(run):
     return Page((run / "report.html").read_text())
 
 
-def table_of(report):
+def table_of(report, suggestions=()):
     console = Console(width=80, force_terminal=False)
     with console.capture() as capture:
-        console.print(render_table(report))
+        console.print(render_table(report, suggestions))
     return capture.get()
 
 
@@ -359,8 +359,8 @@ def test_page_is_self_contained_and_describes_its_charts(tmp_path):
     assert page.references and set(page.references) <= parts, "all links are internal"
     assert "url(" not in html and "@import" not in html and "<script" not in html
     pictures = [attrs for _, attrs in page.tags if attrs.get("role") == "img"]
-    num_comparisons, num_curves = 3, 1
-    assert len(pictures) == len(SYSTEMS) + num_comparisons + num_curves
+    num_comparisons, num_curves, before_simple_and_after = 3, 1, 3
+    assert len(pictures) == before_simple_and_after + len(SYSTEMS) + num_comparisons + num_curves
     assert all(attrs["aria-label"] for attrs in pictures)
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     assert "from 3 to 0.06 in 50 steps" in page.text, "the loss of the chosen trial"
@@ -524,7 +524,7 @@ def test_prompts_validation_and_log_may_be_missing(tmp_path):
 def test_table_starts_with_the_verdict_and_lists_systems_in_order(tmp_path):
     report = build_report(write_run(tmp_path, prompt={"note": "2 of 4 examples fit"}))
     text = table_of(report)
-    assert " ".join(text.split()).startswith(report["verdict"]["sentence"])
+    assert " ".join(text.split()).startswith(f"{report['verdict']['sentence']} Best: nothing simpler is as good ")
     positions = [re.search(rf"^ *{name} ", text, re.MULTILINE).start() for name in SYSTEMS]
     assert positions == sorted(positions)
     assert "2 of 4 examples fit" in text and "75.0 %" in text and "+35.0" in text

@@ -39,7 +39,6 @@ from loratory.evaluation.sandbox import run_program, sandbox_problem
 from loratory.evaluation.systems import candidate_programs, extract_code, fit_threshold, labels_above
 from loratory.finetune import finetune
 from loratory.metrics.classification import label_set_metrics, set_f1
-from loratory.metrics.significance import paired_bootstrap
 from loratory.metrics.tasks import TASKS, ranking_metrics
 from loratory.metrics.texts import edit_similarity, rouge_l, text_metrics
 from loratory.predict.tuned import load
@@ -209,19 +208,6 @@ def test_mrr_is_the_mean_reciprocal_rank_of_the_expected_candidate():
     assert ranking_metrics([*lines, {"expected": "a", "probabilities": None}], ()) == {}
     undecided = {"expected": "a", "probabilities": dict.fromkeys("abc", 1 / 3)}
     assert ranking_metrics([undecided], ()) == {"mrr": 0.5}
-
-
-def test_paired_bootstrap_distinguishes_a_difference_from_noise():
-    draw = np.random.default_rng(0)
-    noise = draw.normal(size=200)
-    low, high, p = paired_bootstrap(noise - noise.mean())
-    assert low < 0 < high and p > 0.5
-    low, high, p = paired_bootstrap(noise - noise.mean() + 0.5)
-    assert 0.3 < low < 0.5 < high < 0.7 and p < 0.001
-    assert paired_bootstrap(np.zeros(5)) == (0.0, 0.0, 1.0)
-    # Without a difference, p < 0.1 occurs about one time in ten.
-    wrong = sum(paired_bootstrap(draw.normal(size=40), draws=400)[2] < 0.1 for _ in range(200))
-    assert 8 < wrong < 40
 
 
 # ---- baselines -------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ def print_report(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    from loratory.report import render_table
+    from loratory.report import next_steps, render_table
 
-    print_wide(render_table(report))
+    print_wide(render_table(report, next_steps(folder, report)))
     print(f"Report: {folder / 'report.html'}")
 
 

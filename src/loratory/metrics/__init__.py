@@ -4,7 +4,7 @@ In: predictions and expected answers. Out: metrics, confidence intervals, p-valu
 Read ``tasks.py`` first: it defines what is measured for each task.
 """
 
-from loratory.metrics.classification import confusion, parse_label, per_label, set_f1
+from loratory.metrics.classification import confusion, label_indices, parse_label, per_label, set_f1
 from loratory.metrics.formatting import (
     Number,
     duration,
@@ -19,13 +19,15 @@ from loratory.metrics.formatting import (
     size,
     spread,
 )
+from loratory.metrics.power import examples_needed
 from loratory.metrics.significance import (
-    bootstrap_interval,
     holm,
+    macro_f1_p_value,
     mcnemar_exact,
-    paired_bootstrap,
+    mean_interval,
     paired_difference_interval,
-    wilson_interval,
+    paired_mean_interval,
+    proportion_interval,
 )
 from loratory.metrics.tasks import TASKS, Lines, Task, parsed_answer, task_variant
 from loratory.metrics.texts import rouge_l
@@ -35,28 +37,31 @@ __all__ = [
     "Lines",
     "Number",
     "Task",
-    "bootstrap_interval",
     "confusion",
     "duration",
+    "examples_needed",
     "holm",
     "interval",
+    "label_indices",
+    "macro_f1_p_value",
     "mcnemar_exact",
+    "mean_interval",
     "non_breaking",
     "p_number",
     "p_text",
-    "paired_bootstrap",
     "paired_difference_interval",
+    "paired_mean_interval",
     "parse_label",
     "parsed_answer",
     "per_label",
     "percent",
     "points",
     "points_interval",
+    "proportion_interval",
     "rouge_l",
     "set_f1",
     "short",
     "size",
     "spread",
     "task_variant",
-    "wilson_interval",
 ]

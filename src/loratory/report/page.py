@@ -14,6 +14,8 @@ from loratory.metrics import (
     confusion,
     duration,
     interval,
+    label_indices,
+    macro_f1_p_value,
     non_breaking,
     p_number,
     p_text,
@@ -24,11 +26,13 @@ from loratory.metrics import (
     size,
     spread,
 )
-from loratory.report.charts import LossChart, Points, confusion_grid, labels_to_show, loss_chart
-from loratory.report.reading import Report, Run, SystemResults, events_named, read_run, task_of
+from loratory.report.advice import suggestions
+from loratory.report.charts import LossChart, confusion_grid, labels_to_show, loss_chart
+from loratory.report.reading import Report, Run, SystemResults, events_named, learning_curve, read_run, task_of, trials
 from loratory.report.report import describe
 from loratory.report.results import parsed_answers, scores_of
 from loratory.report.terminal import DEMONSTRATION
+from loratory.report.verdict import STATES, best_simple
 from loratory.storage import write_text
 
 # The kinds of systems: CSS class, systems, heading. MEANINGS: one phrase for each system.
@@ -89,7 +93,8 @@ def page_environment() -> jinja2.Environment:
 def _page(run: Run, report: Report) -> str:
     before, after = (run.systems[report["verdict"][role]] for role in ("before", "after"))
     systems = {s["name"]: s for s in report["systems"]}
-    trials, single = _trials(run), bool(systems[after.name]["per_label"])
+    single, two = bool(systems[after.name]["per_label"]), before.name != after.name
+    simple = best_simple(report["systems"], report["comparisons"])
     return (
         page_environment()
         .get_template("report.html")
@@ -99,18 +104,22 @@ def _page(run: Run, report: Report) -> str:
             kinds=[(kind, title, [systems[n] for n in names if n in systems]) for kind, names, title in KINDS],
             before=systems[before.name],
             after=systems[after.name],
-            two=before.name != after.name,
+            simple=systems[simple] if simple else None,
+            two=two,
             tuned=after.name in TUNED,
             demonstration=DEMONSTRATION,
+            states=STATES,
+            suggestions=suggestions(run, report),
             task=task_of(run),
             level=_chance_level(systems[after.name], after),
             repeats=report["folds"]["values"]
             if report["folds"]
             else {s["name"]: s["values"] for s in report["seeds"] or ()},
             adapter_exists=(run.folder / "adapter" / "adapter_config.json").exists(),
-            trials=trials,
+            trials=trials(run),
             single=single,
-            loss=_loss_chart(run, trials),
+            macro_f1_p=_macro_f1_test(run, before, after) if single and two else None,
+            loss=_loss_chart(run),
             label_rows=_label_rows(systems[before.name], systems[after.name]) if single else [],
             label_rows_shown=LABEL_ROWS_SHOWN,
             changed=changed_examples(before, after, run.data.get("test_prompts")),
@@ -130,26 +139,17 @@ def _chance_level(described: dict[str, Any], system: SystemResults) -> tuple[str
     return ("random choice", float(np.mean(chances))) if chances else None
 
 
-def _trials(run: Run) -> list[dict[str, Any]]:
-    """The logged trials; if a trial was logged twice, its last entry counts."""
-    return list({e["trial"]: e for e in events_named(run, "trial")}.values())
+def _loss_chart(run: Run) -> LossChart | None:
+    curve = learning_curve(run)
+    return loss_chart(curve.training, curve.validation, curve.trial.get("best_step")) if curve else None
 
 
-def _loss_chart(run: Run, trials: list[dict[str, Any]]) -> LossChart | None:
-    """The learning curve of the chosen trial, or of the last one if none is chosen yet.
-
-    A resumed run repeats the steps since its checkpoint; the last logged entry of each step counts.
-    """
-    chosen = [e for e in trials if e["chosen"]] or events_named(run, "step")[-1:]
-    if not chosen:
-        return None
-
-    def pairs(event: str) -> Points:
-        return sorted(
-            {e["step"]: e["loss"] for e in events_named(run, event) if e["trial"] == chosen[-1]["trial"]}.items()
-        )
-
-    return loss_chart(pairs("step"), pairs("validation"), chosen[-1].get("best_step"))
+def _macro_f1_test(run: Run, before: SystemResults, after: SystemResults) -> float:
+    """The p-value of the difference in macro-F1 between two systems."""
+    labels = run.data["labels"]
+    expected = label_indices([line["expected"] for line in after.test], labels)
+    a, b = (label_indices(parsed_answers(system, labels), labels) for system in (before, after))
+    return macro_f1_p_value(expected, a, b, len(labels))
 
 
 def _cut_tokens(tokens: list[list[Any]]) -> list[list[Any]]:

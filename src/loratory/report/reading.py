@@ -90,6 +90,44 @@ def _read_system(folder: Path, name: str) -> SystemResults:
     )
 
 
+@dataclass(frozen=True)
+class LearningCurve:
+    """The losses of the trial that was chosen, as pairs of step and loss sorted by step."""
+
+    training: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
+    trial: dict[str, Any]
+    """What was logged about the trial; only its name if it did not end."""
+
+
+def learning_curve(run: Run) -> LearningCurve | None:
+    """The losses of the chosen trial, or of the last one if none is chosen yet; None before the first step.
+
+    A resumed run repeats the steps since its checkpoint; the last logged entry of each step counts.
+    """
+    chosen = [e for e in trials(run) if e["chosen"]] or events_named(run, "step")[-1:]
+    if not chosen:
+        return None
+
+    def pairs(event: str) -> list[tuple[int, float]]:
+        return sorted(
+            {e["step"]: e["loss"] for e in events_named(run, event) if e["trial"] == chosen[-1]["trial"]}.items()
+        )
+
+    return LearningCurve(pairs("step"), pairs("validation"), chosen[-1])
+
+
+def trials(run: Run) -> list[dict[str, Any]]:
+    """The logged trials; if a trial was logged twice, its last entry counts."""
+    return list({e["trial"]: e for e in events_named(run, "trial")}.values())
+
+
+def not_measured(run: Run) -> list[dict[str, str]]:
+    """The systems that could not be measured, each with the reason; the last one logged counts."""
+    reasons = {e["name"]: e["reason"] for e in events_named(run, "not_measured") if e["name"] not in run.systems}
+    return [{"name": name, "reason": reason} for name, reason in reasons.items()]
+
+
 def _read_text(path: Path) -> str:
     if not path.exists():
         raise UserError("A file of the run is missing", str(path), fix="let the run finish, or start it again")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from loratory.report.reading import Report, Run, events_named, read_run, task_of
+from loratory.report.advice import remarks
+from loratory.report.reading import Report, Run, events_named, not_measured, read_run, task_of
 from loratory.report.results import (
     choose_before_and_after,
     compare_with_after,
@@ -10,6 +11,7 @@ from loratory.report.results import (
     describe_forgetting,
     describe_seeds,
     describe_system,
+    needed_examples,
 )
 from loratory.report.verdict import overlooked_prompting, write_verdict
 
@@ -31,8 +33,10 @@ def describe(run: Run) -> Report:
     before, after = choose_before_and_after(systems)
     comparisons, seeds, folds = compare_with_after(run, before, after), describe_seeds(run), describe_folds(run)
     tested = f"{run.data['test_examples']:,} " + (f"examples in {folds['count']} folds" if folds else "test examples")
-    verdict = write_verdict(task, systems, comparisons, seeds, before, after, tested)
-    verdict["sentence"] += overlooked_prompting(run, systems, before)
+    examples = run.data["test_examples"], needed_examples(run, before, after)
+    verdict = write_verdict(task, systems, comparisons, seeds, before, after, tested, examples)
+    verdict["sentence"] += overlooked_prompting(run, systems, before) + remarks(run, after)
+    missing = not_measured(run)
     trained = (events_named(run, "trained") or [{}])[-1]
     stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
     seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}
@@ -57,4 +61,5 @@ def describe(run: Run) -> Report:
         "data_checks": run.data["checks"],
         "demonstration": bool(run.environment.get("demonstration")),
         "forgetting": describe_forgetting(run),
+        **({"not_measured": missing} if missing else {}),
     }

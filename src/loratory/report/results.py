@@ -8,14 +8,15 @@ import numpy as np
 from loratory.config import PROMPTING, REFERENCES, TUNED, TrainConfig
 from loratory.metrics import (
     Task,
-    bootstrap_interval,
+    examples_needed,
     holm,
     mcnemar_exact,
-    paired_bootstrap,
+    mean_interval,
     paired_difference_interval,
+    paired_mean_interval,
     parsed_answer,
     per_label,
-    wilson_interval,
+    proportion_interval,
 )
 from loratory.report.reading import Run, SystemResults, events_named, task_of
 
@@ -73,9 +74,9 @@ def _value(lines: Sequence[dict[str, Any]]) -> float:
 def describe_system(system: SystemResults, task: Task, labels: Sequence[str]) -> dict[str, Any]:
     scores = scores_of(system.test)
     if task.is_binary:
-        low, high = wilson_interval(int(scores.sum()), len(scores))
+        low, high = proportion_interval(int(scores.sum()), len(scores))
     else:
-        low, high = bootstrap_interval(np.mean, [scores])
+        low, high = mean_interval(scores, 0.0, 1.0)
     expected = [line["expected"] for line in system.test]
     return {
         "name": system.name,
@@ -125,17 +126,27 @@ def compare_systems(a: SystemResults, b: SystemResults, task: Task) -> dict[str,
 
     ``only_a`` and ``only_b`` count the answers that score higher with a and with b.
     """
-    differences = scores_of(b.test) - scores_of(a.test)
+    differences = paired_differences(a, b)
     only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
     if task.is_binary:
         low, high = paired_difference_interval(only_a, only_b, len(differences))
         p_value = mcnemar_exact(only_a, only_b)
     else:
-        low, high, p_value = paired_bootstrap(differences)
+        low, high, p_value = paired_mean_interval(differences)
     return {
         "only_a": only_a, "only_b": only_b, "difference": float(differences.mean()), "low": low, "high": high,
         "p_value": p_value,
     }  # fmt: skip
+
+
+def paired_differences(a: SystemResults, b: SystemResults) -> np.ndarray:
+    """Score of b minus score of a on each test example."""
+    return scores_of(b.test) - scores_of(a.test)
+
+
+def needed_examples(run: Run, before: str, after: str) -> int:
+    """How many test examples would show a difference of 10 points between two systems (see ``examples_needed``)."""
+    return examples_needed(paired_differences(run.systems[before], run.systems[after]), task_of(run).is_binary)
 
 
 def is_better(comparison: dict[str, Any]) -> bool:

@@ -1,5 +1,7 @@
 """The report as tables for the terminal."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -7,15 +9,21 @@ from rich.text import Text
 
 from loratory.metrics import TASKS, duration, interval, p_number, percent, points, points_interval, spread
 from loratory.report.reading import Report
+from loratory.report.verdict import STATES
 
 DEMONSTRATION = (
     "This is the small demonstration model that comes with Loratory. It is too weak for real work: "
     "choose a real model with --model.name."
 )
+# The color of each state; its words say the same.
+COLORS = {"best": "green", "helped": "yellow", "no_change": "blue", "worse": "red", "cannot_tell": "magenta"}
 
 
-def render_table(report: Report) -> Group:
-    """The report for the terminal (rich): verdict, systems, comparisons. At most 80 columns wide, except for notes."""
+def render_table(report: Report, suggestions: Sequence[str] = ()) -> Group:
+    """The report for the terminal (rich): verdict, systems, comparisons. At most 80 columns wide, except for notes.
+
+    Of the suggestions on what to do next, it shows the first.
+    """
     task = TASKS[report["task"]]
     secondary_label, key = task.secondary_metric
     systems = text_table(["system"], [task.metric_label, "95 % CI", "validation", secondary_label, "per answer"])
@@ -26,6 +34,7 @@ def render_table(report: Report) -> Group:
         row = (s["name"], percent(s["value"]), interval(s), validation, secondary)
         systems.add_row(*row, duration(s["seconds_per_example"]), style="bold" if s["name"] in chosen else "")
     notes = [f"{s['name']}: {s['note']}" for s in report["systems"] if s["note"]]
+    notes += [f"{s['name']} was not measured: {s['reason']}" for s in report.get("not_measured", ())]
     notes += [f"{s['name']} over {len(s['values'])} seeds: {spread(s)}" for s in report["seeds"] or ()]
     if report["folds"]:
         values = " ".join(
@@ -40,7 +49,11 @@ def render_table(report: Report) -> Group:
         comparisons.add_row(*row)
     # Text, not str: rich would interpret [square brackets] in a note as markup.
     blocks = [[Text(DEMONSTRATION, style="yellow")]] if report["demonstration"] else []
-    blocks += [[Text(report["verdict"]["sentence"], style="bold")], [systems, *(Text(n, style="dim") for n in notes)]]
+    verdict, state = [Text(report["verdict"]["sentence"], style="bold")], report["verdict"].get("state")
+    if state:
+        verdict.append(Text(STATES[state], style=f"bold {COLORS[state]}"))
+    verdict += [Text(f"What to do next: {sentence}") for sentence in suggestions[:1]]
+    blocks += [verdict, [systems, *(Text(n, style="dim") for n in notes)]]
     blocks += [[comparisons]] if report["comparisons"] else []
     return Group(*(line for block in blocks for line in (*block, "")))
 
