@@ -20,7 +20,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "storage": ("files", "run_directory"),
     "data": ("rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
     "models": ("loading", "lora_linear", "adapters"),
-    "text": ("template", "masking", "rendering", "context"),
+    "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",
         "generation", "scoring", "fill_mask",
