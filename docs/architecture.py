@@ -18,7 +18,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "events": (),
     "machine": ("device", "memory", "signals", "environment"),
     "storage": ("files", "run_directory"),
-    "data": ("rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
+    "data": ("limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
     "models": ("loading", "lora_linear", "adapters"),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (
