@@ -42,7 +42,7 @@ LARGE = {
     "a cell of a csv file": ("a.csv", f"a,b\n1,2\n{CELL},3\n", "A cell is too large", ":3"),
     "a quoted cell": ("a.csv", f'a,b\n1,2\n"{CELL}",3\n', "A cell is too large", ":3"),
     "an open quote": ("a.csv", 'a,b\n1,"2\n' + "x\n" * MAX_CELL, "A cell is too large", ":2"),
-    "a jsonl cell": ("a.jsonl", '{"a": 1}\n' + json.dumps({"a": CELL}), "A cell is too large", ":2, col 'a'"),
+    "a jsonl cell": ("a.jsonl", '{"a": 1}\n' + json.dumps({"a": CELL}), "cell is too large", ":2, column 'a'"),
     "texts in a list": ("a.jsonl", json.dumps({"a": ["x" * 1000] * 1001}), "A cell is too large", ":1, column 'a'"),
     "a record": ("a.json", json.dumps([{"a": 1}, {"a": CELL}]), "A cell is too large", ", record 2, column 'a'"),
     "a line": ("a.jsonl", '{"a": 1}\n{"a": "' + "x" * MAX_ROW + '"}', "A row is too large", ":2"),

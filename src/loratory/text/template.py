@@ -27,6 +27,7 @@ from loratory.text.template_runner import TemplateFailure, template_runner
 
 # Texts that no template contains itself, used to find where a template puts the text it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
+CONTEXT = 64  # tokens
 # Variables that Transformers itself passes to every template; users cannot set them.
 RESERVED = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
@@ -92,8 +93,17 @@ class Renderer:
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
-        """How many characters the first 0, 1, 2, ... tokens decode to."""
-        lengths = [len(decode(self.tokenizer, token_ids[:n])) for n in range(len(token_ids) + 1)]
+        """How many characters the first 0, 1, 2, ... tokens decode to.
+
+        Decodes each prefix from ``CONTEXT`` to twice as many tokens before its end, because whole prefixes would take
+        time quadratic in their length; what a token decodes to depends on few tokens before it.
+        """
+        lengths = [0]
+        for start in range(0, len(token_ids), CONTEXT):
+            first = max(0, start - CONTEXT)
+            before = lengths[start] - len(decode(self.tokenizer, token_ids[first:start]))
+            ends = range(start + 1, min(start + CONTEXT, len(token_ids)) + 1)
+            lengths += [before + len(decode(self.tokenizer, token_ids[first:end])) for end in ends]
         return np.minimum.accumulate(lengths[::-1])[::-1].tolist()
 
     def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
