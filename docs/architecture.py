@@ -19,7 +19,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "machine": ("device", "memory", "signals", "environment"),
     "storage": ("files", "run_directory"),
     "data": ("limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
-    "models": ("loading", "lora_linear", "adapters"),
+    "models": ("untrusted", "loading", "lora_linear", "adapters"),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",

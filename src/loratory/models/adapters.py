@@ -17,8 +17,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
-from loratory.models.loading import LoadedModel, read_json
+from loratory.models.loading import LoadedModel
 from loratory.models.lora_linear import lora_linear
+from loratory.models.untrusted import check_adapter_folder, read_json
 from loratory.storage import atomic_folder, write_json, write_text
 
 CARD = "loratory.json"
@@ -240,6 +241,7 @@ def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bo
             found=f"{base.weights_sha256[:12]} in {base.name}",
             fix="load that revision of the base model, or add --force",
         )
+    check_adapter_folder(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if fused:

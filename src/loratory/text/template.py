@@ -129,7 +129,13 @@ class Renderer:
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def encode_part(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
         """Ids and character spans of a text, from one call of the tokenizer."""
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        try:
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except BaseException as error:  # a regular expression that gives up; it is not an Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            fix = "choose another model, or remove the row"
+            raise UserError("The tokenizer fails on a text", self.name, found=str(error)[:200], fix=fix) from error
         spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         return np.array(encoding["input_ids"], dtype=np.int64), spans
 
