@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "loratory"
 # Top-level modules stand for themselves.
 ORDER: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "printable": (),
     "schema": (),
     "config": (),
     "events": (),

@@ -8,6 +8,7 @@ from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run,
 from loratory.cli.allocator import keep_freed_memory
 from loratory.cli.help import verb_help
 from loratory.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, Interrupted, UserError, did_you_mean
+from loratory.printable import printable
 
 MODULES = (run, init, train, evaluate, predict, ask, fill, chat, compare, show)
 VERBS = {module.VERB.name: module.VERB for module in MODULES}
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
         error = UserError(
             f"Unknown verb {arguments[0]!r}", None, ", ".join(VERBS), fix=did_you_mean(arguments[0], VERBS)
         )
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return WRONG_INPUT
     if HELP_FLAGS & {*arguments}:
         print(verb_help(verb, everything="--help-all" in arguments), end="")
@@ -60,20 +61,20 @@ def main(arguments: list[str]) -> int:
     try:
         verb.execute(arguments[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("Interrupted. Finished work is kept; repeat the command to resume.", file=sys.stderr)
         return INTERRUPTED
     except Interrupted as error:
-        print(f"{error}.", file=sys.stderr)
+        print(printable(f"{error}."), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            print(f"error: Out of memory\n  fix: lower --train.token-budget ({error})", file=sys.stderr)
+            print(printable(f"error: Out of memory\n  fix: lower --train.token-budget ({error})"), file=sys.stderr)
             return FAILED
         raise
     return DONE

@@ -1,14 +1,15 @@
 """``loratory predict``: answers for every row of a file."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import tyro
 
+from loratory.cli.output import print_json
 from loratory.cli.progress import progress_display
 from loratory.cli.verb import Verb
+from loratory.printable import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,10 @@ def execute(arguments: list[str]) -> None:
     lines = [{"answer": p.answer, "probabilities": p.probabilities} for p in predictions]
     if flags.out:
         write_json_lines(flags.out, lines)
-        print(f"{len(lines)} answers written to {flags.out}", file=sys.stderr)
+        print(printable(f"{len(lines)} answers written to {flags.out}"), file=sys.stderr)
     else:
-        print("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+        for line in lines:
+            print_json(line)
 
 
 VERB = Verb(
