@@ -13,31 +13,27 @@ PACKAGE = Path(__file__).parents[1] / "src" / "loratory"
 # Top-level modules stand for themselves.
 ORDER: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "printable": (),
     "schema": (),
     "config": (),
     "events": (),
     "signals": (),
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
-    "data": ("rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
-    "models": ("identity", "loading", "lora_linear", "adapters"),
-    "text": ("template", "masking", "rendering", "context"),
+    "data": ("limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
+    "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
+    "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",
         "generation", "scoring", "fill_mask",
     ),
     "training": ("speed", "optimizer", "loop", "checkpoints"),
     "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
-    "evaluation": ("sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting"),
-<<<<<<< HEAD
-    "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "opening", "plan"),
-    "report": ("reading", "results", "verdict", "report", "charts", "terminal", "page", "comparison"),
-=======
-    "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "plan"),
-    "report": (
-        "reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison",
+    "evaluation": (
+        "calls", "confinement", "judge", "sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting",
     ),
->>>>>>> stats
+    "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "opening", "plan"),
+    "report": ("reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison"),
     "finetune": (),
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),
     "cli": (

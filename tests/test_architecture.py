@@ -26,7 +26,7 @@ ONE_PLACE = {
         r"AutoModel\w*|AutoTokenizer|AutoConfig|snapshot_download",
         "models.loading",
     ),
-    "the chat template": (r"apply_chat_template", "text.template"),
+    "the chat template": (r"render_jinja_template|apply_chat_template", "text.template_process"),
     "datasets": (r"datasets", "data.rows"),
 }
 

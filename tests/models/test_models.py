@@ -2,20 +2,32 @@
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
-from conftest import SHARED, needs_shared
+from conftest import SHARED, byte_tokenizer, needs_shared
 from safetensors.torch import load_file, save_file
 
-from loratory.config import ModelConfig
+from loratory.config import BUILTIN, BUILTIN_MASKED, ModelConfig, PromptConfig
 from loratory.errors import UserError
 from loratory.machine.device import Machine
-from loratory.models.loading import PLAIN_TEMPLATE, LoadedModel, context_length, load_model, load_tokenizer, read_json
+from loratory.models.loading import (
+    PLAIN_TEMPLATE,
+    LoadedModel,
+    builtin_folder,
+    context_length,
+    load_model,
+    load_tokenizer,
+)
+from loratory.models.untrusted import check_adapter_folder, check_model_folder, read_json
+from loratory.text.template import make_renderer
 
 STORIES = SHARED / "data" / "models" / "stories260K"
 MACHINE = Machine(torch.device("cpu"), torch.float32, 1, "test")
@@ -179,7 +191,7 @@ def test_custom_code_of_a_model_never_runs(stories, kind: str):
 def test_truncated_weights_are_rejected(stories, keep: int):
     path = stories / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert loading_error(stories, "cannot be loaded").where == str(stories)
+    assert loading_error(stories, "header of the weights is damaged").where == str(path)
 
 
 @needs_shared
@@ -243,3 +255,141 @@ def test_an_untrusted_json_file_must_be_an_object(tmp_path, content: bytes | Non
     assert caught.value.where == str(path)
     path.write_text('{"a": 1}')
     assert read_json(path) == {"a": 1}
+
+
+# ---- hostile files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(tiny_folder, tmp_path) -> Path:
+    """A copy of the tiny model, for tests that damage it."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "hostile"))
+
+
+def folder_error(folder: Path, what: str) -> UserError:
+    """The error of the check, which comes at once."""
+    started = time.monotonic()
+    with pytest.raises(UserError, match=what) as caught:
+        check_model_folder(folder)
+    assert time.monotonic() - started < 2
+    with pytest.raises(UserError, match=what):
+        load(folder)
+    return caught.value
+
+
+@pytest.mark.parametrize("path", [builtin_folder(BUILTIN), builtin_folder(BUILTIN_MASKED), STORIES])
+def test_the_folders_of_real_models_pass_the_check(path):
+    if path.exists():
+        check_model_folder(path)
+
+
+@pytest.mark.parametrize("value", [10**6, 10**30, -1, 0, 2.5, "2", True, {}])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"])
+def test_a_size_that_cannot_be_right_is_rejected_before_anything_is_allocated(hostile, key, value):
+    change_json(hostile / "config.json", **{key: value})
+    assert folder_error(hostile, "cannot be right").where == f"{hostile / 'config.json'}, {key}"
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "intermediate_size"])
+@pytest.mark.parametrize("value", [10**30, -1, "9"])
+def test_other_sizes_have_a_range_too(hostile, key, value):
+    change_json(hostile / "config.json", **{key: value})
+    folder_error(hostile, "cannot be right")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"])
+def test_a_pipe_in_place_of_a_file_is_rejected_instead_of_waited_for(hostile, name):
+    (hostile / name).unlink(missing_ok=True)
+    os.mkfifo(hostile / name)
+    assert folder_error(hostile, "is not a file").where == str(hostile / name)
+
+
+def test_a_settings_file_that_is_too_large_or_too_deep_is_rejected(hostile):
+    config = (hostile / "config.json").read_text()
+    change_json(hostile / "config.json", deep=json.loads("[" * 40 + "]" * 40))
+    folder_error(hostile, "nested too deeply")
+    (hostile / "config.json").write_text('{"a": ' + "[" * 10**5)
+    folder_error(hostile, "cannot be read")
+    (hostile / "config.json").write_text(config)
+    with (hostile / "tokenizer.json").open("ab") as file:
+        file.truncate(300 << 20)
+    folder_error(hostile, "too large")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", "..\\x.safetensors"]
+)
+def test_an_index_that_leads_out_of_the_folder_is_rejected(hostile, name):
+    (hostile / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    folder_error(hostile, "cannot be right")
+
+
+def entry(shape: list, start: Any, end: Any, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+HEADERS = {
+    "is longer than the file": (10**15, "{}", 0),
+    "is no JSON": (None, "{", 0),
+    "is deeply nested": (None, "[" * 10**5, 0),
+    "has a shape larger than its offsets": (None, json.dumps({"a": entry([10**6, 10**6], 0, 8)}), 8),
+    "has offsets beyond the file": (None, json.dumps({"a": entry([100], 0, 400)}), 8),
+    "has overlapping offsets": (None, json.dumps({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}), 8),
+    "has negative sizes": (None, json.dumps({"a": entry([-1, -2], 0, 8)}), 8),
+    "has texts as sizes": (None, json.dumps({"a": entry(["2"], 0, 8)}), 8),
+    "has an unknown type": (None, json.dumps({"a": entry([2], 0, 8, "X9")}), 8),
+    "has the same name twice": (None, '{"a": %s, "a": %s}' % ((json.dumps(entry([2], 0, 8)),) * 2), 8),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_header_of_weights_that_lies_is_rejected(hostile, what):
+    length, header, data = HEADERS[what]
+    content = (length or len(header)).to_bytes(8, "little") + header.encode() + bytes(data)
+    (hostile / "model.safetensors").write_bytes(content)
+    folder_error(hostile, "header of the weights is damaged")
+
+
+def test_the_same_weights_in_two_files_are_rejected(hostile):
+    shutil.copy(hostile / "model.safetensors", hostile / "model2.safetensors")
+    folder_error(hostile, "Two files contain the same weights")
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    settings = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    weights = {"x.lora_A.weight": torch.zeros(2, 8), "x.lora_B.weight": torch.zeros(8, 2)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", 10**9), ("r", 0), ("r", -1), ("r", 3), ("r", 2.0), ("r", True), ("lora_alpha", "4"), ("lora_alpha", None),
+        ("target_modules", "(a+)+$"), ("target_modules", [1]), ("rank_pattern", {"(a+)+": 1}), ("layers_pattern", "a*"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_an_adapter_that_cannot_be_right_is_rejected(adapter, key, value):
+    check_adapter_folder(adapter)
+    change_json(adapter / "adapter_config.json", **{key: value})
+    with pytest.raises(UserError, match="cannot be right") as caught:
+        check_adapter_folder(adapter)
+    assert caught.value.where == f"{adapter / 'adapter_config.json'}, {key}"
+
+
+def test_a_pipe_in_an_adapter_is_rejected(adapter):
+    (adapter / "adapter_config.json").unlink()
+    os.mkfifo(adapter / "adapter_config.json")
+    with pytest.raises(UserError, match="is not a file"):
+        check_adapter_folder(adapter)
+
+
+def test_a_regular_expression_that_takes_too_long_is_an_error_of_the_tokenizer():
+    tokenizer = byte_tokenizer()
+    bomb = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = bomb
+    renderer = make_renderer(tokenizer, (), PromptConfig())
+    with pytest.raises(UserError, match="tokenizer fails on a text"):
+        renderer.encode("a" * 60 + "b")

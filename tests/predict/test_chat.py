@@ -40,10 +40,11 @@ from loratory.predict.chat import (
     user_message,
     welcome_message,
 )
-from loratory.predict.chat_terminal import Terminal, printable, side_by_side
+from loratory.predict.chat_terminal import Terminal, side_by_side
 from loratory.predict.replies import BASE, TUNED, ChatModel, seen_tokens
 from loratory.predict.tokens import TRAINED, highlighted
 from loratory.predict.tuned import load
+from loratory.printable import printable
 from loratory.signals import interrupt_requested
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer

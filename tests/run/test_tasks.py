@@ -410,9 +410,9 @@ HUMAN_EVAL = {
 
 def test_tests_are_read_in_the_formats_of_mbpp_and_humaneval():
     found = row_tests(Row(MBPP, "f:1"), CodeConfig())
-    assert (found.prefix, found.name, found.after) == ("", "", "\nassert f(1, 2) == 3")
+    assert (found.prefix, found.name, found.statements) == ("", "", "\nassert f(1, 2) == 3")
     found = row_tests(Row(HUMAN_EVAL, "f:1"), CodeConfig())
-    assert found.prefix == HUMAN_EVAL["prompt"] and found.after.endswith("\ncheck(g)")
+    assert found.prefix == HUMAN_EVAL["prompt"] and found.statements.endswith("\ncheck(g)")
     assert row_tests(Row({"text": "x"}, "f:1"), CodeConfig()) is None
     with pytest.raises(UserError, match="no tests to run"):
         row_tests(Row({"text": "x"}, "f:1"), CodeConfig(run=True))
@@ -432,7 +432,8 @@ def test_tests_are_read_in_the_formats_of_mbpp_and_humaneval():
     ],
 )
 def test_an_answer_is_tested_alone_or_after_the_prefix_that_it_continues(row, answer, passes):
-    outcome = run_program(*candidate_programs(answer, row_tests(Row(row, "f:1"), CodeConfig())))
+    tests = row_tests(Row(row, "f:1"), CodeConfig())
+    outcome = run_program(*candidate_programs(answer, tests), tests=tests.statements)
     assert outcome.passed == passes, outcome.reason
 
 
@@ -593,8 +594,8 @@ def test_filling_in_the_middle_needs_one_message_with_one_answer_slot(messages):
 def test_programs_filled_in_the_middle_are_tested_with_their_suffix():
     row = Row({"head": "def f(x):\n", "tail": "    return y\n", "test_list": ["assert f(1) == 2"]}, "a")
     tests = row_tests(row, CodeConfig(prefix="head", suffix="tail"))
-    assert tests and tests.after.startswith("    return y\n") and tests.after.endswith("assert f(1) == 2")
-    assert candidate_programs("    y = x + 1", tests)[0].startswith("def f(x):\n    y = x + 1\n    return y\n")
+    assert tests and tests.suffix == "    return y\n" and tests.statements.endswith("assert f(1) == 2")
+    assert candidate_programs("    y = x + 1", tests)[0] == "def f(x):\n    y = x + 1\n    return y\n"
 
 
 @pytest.mark.thorough

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import SHARED, byte_tokenizer, needs_shared
 from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -532,3 +532,11 @@ def test_encoding_a_text_in_parts_gives_the_ids_and_spans_of_the_whole(name: str
     ids, spans = renderer.encode(text)
     assert ids.tolist() == expected["input_ids"]
     assert [tuple(span) for span in spans.tolist()] == expected["offset_mapping"]
+
+
+def test_the_lengths_of_the_prefixes_of_a_long_text_are_those_of_decoding_them():
+    renderer = make_renderer(byte_tokenizer(), (2,), PromptConfig())
+    ids = tuple(renderer.encode("Zwei wörter 日本語 🤖, and more. " * 8)[0].tolist())
+    direct = [len(renderer.tokenizer.decode(list(ids[:n]))) for n in range(len(ids) + 1)]
+    expected = [min(direct[n:]) for n in range(len(ids) + 1)]
+    assert len(ids) > 300 and renderer.text_lengths(ids) == expected

@@ -1,13 +1,12 @@
 """``loratory ask``: one question, one streamed answer."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import tyro
 
-from loratory.cli.output import print_message
+from loratory.cli.output import print_json, print_message, print_text
 from loratory.cli.verb import Verb
 from loratory.config import ModelConfig
 
@@ -36,10 +35,10 @@ def execute(arguments: list[str]) -> None:
     flags = tyro.cli(AskFlags, args=arguments, prog="loratory ask")
     pieces = _answer(flags)
     if flags.json:
-        print(json.dumps({"answer": "".join(pieces).strip()}, ensure_ascii=False))
+        print_json({"answer": "".join(pieces).strip()})
         return
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print_text(piece, end="")
     print()
 
 

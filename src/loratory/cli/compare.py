@@ -1,13 +1,13 @@
 """``loratory compare``: two runs on the same test examples."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import tyro
 
-from loratory.cli.output import print_wide
+from loratory.cli.output import print_json, print_text, print_wide
 from loratory.cli.verb import Verb
+from loratory.printable import printable_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ def execute(arguments: list[str]) -> None:
     if flags.html:
         write_text(flags.html, comparison_page(*pair, comparison))
     if flags.json:
-        print(json.dumps(comparison, ensure_ascii=False))
+        print_json(comparison)
         return
-    print_wide(render_comparison(comparison))
+    print_wide(render_comparison(printable_values(comparison)))
     if flags.html:
-        print(f"Page: {flags.html}")
+        print_text(f"Page: {flags.html}")
 
 
 VERB = Verb(

@@ -1,12 +1,11 @@
 """``loratory fill``: what a masked language model predicts for each mask of a text."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import tyro
 
-from loratory.cli.output import print_message
+from loratory.cli.output import print_json, print_message, print_text
 from loratory.cli.verb import Verb
 from loratory.config import BUILTIN_MASKED
 from loratory.errors import UserError
@@ -48,11 +47,11 @@ def execute(arguments: list[str]) -> None:
     masks, text = fill_masks(model, renderer, flags.text, flags.top)
     if flags.json:
         guesses = [[{"token": token, "probability": p} for token, p in mask] for mask in masks]
-        print(json.dumps({"masks": guesses, "text": text}, ensure_ascii=False))
+        print_json({"masks": guesses, "text": text})
         return
     for mask in masks:
-        print("  ".join(f"{token.strip() or token!r} {p:.1%}" for token, p in mask))
-    print(text)
+        print_text("  ".join(f"{token.strip() or token!r} {p:.1%}" for token, p in mask))
+    print_text(text)
 
 
 VERB = Verb(

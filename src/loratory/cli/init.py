@@ -1,12 +1,11 @@
 """``loratory init``: a task file guessed from data."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import tyro
 
-from loratory.cli.output import print_tokens
+from loratory.cli.output import print_json, print_text, print_tokens
 from loratory.cli.task_arguments import render_examples
 from loratory.cli.verb import Verb
 from loratory.config import Config, ModelConfig
@@ -46,11 +45,11 @@ def execute(arguments: list[str]) -> None:
     write_text(task_file.path, task_file.toml)
     if flags.json:
         columns = {"shown": task_file.shown, "left_out": task_file.left_out}
-        print(json.dumps({"task_file": str(task_file.path), **columns, "toml": task_file.toml}, ensure_ascii=False))
+        print_json({"task_file": str(task_file.path), **columns, "toml": task_file.toml})
         return
-    print(task_file.toml)
+    print_text(task_file.toml)
     print_tokens(sequences)
-    print(f"Written: {task_file.path}\nNext: loratory run {task_file.path.name}")
+    print_text(f"Written: {task_file.path}\nNext: loratory run {task_file.path.name}")
 
 
 VERB = Verb(

@@ -18,6 +18,7 @@ from loratory.errors import (
     UserError,
     did_you_mean,
 )
+from loratory.printable import printable
 from loratory.signals import termination_raised
 
 MODULES = (run, init, train, evaluate, predict, ask, fill, chat, compare, show)
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
         error = UserError(
             f"Unknown verb {arguments[0]!r}", None, ", ".join(VERBS), fix=did_you_mean(arguments[0], VERBS)
         )
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return WRONG_INPUT
     if HELP_FLAGS & {*arguments}:
         print(verb_help(verb, everything="--help-all" in arguments), end="")
@@ -72,13 +73,13 @@ def main(arguments: list[str]) -> int:
         with termination_raised():
             verb.execute(arguments[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
         print("Interrupted. Finished work is kept; repeat the command to resume.", file=sys.stderr)
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except Interrupted as error:
-        print(f"{error}.", file=sys.stderr)
+        print(printable(f"{error}."), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever reads our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,10 +88,10 @@ def main(arguments: list[str]) -> int:
         from loratory.storage import machine_problem
 
         if problem := machine_problem(error):
-            print(f"error: {problem}", file=sys.stderr)
+            print(printable(f"error: {problem}"), file=sys.stderr)
             return problem.exit_code
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            print(f"error: Out of memory\n  fix: lower --train.token-budget ({error})", file=sys.stderr)
+            print(printable(f"error: Out of memory\n  fix: lower --train.token-budget ({error})"), file=sys.stderr)
             return FAILED
         raise
     return DONE

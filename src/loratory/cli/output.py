@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratory.printable import json_text, printable, printable_values
+
 if TYPE_CHECKING:
     from loratory.events import Event
     from loratory.text import TokenizedExample
@@ -13,20 +15,29 @@ if TYPE_CHECKING:
 WIDTH_WITHOUT_TERMINAL = 400
 
 
+def print_text(text: str, end: str = "\n") -> None:
+    """Prints text that may come from data, models or file names."""
+    print(printable(text), end=end, flush=True)
+
+
+def print_json(value: Any) -> None:
+    print(json_text(value))
+
+
 def print_report(folder: Path, as_json: bool) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
         return
     from loratory.report import next_steps, render_table
 
-    print_wide(render_table(report, next_steps(folder, report)))
-    print(f"Report: {folder / 'report.html'}")
+    print_wide(render_table(printable_values(report), printable_values(next_steps(folder, report))))
+    print_text(f"Report: {folder / 'report.html'}")
 
 
 def print_message(event: "Event") -> None:
     """Prints the text of an event on standard error."""
-    print(event.text, file=sys.stderr)
+    print(printable(event.text), file=sys.stderr)
 
 
 def print_wide(content: Any) -> None:
@@ -45,5 +56,6 @@ def print_tokens(sequences: Iterable["TokenizedExample"]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for sequence in sequences:
         trained = int((sequence.loss_weights > 0).sum())
-        console.print(f"{sequence.source}: {len(sequence.token_ids)} tokens, {trained} trained", style="bold")
+        heading = f"{printable(sequence.source)}: {len(sequence.token_ids)} tokens, {trained} trained"
+        console.print(heading, style="bold", markup=False)
         console.print(highlighted(sequence), end="\n\n")

@@ -1,14 +1,15 @@
 """``loratory predict``: answers for every row of a file."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import tyro
 
+from loratory.cli.output import print_json
 from loratory.cli.progress import progress_display
 from loratory.cli.verb import Verb
+from loratory.printable import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,13 @@ def execute(arguments: list[str]) -> None:
         tuned = load(flags.run, force=flags.force, on_event=on_event)
         if flags.out:
             predict_to_file(tuned, rows, flags.out, on_event)
-            print(f"{len(rows)} answers written to {flags.out}", file=sys.stderr)
+            print(printable(f"{len(rows)} answers written to {flags.out}"), file=sys.stderr)
             return
         predictions = tuned.predictions(
             rows, lambda done, total: on_event(Event("progress", "predict", {"done": done, "total": total}))
         )
-    print("\n".join(json.dumps(answer_line(p), ensure_ascii=False) for p in predictions))
+    for prediction in predictions:
+        print_json(answer_line(prediction))
 
 
 VERB = Verb(

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from loratory.printable import printable
+
 if TYPE_CHECKING:
     from loratory.events import Event, EventCallback
 
@@ -19,7 +21,7 @@ def progress_display() -> Iterator["EventCallback"]:
 
     console = Console(stderr=True, highlight=False)
     columns = (
-        TextColumn("  {task.description:<16}"),
+        TextColumn("  {task.description:<16}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
@@ -36,27 +38,27 @@ def progress_display() -> Iterator["EventCallback"]:
         due = done == total or time.monotonic() - last_line[0] > SECONDS_BETWEEN_LINES
         if not console.is_terminal and due:
             last_line[0] = time.monotonic()
-            console.print(f"  {name} {done}/{total} {note}", soft_wrap=True)
+            console.print(f"  {name} {done}/{total} {note}", soft_wrap=True, markup=False)
 
     def show(event: "Event") -> None:
-        values = event.values
+        values, text = event.values, printable(event.text)
         match event.kind:
             case "stage":
-                console.print(f"[bold]{event.text}[/bold]")
+                console.print(text, style="bold", markup=False)
             case "message":
-                console.print(f"  {event.text}", soft_wrap=True, markup=False)
+                console.print(f"  {text}", soft_wrap=True, markup=False)
             case "progress":
-                advance(event.text, values["done"], values["total"], "")
+                advance(text, values["done"], values["total"], "")
             case "step":
                 left = (values["steps"] - values["step"]) * values["seconds"]
                 speed = values["tokens"] / values["seconds"]
                 note = f"loss {values['loss']:.3f}, {speed:.0f} tokens/s, about {left:.0f} s left"
-                advance(f"train {event.text}", values["step"], values["steps"], note)
+                advance(f"train {text}", values["step"], values["steps"], note)
             case "system":
-                if event.text in tasks:
-                    bars.remove_task(tasks.pop(event.text))
+                if text in tasks:
+                    bars.remove_task(tasks.pop(text))
                 result = f"{values['metric']} {values['value']:.1%} on the test examples ({values['seconds']:.1f} s)"
-                console.print(f"  {event.text}: {result}")
+                console.print(f"  {text}: {result}", markup=False)
 
     try:
         yield show

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from loratory.cli.output import print_tokens
+from loratory.cli.output import print_json, print_tokens
 from loratory.cli.task_arguments import Settings, parse_with_task, render_examples
 from loratory.cli.verb import Verb
 from loratory.config import Config
@@ -37,7 +37,7 @@ def execute(arguments: list[str]) -> None:
         print(text)
     elif flags.json:
         rows = [{"source": s.source, "tokens": token_records(s, renderer)} for s in sequences]
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
     else:
         print_tokens(sequences)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from loratory.config import Config, ModelConfig, check_config
+from loratory.printable import printable
 
 if TYPE_CHECKING:
     from loratory.data import Example, TaskFile
@@ -103,7 +104,7 @@ def confirmation(yes: bool, task_file: "TaskFile | None") -> Callable[[], bool]:
             from loratory.storage import write_text
 
             write_text(task_file.path, task_file.toml)
-            print(f"  Task file: {task_file.path}", file=sys.stderr)
+            print(printable(f"  Task file: {task_file.path}"), file=sys.stderr)
         return True
 
     return confirm

@@ -1,8 +1,8 @@
 """``loratory train``: fine-tuning alone."""
 
 import dataclasses
-import json
 
+from loratory.cli.output import print_json, print_text
 from loratory.cli.progress import progress_display
 from loratory.cli.run import COMMON_SETTINGS
 from loratory.cli.task_arguments import RunFlags, confirmation, parse_with_task
@@ -24,9 +24,9 @@ def execute(arguments: list[str]) -> None:
     with progress_display() as on_event:
         folder = train_only(flags.config, on_event, flags.overwrite, confirmation(flags.yes, task_file), flags.force)
     if flags.json:
-        print(json.dumps({"run": str(folder)}))
+        print_json({"run": str(folder)})
     else:
-        print(f"Trained: {folder}\nNext: loratory evaluate {folder}")
+        print_text(f"Trained: {folder}\nNext: loratory evaluate {folder}")
 
 
 VERB = Verb(

@@ -84,6 +84,6 @@ def row_tests(row: Row, code: CodeConfig) -> Tests | None:
     if name and "def check(" in statements:
         statements += f"\ncheck({name})"
     prefix = str(row.values.get(code.prefix or ("prompt" if name else ""), ""))
-    parts = [column_text(row, code.suffix)] if code.suffix else []
-    parts += [str(row.values.get("test_setup_code") or ""), statements]
-    return Tests(prefix, name, "\n".join(parts))
+    suffix = column_text(row, code.suffix) if code.suffix else ""
+    setup = str(row.values.get("test_setup_code") or "")
+    return Tests(prefix, name, suffix, f"{setup}\n{statements}")

@@ -17,13 +17,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Tests:
-    """The tests of a program: Python source before and after the answer."""
+    """The tests of a program, and the Python source before and after the answer."""
 
     prefix: str
     """The source that the answer may continue; may be empty."""
     name: str
     """The function that the answer has to define; empty if unknown."""
-    after: str
+    suffix: str
+    """The source that follows the answer; may be empty."""
+    statements: str
     """Statements that raise an exception if the answer is wrong."""
 
 

@@ -3,20 +3,33 @@
 import csv
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from loratory.data.limits import (
+    MAX_CELL,
+    MAX_FILE,
+    MAX_RATIO,
+    MAX_ROW,
+    RATIO_CHECKED,
+    Budget,
+    bounded_lines,
+    check_columns,
+    check_file_size,
+    too_large,
+)
+from loratory.data.parquet import parquet_rows
 from loratory.errors import UserError
 
+WHITE_SPACE = re.compile(r"\s*")
 HUB = "hub:"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".jsonl.gz")
-MAX_DECOMPRESSED = 2**31  # bytes of a .gz file after decompression
-MAX_FIELD_CHARACTERS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
         raise UserError("Unknown type of data file", name, expected=", ".join(SUFFIXES), found=suffix or "no suffix")
     if not path.is_file():
         raise UserError("Data file not found", name, fix="check the path; in a task file it is relative to that file")
+    check_file_size(name, path.stat().st_size)
     try:
         rows = readers[SUFFIXES.index(suffix)](path)
     except UnicodeDecodeError as error:
@@ -66,63 +80,129 @@ def _bad_line(path: Path) -> int:
 
 def _read_delimited(path: Path, delimiter: str) -> list[Row]:
     # The csv module instead of pandas: values stay text ("01", "NA"), and line numbers are known.
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    csv.field_size_limit(MAX_CELL)
+    budget = Budget(str(path))
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        size = [0]  # of the row that is being read
+        reader = csv.reader(_row_lines(file, path, size), delimiter=delimiter, strict=True)
         rows, header, start = [], None, 1
         try:
             for fields in reader:
-                place, start = f"{path}:{start}", reader.line_num + 1
+                place, start, size[0] = f"{path}:{start}", reader.line_num + 1, 0
                 if not fields:
                     continue
+                if any("\0" in field for field in fields):
+                    raise UserError("The file contains NUL characters", place, fix="save it as UTF-8")
                 if header is None:
                     header = fields
-                    _check_header(header, place)
+                    check_columns(header, place)
                 elif len(fields) != len(header):
                     raise UserError("A row has the wrong number of columns", place, str(len(header)), str(len(fields)))
                 else:
-                    rows.append(Row(dict(zip(header, fields, strict=True)), place))
+                    rows.append(_row(dict(zip(header, fields, strict=True)), place, budget))
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise too_large(f"{path}:{start}", MAX_CELL + 1) from error
             raise UserError("Malformed row", f"{path}:{start}", found=str(error)) from error
     return rows
 
 
-def _check_header(header: list[str], place: str) -> None:
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError("Two columns have the same name", place, found=repr(name))
+def _row_lines(file: Any, path: Path, size: list[int]) -> Iterator[str]:
+    """The lines of a file. Raises UserError when the lines of one row are together larger than a row may be."""
+    for number, line in bounded_lines(file, str(path)):
+        size[0] += len(line)
+        if size[0] > MAX_ROW:
+            raise UserError("A row is too large", f"{path}:{number}", f"at most {MAX_ROW} characters")
+        yield line
+
+
+def _row(values: Any, place: str, budget: Budget) -> Row:
+    """A row that fits the limits. Raises UserError."""
+    if not isinstance(values, dict):
+        raise UserError("A record must be a JSON object", place, found=type(values).__name__)
+    budget.admit(values, place)
+    return Row(values, place)
 
 
 def _read_json_lines(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig") as file:
-        return _json_lines(file, path)
+        return _json_lines(bounded_lines(file, str(path)), path)
 
 
-def _json_lines(file: Iterable[str], path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            rows.append(_json_row(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
-    return rows
+def _json_lines(lines: Iterable[tuple[int, str]], path: Path) -> list[Row]:
+    budget = Budget(str(path))
+    return [
+        _row(parse_json(line, f"{path}:{number}"), f"{path}:{number}", budget) for number, line in lines if line.strip()
+    ]
 
 
 def _read_compressed(path: Path) -> list[Row]:
     try:
         with gzip.open(path) as file:
-            content = file.read(MAX_DECOMPRESSED + 1)
+            return _json_lines(_decompressed_lines(file, path), path)
     except (OSError, EOFError, zlib.error) as error:
         fix = "decompress it by hand"
         raise UserError("The compressed file is damaged", str(path), found=str(error), fix=fix) from error
-    if len(content) > MAX_DECOMPRESSED:
-        raise UserError("The compressed file is too large", str(path), f"at most {MAX_DECOMPRESSED} bytes decompressed")
-    return _json_lines(content.decode("utf-8-sig").splitlines(), path)
+
+
+def _decompressed_lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a compressed file. Raises UserError as soon as they are too many bytes, absolutely or relative to
+    the file."""
+    compressed, size = path.stat().st_size, 0
+    for number, line in bounded_lines(file, str(path)):
+        size += len(line)
+        if size > MAX_FILE or (size > RATIO_CHECKED and size > MAX_RATIO * compressed):
+            expected = f"at most {MAX_FILE} bytes decompressed, and at most {MAX_RATIO} times its size"
+            raise UserError("The compressed file is too large", f"{path}:{number}", expected)
+        yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
 
 
 def _read_json(path: Path) -> list[Row]:
-    records = parse_json(path.read_text(encoding="utf-8-sig"), str(path))
-    if not isinstance(records, list):
-        raise UserError("A json file must contain a list of records", str(path), found=type(records).__name__)
-    return [_json_row(record, f"{path}, record {i}") for i, record in enumerate(records, 1)]
+    """The records of a list, each parsed on its own."""
+    text = path.read_text(encoding="utf-8-sig")
+    budget, rows = Budget(str(path)), []
+    for value in _list_items(text, path):
+        rows.append(_row(value, f"{path}, record {len(rows) + 1}", budget))
+    return rows
+
+
+def _list_items(text: str, path: Path) -> Iterator[Any]:
+    """The items of a JSON list. Raises UserError if the text is not a list or an item is larger than a row may be."""
+    position = WHITE_SPACE.match(text).end()  # type: ignore[union-attr]
+    if text[position : position + 1] != "[":
+        value = parse_json(text[:MAX_ROW], str(path))
+        raise UserError("A json file must contain a list of records", str(path), found=type(value).__name__)
+    number, expected = 0, r"\["
+    while True:
+        separator = re.compile(rf"\s*{expected}\s*").match(text, position)
+        if separator is None:
+            break
+        position, number, expected = separator.end(), number + 1, ","
+        if number == 1 and text[position : position + 1] == "]":
+            break
+        value, position = _item(text, position, path, number)
+        yield value
+    if not re.compile(r"\s*\]\s*\Z").match(text, position):
+        line = text.count("\n", 0, position) + 1
+        raise UserError("Malformed JSON", f"{path}:{line}", "a comma or the end of the list after each record")
+
+
+def _item(text: str, position: int, path: Path, number: int) -> tuple[Any, int]:
+    """The JSON value at a position and the position after it, read from no more text than a row may have."""
+    size = 1 << 12
+    while True:
+        window = text[position : position + size]
+        try:
+            value, end = json.JSONDecoder().raw_decode(window)
+            if end < len(window) or position + size >= len(text):  # a number may go on after the window
+                return value, position + end
+        except (ValueError, RecursionError) as error:
+            if position + size >= len(text):
+                line = text.count("\n", 0, position + getattr(error, "pos", 0)) + 1
+                raise UserError("Malformed JSON", f"{path}:{line}", found=str(error)) from error
+        if size == MAX_ROW:
+            raise UserError("A row is too large", f"{path}, record {number}", f"at most {MAX_ROW} characters")
+        size = min(8 * size, MAX_ROW)
 
 
 def parse_json(text: str, place: str) -> Any:
@@ -133,18 +213,9 @@ def parse_json(text: str, place: str) -> Any:
         raise UserError("Malformed JSON", place, found=str(error)) from error
 
 
-def _json_row(record: Any, place: str) -> Row:
-    if not isinstance(record, dict):
-        raise UserError("A record must be a JSON object", place, found=type(record).__name__)
-    return Row(record, place)
-
-
 def _read_parquet(path: Path) -> list[Row]:
-    try:
-        table = datasets.Dataset.from_parquet(str(path))
-    except Exception as error:  # the reader raises many types of errors, not all of them public
-        raise UserError("The parquet file cannot be read", str(path), found=str(error)) from error
-    return _rows_of(table, str(path))
+    budget = Budget(str(path))
+    return [_row(record, f"{path}, row {i}", budget) for i, record in enumerate(parquet_rows(path), 1)]
 
 
 def _read_hub(name: str, split: str) -> list[Row]:
@@ -164,10 +235,10 @@ def _read_hub(name: str, split: str) -> list[Row]:
 def _rows_of(table: Any, name: str) -> list[Row]:
     """The rows of a dataset; class labels stored as numbers are replaced by their names."""
     named = {key: f for key, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
-    rows = []
+    rows, budget = [], Budget(name)
     for i, record in enumerate(table, 1):
         labels = {k: f.int2str(record[k]) for k, f in named.items() if record[k] is not None and record[k] >= 0}
-        rows.append(Row({**record, **labels}, f"{name}, row {i}"))
+        rows.append(_row({**record, **labels}, f"{name}, row {i}", budget))
     return rows
 
 
@@ -183,4 +254,7 @@ def column_text(row: Row, name: str) -> str:
     """The text of a row's cell. Raises UserError if the row does not have the column."""
     if name not in row.values:
         raise UserError(f"The row has no column {name!r}", row.source, found=", ".join(map(str, row.values)))
-    return cell_text(row.values[name])
+    text = cell_text(row.values[name])
+    if len(text) > MAX_CELL:  # such as the text of binary data
+        raise too_large(f"{row.source}, column {name!r}", len(text))
+    return text

@@ -121,8 +121,11 @@ def code_system(prompting: PromptedModel, seconds: float | None, note: str | Non
         predictions = [dataclasses.replace(g, answer=extract_code(g.answer)) for g in generated]
         if seconds is None:
             return predictions
-        pairs = zip(predictions, examples, strict=True)
-        outcomes = [run_program(*candidate_programs(p.answer, e.tests), seconds=seconds) for p, e in pairs]
+        outcomes = [
+            run_program(*candidate_programs(p.answer, e.tests), tests=e.tests.statements, seconds=seconds)
+            for p, e in zip(predictions, examples, strict=True)
+            if e.tests
+        ]
         return [dataclasses.replace(p, failure=o.reason) for p, o in zip(predictions, outcomes, strict=True)]
 
     return System(predict, note, None)
@@ -134,16 +137,15 @@ def extract_code(answer: str) -> str:
     return match[1].rstrip() if match else answer
 
 
-def candidate_programs(answer: str, tests: Tests | None) -> list[str]:
-    """The programs that may test an answer, the most likely first.
+def candidate_programs(answer: str, tests: Tests) -> list[str]:
+    """The programs that an answer may be, the most likely first.
 
     The answer stands alone if it defines the tested function or if there is no prefix to continue. Otherwise it follows
     the prefix, once as it is and once with the indentation that its first line may have lost.
     """
-    assert tests, "only examples with tests are run"
     whole = not tests.prefix or (tests.name and re.search(rf"^\s*def {re.escape(tests.name)}\b", answer, re.MULTILINE))
     starts = [""] if whole else [tests.prefix, tests.prefix + "    "]
-    return [f"{start}{answer}\n{tests.after}" for start in starts]
+    return [f"{start}{answer}\n{tests.suffix}" for start in starts]
 
 
 def label_scoring_system(

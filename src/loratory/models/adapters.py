@@ -20,8 +20,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
 from loratory.models.identity import WEIGHTS, differing_files
-from loratory.models.loading import LoadedModel, read_json
+from loratory.models.loading import LoadedModel
 from loratory.models.lora_linear import lora_linear
+from loratory.models.untrusted import check_adapter_folder, read_json
 from loratory.storage import (
     TUNED_MODEL_FILES,
     atomic_folder,
@@ -277,6 +278,7 @@ def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bo
     if (different := differing_files(recorded, base.hashes)) and not force:
         fix = f"restore the files of {base.name}, or add --force"
         raise UserError("The adapter was trained on a different base model", str(folder), found=different, fix=fix)
+    check_adapter_folder(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if fused:

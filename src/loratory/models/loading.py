@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.resources
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
 from loratory.machine import Machine
 from loratory.models.identity import model_hashes
+from loratory.models.untrusted import check_model_folder
 
 # For models without a chat template: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (
@@ -90,6 +90,7 @@ def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
 
 
 def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
+    check_model_folder(folder)
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -269,14 +270,3 @@ def _stop_ids(folder: Path, settings: PretrainedConfig, tokenizer: PreTrainedTok
     for ids in stops:
         union.update([ids] if isinstance(ids, int) else ids or [])
     return tuple(sorted(union))
-
-
-def read_json(path: Path) -> dict:
-    """Reads a JSON object from an untrusted file. Raises UserError if the file is unreadable or not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("The file cannot be read", str(path), found=str(error)) from error
-    if not isinstance(value, dict):
-        raise UserError("The file must contain a JSON object", str(path))
-    return value

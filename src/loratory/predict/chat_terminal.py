@@ -9,16 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loratory.printable import printable
 from loratory.signals import interrupt_requested
 
 try:
     import readline  # adds line editing and a history to input()
 except ImportError:  # Windows
     readline = None
-
-# Control characters are shown as Unicode control pictures. The mapping is one to one, so text positions stay valid.
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-CONTROL_PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,12 @@ class Terminal:
     """Context manager for the time of an answer; yields a function that returns whether the user wants it to stop."""
 
 
-def printable(text: str) -> str:
-    """The text with control characters, except tab and newline, replaced by pictures; the length stays the same."""
-    return text.translate(CONTROL_PICTURES)
-
-
 def side_by_side(texts: Mapping[str, str]) -> Table:
     """Named texts in columns of equal width."""
     table = Table(expand=True)
     for name in texts:
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(*(Text(text) for text in texts.values()))
+    table.add_row(*(Text(printable(text)) for text in texts.values()))
     return table
 
 
@@ -63,7 +55,7 @@ def standard_terminal() -> Terminal:
             raise
 
     def notify(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     # If the input is piped, an interrupt ends the program instead of the current answer.
     interruption = interrupt_requested if interactive else lambda: nullcontext(lambda: False)

@@ -10,7 +10,8 @@ from rich.live import Live
 from torch import nn
 
 from loratory.models import adapter_disabled, has_adapter
-from loratory.predict.chat_terminal import printable, side_by_side
+from loratory.predict.chat_terminal import side_by_side
+from loratory.printable import printable
 from loratory.text import RenderedPrompt, Renderer, TokenizedExample, decode
 from loratory.tree import decode_pieces, stream_ids
 

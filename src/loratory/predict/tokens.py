@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from loratory.printable import printable
 from loratory.text import Renderer, TokenizedExample, token_texts
 
 IGNORED = -100  # the default ignore_index of PyTorch's cross-entropy
@@ -19,7 +20,7 @@ def highlighted(sequence: TokenizedExample) -> Text:
     """The text with target tokens on green; adjacent tokens alternate in shade."""
     text = Text()
     for number, (piece, trained) in enumerate(token_texts(sequence)):
-        text.append(piece.replace("\n", "↵\n"), style=TRAINED if trained else SHADES[number % 2])
+        text.append(printable(piece).replace("\n", "↵\n"), style=TRAINED if trained else SHADES[number % 2])
     return text
 
 

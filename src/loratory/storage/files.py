@@ -77,6 +77,8 @@ def parsed_json(text: str | bytes) -> Any:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError if it cannot be read or is not an object."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
         value = parsed_json(path.read_bytes())
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
@@ -176,7 +178,8 @@ def changed_files(folder: Path, hashes: dict[str, str]) -> list[str]:
     changed = []
     for name, digest in hashes.items():
         with contextlib.suppress(OSError):
-            if sha256_of([folder / name]) == digest:
+            # Opening a pipe would wait for somebody to write to it.
+            if (folder / name).is_file() and sha256_of([folder / name]) == digest:
                 continue
         changed.append(name)
     return changed

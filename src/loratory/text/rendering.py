@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from loratory.data import ANSWER_SLOT, Example, Message
 from loratory.errors import UserError
 from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, split_at_slot, with_answer
-from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments, template_source
+from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments
 
 # Fill-in-the-middle tokens of model families: those before the prefix, before the suffix, and before the middle.
 FIM_TOKENS = (
@@ -148,7 +148,7 @@ def template_deviation(renderer: Renderer) -> str | None:
     differing = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     first = next(differing, min(len(ours), len(theirs)))
     our_end, their_end = (repr(text[first:][:80].replace(answer, "ANSWER")) for text in (ours, theirs))
-    unset = template_arguments(template_source(renderer.tokenizer)).difference(renderer.template_kwargs)
+    unset = template_arguments(renderer).difference(renderer.template_kwargs)
     hint = "; template_kwargs.enable_thinking = false may fix this" if "enable_thinking" in unset else ""
     return f"Training and inference use {our_end} where the chat template itself writes {their_end}{hint}"
 

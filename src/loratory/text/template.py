@@ -15,9 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-import jinja2.meta
-import jinja2.nodes
 import numpy as np
 from jaxtyping import Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -26,9 +23,11 @@ from loratory.config import PromptConfig
 from loratory.data import TOOLS, Message
 from loratory.errors import UserError, did_you_mean
 from loratory.models import LoadedTokenizer
+from loratory.text.template_runner import TemplateFailure, template_runner
 
 # Texts that no template contains itself, used to find where a template puts the text it is given.
 PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
+CONTEXT = 64  # tokens
 # Variables that Transformers itself passes to every template; users cannot set them.
 RESERVED = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
@@ -61,6 +60,11 @@ class Renderer:
     max_length: int = 2**31
     """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
 
+    @property
+    def name(self) -> str:
+        """The model's name or folder."""
+        return str(getattr(self.tokenizer, "name_or_path", ""))
+
     @functools.cached_property
     def ending_text(self) -> str:
         """The text of the ending, decoded after an answer: on its own, some tokenizers drop its first space."""
@@ -89,8 +93,17 @@ class Renderer:
 
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
-        """How many characters the first 0, 1, 2, ... tokens decode to."""
-        lengths = [len(decode(self.tokenizer, token_ids[:n])) for n in range(len(token_ids) + 1)]
+        """How many characters the first 0, 1, 2, ... tokens decode to.
+
+        Decodes each prefix from ``CONTEXT`` to twice as many tokens before its end, because whole prefixes would take
+        time quadratic in their length; what a token decodes to depends on few tokens before it.
+        """
+        lengths = [0]
+        for start in range(0, len(token_ids), CONTEXT):
+            first = max(0, start - CONTEXT)
+            before = lengths[start] - len(decode(self.tokenizer, token_ids[first:start]))
+            ends = range(start + 1, min(start + CONTEXT, len(token_ids)) + 1)
+            lengths += [before + len(decode(self.tokenizer, token_ids[first:end])) for end in ends]
         return np.minimum.accumulate(lengths[::-1])[::-1].tolist()
 
     def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
@@ -116,7 +129,13 @@ class Renderer:
     @functools.lru_cache(maxsize=10_000)  # noqa: B019
     def encode_part(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
         """Ids and character spans of a text, from one call of the tokenizer."""
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        try:
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except BaseException as error:  # a regular expression that gives up; it is not an Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            fix = "choose another model, or remove the row"
+            raise UserError("The tokenizer fails on a text", self.name, found=str(error)[:200], fix=fix) from error
         spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         return np.array(encoding["input_ids"], dtype=np.int64), spans
 
@@ -162,14 +181,15 @@ def make_renderer(
     """
     date = datetime.date.today().isoformat() if prompt.date == "auto" else prompt.date
     try:
-        day = datetime.datetime.strptime(date, "%Y-%m-%d")
+        date = datetime.datetime.strptime(date, "%Y-%m-%d").date().isoformat()
     except ValueError as error:
         raise UserError("prompt.date is not a date", where, "YYYY-MM-DD or auto", repr(date)) from error
     source = template_source(tokenizer)
-    _check_template_kwargs(source, prompt.template_kwargs, where)
-    dated = _with_date(source, day)
-    frozen: dict[str, Any] = {"chat_template": dated} if dated != source else {}
-    renderer = Renderer(tokenizer, {**prompt.template_kwargs, **frozen}, date, (), tuple(stop_ids), "")
+    renderer = Renderer(tokenizer, prompt.template_kwargs, date, (), tuple(stop_ids), "")
+    _check_template_kwargs(renderer, prompt.template_kwargs, where)
+    dated = _with_date(renderer, source)
+    if dated != source:
+        renderer = dataclasses.replace(renderer, template_kwargs={**prompt.template_kwargs, "chat_template": dated})
     _check_user_is_shown(renderer)
     return _with_ending(dataclasses.replace(renderer, leading_space=_leading_space(renderer)))
 
@@ -184,64 +204,65 @@ def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
     return template
 
 
-def _parse(source: str) -> jinja2.nodes.Template:
-    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
+@functools.cache
+def _described(name: str, source: str, day: str) -> dict[str, Any]:
     try:
-        return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-    except (jinja2.TemplateSyntaxError, RecursionError) as error:
-        raise UserError("The chat template is malformed", found=str(error)[:300]) from error
+        return template_runner().describe(name, source, day)
+    except TemplateFailure as error:
+        raise UserError("The chat template is malformed", name, found=str(error)) from error
 
 
-def _with_date(source: str, day: datetime.datetime) -> str:
-    """Replaces the template's calls of ``strftime_now`` with the given day, so that a run always shows the same date.
+def _with_date(renderer: Renderer, source: str) -> str:
+    """Replaces the template's calls of ``strftime_now`` with the renderer's day, so that a run always shows the same
+    date.
 
     Raises UserError if the template computes the date format, because the day cannot be inserted then.
     """
-    call = r"""strftime_now\(\s*(["'])((?:(?!\1).)*)\1\s*\)"""
-    dated = re.sub(call, lambda m: repr(day.strftime(m[2])), source)
-    if "strftime_now" in dated and any(
-        isinstance(call.node, jinja2.nodes.Name) and call.node.name == "strftime_now"
-        for call in _parse(dated).find_all(jinja2.nodes.Call)
-    ):
+    found = _described(renderer.name, source, renderer.date)
+    if found["computes_date"]:
         raise UserError(
             "The chat template computes its date format, so the date cannot be frozen", fix="choose another model"
         )
-    return dated
+    return found["dated"]
 
 
-@functools.cache
-def template_arguments(source: str) -> frozenset[str]:
-    """The names of the variables in a template that users may set."""
-    return frozenset(jinja2.meta.find_undeclared_variables(_parse(source)) - RESERVED)
+def template_arguments(renderer: Renderer) -> frozenset[str]:
+    """The names of the variables in the renderer's template that users may set."""
+    source = template_source(renderer.tokenizer)
+    return frozenset(_described(renderer.name, source, renderer.date)["variables"]) - RESERVED
 
 
-def _check_template_kwargs(source: str, arguments: Mapping[str, Any], where: str) -> None:
+def _check_template_kwargs(renderer: Renderer, arguments: Mapping[str, Any], where: str) -> None:
     """Raises UserError for a misspelled argument: templates silently ignore arguments that they do not use."""
     for name in arguments:
-        if name not in (known := template_arguments(source)):
+        if name not in (known := template_arguments(renderer)):
             options = f"use one of: {', '.join(sorted(known))}" if known else "remove it; the template has no arguments"
             fix = did_you_mean(name, known) or options
             raise UserError(f"The chat template has no argument {name!r}", f"{where}, prompt.template_kwargs", fix=fix)
 
 
+def _template_and_arguments(renderer: Renderer, tools: list | None) -> tuple[str, dict[str, Any]]:
+    """The template that is used for these tools, and what it gets in addition to the messages."""
+    arguments = {**renderer.tokenizer.special_tokens_map, **renderer.template_kwargs}
+    template = renderer.tokenizer.get_chat_template(arguments.pop("chat_template", None), tools)
+    return template, arguments
+
+
 def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool) -> str:
     """Renders messages with the chat template; with ``prompt``, the text ends where the answer begins.
 
-    Raises UserError if the template fails.
+    The text is that of ``tokenizer.apply_chat_template``. Raises UserError if the template fails or breaks a limit.
     """
     messages = tuple(messages)
     turns = [{"role": m.role, "content": m.content} for m in messages if m.role != TOOLS]
     tools = [tool for m in messages if m.role == TOOLS for tool in json.loads(m.content)] or None
+    template, arguments = _template_and_arguments(renderer, tools)
     try:
-        text = renderer.tokenizer.apply_chat_template(
-            turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **renderer.template_kwargs
-        )
-    except Exception as error:  # a template is third-party code: it can divide by zero or recurse infinitely
+        return template_runner().render(renderer.name, template, turns, tools, prompt, arguments)
+    except TemplateFailure as error:  # a template is third-party code: it can divide by zero or recurse infinitely
         has_system = any(t["role"] == "system" for t in turns)
         fix = "move the system text to [prompt] user" if has_system else None
-        raise UserError("The chat template rejects these messages", found=str(error)[:300], fix=fix) from error
-    assert isinstance(text, str)
-    return text
+        raise UserError("The chat template rejects these messages", found=str(error), fix=fix) from error
 
 
 def _check_user_is_shown(renderer: Renderer) -> None:
