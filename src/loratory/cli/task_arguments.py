@@ -117,8 +117,9 @@ def render_examples(
     from loratory.data import load_split
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_for, tokenize, with_mask_count
+    from loratory.text import check_system_is_shown, renderer_for, start_template_process, tokenize, with_mask_count
 
+    start_template_process()
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = load_tokenizer(config.model)
     check_model_kind(config, text, config.model.name)

@@ -11,7 +11,7 @@ from loratory.errors import UserError
 from loratory.evaluation import Prediction
 from loratory.events import Event, EventCallback
 from loratory.predict.tuned import Tuned
-from loratory.storage import only_writer_of_file, open_output, parsed_json, sha256_of_text, write_text
+from loratory.storage import only_writer_of_file, open_output, parsed_json, sha256_of_text
 
 ROWS_AT_ONCE = 256  # always the same, so that a resumed prediction computes the same batches
 JSON_LINES, DELIMITERS = (".jsonl", ""), {".csv": ",", ".tsv": "\t"}
@@ -52,7 +52,7 @@ def predict_to_file(tuned: Tuned, rows: Sequence[Row], out: Path, on_event: Even
                 file.write(json.dumps(lines[-1], ensure_ascii=False, allow_nan=False) + "\n")
                 if len(lines) % ROWS_AT_ONCE == 0:
                     file.flush()
-        with open_output(out, out.with_name(f"{out.name}.tmp")) as file:
+        with open_output(out, _temporary(out)) as file:
             delimiter = DELIMITERS.get(out.suffix.lower())
             _write_json_lines(file, lines) if delimiter is None else _write_table(file, rows, lines, delimiter)
         part.unlink()
@@ -87,10 +87,16 @@ def _open_part(part: Path, identity: Mapping[str, Any], on_event: EventCallback)
         raise UserError("This file is in the way", str(part), fix="move it, or choose another --out")
     whole = len(answers[:-1]) // ROWS_AT_ONCE * ROWS_AT_ONCE if header == identity and all(answers[:-1]) else 0
     kept = answers[:whole]
-    write_text(part, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (identity, *kept)))
+    with open_output(part, _temporary(part)) as file:
+        _write_json_lines(file, [dict(identity), *kept])
     if kept:
         on_event(Event("message", f"Resumed after {len(kept)} rows"))
     return kept
+
+
+def _temporary(path: Path) -> Path:
+    """The same name for every call, so that the next one replaces what a killed one has left."""
+    return path.with_name(f".{path.name}.loratory-tmp")
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -30,7 +30,15 @@ from loratory.events import Event, EventCallback, ProgressCallback, ignore_event
 from loratory.machine import different_versions, resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
 from loratory.storage import is_finished, is_run
-from loratory.text import Renderer, check_system_is_shown, fit_to_context, render_prompt, renderer_for, tokenize
+from loratory.text import (
+    Renderer,
+    check_system_is_shown,
+    fit_to_context,
+    render_prompt,
+    renderer_for,
+    start_template_process,
+    tokenize,
+)
 from loratory.tree import Layout, Rule, choose_layout, label_log_probs, stream
 
 TOKEN_BUDGET = TrainConfig().token_budget
@@ -160,6 +168,7 @@ def load(
     the adapter or of the base model is not the one that was trained and measured.
     """
     folder = _trained_folder(Path(path))
+    start_template_process()
     card = read_card(folder, force)
     if is_run(folder.parent) and not is_finished(folder.parent):
         on_event(Event("message", f"The run in {folder.parent} is not finished: how it answers may still change"))
@@ -191,6 +200,7 @@ def load(
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
     """Loads a base model and its renderer. Raises UserError if the model cannot be loaded."""
+    start_template_process()
     base = load_model(ModelConfig(name), resolve_machine("auto", "auto", 0))
     return base, renderer_for(base.text, PromptConfig())
 

@@ -30,6 +30,7 @@ from loratory.text import (
     Renderer,
     TokenizedExample,
     renderer_for,
+    start_template_process,
     template_deviation,
     token_texts,
     tokenize,
@@ -64,6 +65,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     if is_demonstration(config):
         on_event(Event("message", demonstration_text(config.model.name == BUILTIN_MASKED)))
     on_event(Event("stage", "load"))
+    start_template_process()
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     if chooses_on_validation(config) and not split.validation:
         raise UserError(

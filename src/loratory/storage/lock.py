@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from loratory.errors import UserError
-from loratory.storage.files import read_json_object, write_json
+from loratory.storage.files import json_text, read_json_object
 
 LOCK, OWNER = ".lock", ".owner.json"
 
@@ -52,7 +52,8 @@ def _held(path: Path, owner: Path) -> Iterator[bool]:
         return
     try:
         started = datetime.now().astimezone().isoformat(timespec="seconds")
-        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
+        # Not atomic, so that a kill leaves no other file: whoever reads half of it does without the name of the owner.
+        owner.write_text(json_text({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
         yield True
     finally:
         # Another process may already have opened the lock file; it notices that the file is gone, and tries again.

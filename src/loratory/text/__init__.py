@@ -27,6 +27,7 @@ from loratory.text.rendering import (
     with_mask_count,
 )
 from loratory.text.template import Renderer, check_system_is_shown, check_tools_are_shown, decode, renderer_for
+from loratory.text.template_runner import start_template_process
 
 __all__ = [
     "MaskedText",
@@ -48,6 +49,7 @@ __all__ = [
     "render_prompt",
     "renderer_for",
     "split_at_slot",
+    "start_template_process",
     "template_deviation",
     "token_texts",
     "tokenize",

@@ -34,6 +34,7 @@ class TemplateRunner:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.owner = 0
+        self.is_ready = False
         self.templates: dict[str, int] = {}
         self.deadline: float | None = None
         self.lock = threading.Lock()
@@ -61,6 +62,12 @@ class TemplateRunner:
         with self.lock:
             return self._ask(name, {"describe": template, "day": day})
 
+    def begin(self) -> None:
+        """Starts the process without waiting for it, so that it is ready when the first text is to be rendered."""
+        with self.lock:
+            if not self._is_running():
+                self._start()
+
     def stop(self) -> None:
         """Ends the process."""
         process, self.process, self.templates = self.process, None, {}
@@ -75,6 +82,8 @@ class TemplateRunner:
     def _ask(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         if not self._is_running():
             self._start()
+        if not self.is_ready:
+            self._wait_until_ready()
         process = self.process
         assert process and process.stdin and process.stdout
         try:
@@ -106,10 +115,12 @@ class TemplateRunner:
         pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"}
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, env=environment)
-        self.owner = os.getpid()
-        assert self.process.stdin and self.process.stdout
-        self.deadline = time.monotonic() + STARTING  # not the template's fault, so it has a longer limit of its own
+        self.owner, self.is_ready = os.getpid(), False
         threading.Thread(target=self._watch, args=(self.process,), daemon=True).start()
+
+    def _wait_until_ready(self) -> None:
+        assert self.process and self.process.stdin and self.process.stdout
+        self.deadline = time.monotonic() + STARTING  # not the template's fault, so it has a longer limit of its own
         try:
             self.process.stdin.write(b'{"add": ""}\n')
             self.process.stdin.flush()
@@ -121,7 +132,7 @@ class TemplateRunner:
         if not started:
             self.stop()
             raise OSError("the process for chat templates did not start")
-        self.templates = {"": 0}
+        self.is_ready, self.templates = True, {"": 0}
 
     def _watch(self, process: subprocess.Popen) -> None:
         """Kills the process when a request is late. Pipes cannot be read with a timeout on every system."""
@@ -146,3 +157,8 @@ def _broken(name: str, limit: str) -> UserError:
 def template_runner() -> TemplateRunner:
     """The one process for templates; all renderers share it."""
     return TemplateRunner()
+
+
+def start_template_process() -> None:
+    """Starts the process for templates ahead of time: it needs a second, in which the model can be loaded."""
+    template_runner().begin()
