@@ -152,9 +152,9 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
         evaluate_tuned(fold, model, on_event)
         restore_base(fold, model)
     on_event(Event("stage", "all examples"))
-    measure_retained(job, job.base.model, "before")
+    measure_retained(job, job.base.model, "before", on_event)
     model = load_or_train(job, on_event)
-    measure_retained(job, model, "after")
+    measure_retained(job, model, "after", on_event)
     for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED)):
         if not all(is_evaluated(fold.run, name) for fold in folds):
             continue
@@ -183,7 +183,7 @@ def evaluate_systems(
 
 def evaluate_baselines(job: Job, on_event: EventCallback) -> None:
     """Evaluates the systems that need no tuning: prompting, few-shot prompting, classifiers, copying."""
-    measure_retained(job, job.base.model, "before")
+    measure_retained(job, job.base.model, "before", on_event)
     evaluate_systems(
         job,
         {name: baseline_system(job, name) for name in pending_systems(job, BASELINE_SYSTEMS)},
@@ -194,7 +194,7 @@ def evaluate_baselines(job: Job, on_event: EventCallback) -> None:
 
 def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
     """Evaluates the tuned model on the same examples as the baselines."""
-    measure_retained(job, model, "after")
+    measure_retained(job, model, "after", on_event)
     evaluate_systems(
         job,
         {name: tuned_system(job, model, name) for name in pending_systems(job, TUNED)},

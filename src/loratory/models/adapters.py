@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
-from loratory.models.loading import LoadedModel, read_json
+from loratory.models.loading import LoadedModel, non_finite, read_json
 from loratory.models.lora_linear import lora_linear
 from loratory.storage import atomic_folder, write_json, write_text
 
@@ -226,8 +226,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
     """Loads a saved LoRA adapter onto the base model, for inference.
 
-    Raises UserError if the adapter is missing, stored as pickle, or was trained on different base model weights (unless
-    ``force``).
+    Raises UserError if the adapter is missing, stored as pickle, not finite, or was trained on different base model
+    weights (unless ``force``).
     """
     card = read_card(folder)
     if not (folder / ADAPTER_WEIGHTS).exists():
@@ -247,4 +247,6 @@ def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bo
         model = PeftModel.from_pretrained(base.model, str(folder), config=config)
     except Exception as error:  # corrupt files raise many kinds of exceptions
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
+    if bad := non_finite((n, p) for n, p in model.named_parameters() if "lora_" in n):
+        raise UserError("The adapter contains NaN or infinite values", str(folder), found=f"in {bad}")
     return model.eval()

@@ -13,7 +13,8 @@ from loratory.metrics import duration
 from loratory.run.job import Job
 from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, baseline_system, selected_systems
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
-from loratory.training import StepResult, make_optimizer, total_steps, train
+from loratory.run.unsound import base_model_error
+from loratory.training import NotFinite, StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up
 TRIAL_FRACTION, MIN_TRIALS, MAX_TRIALS = 50, 2, 16  # one in 50 examples is tried, but at least 2 and at most 16
@@ -50,12 +51,18 @@ def make_plan(job: Job, baselines: bool) -> Plan:
 
 
 def _try_training(job: Job) -> StepResult:
-    """The result of the last of a few steps at learning rate 0, after which the base model is restored."""
+    """The result of the last of a few steps at learning rate 0, after which the base model is restored.
+
+    Raises UserError if the loss or its gradient is NaN or infinite.
+    """
     model = with_fresh_adapter(job)
     optimizer = make_optimizer(model, job.config.train, job.config.adapter.lora_plus)
     with torch.random.fork_rng():
         steps = train(model, job.train_sequences, optimizer, job.config.train, 0.0, job.layout)
-        results = [result for _, result in zip(range(PROBED_STEPS), steps, strict=False)]
+        try:
+            results = [result for _, result in zip(range(PROBED_STEPS), steps, strict=False)]
+        except NotFinite as problem:
+            raise base_model_error(problem) from problem
     restore_base(job, model)
     return results[-1]
 

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from loratory.errors import UserError
+from loratory.models import non_finite
 from loratory.storage import atomic_folder, sha256_of, write_json
+from loratory.training.loop import NotFinite
 from loratory.training.optimizer import trainable_parameters
 
 MANIFEST = "manifest.json"
@@ -31,7 +34,7 @@ def save_checkpoint(
     """Writes ``folder/step-NNNNNN``: trained parameters, optimizer moments, random state, and a manifest of hashes.
 
     Everything is written to a temporary folder, which is renamed once it is complete. Older checkpoints are deleted,
-    except the previous one and the one of step ``keep_step``.
+    except the previous one and the one of step ``keep_step``. Raises NotFinite before anything is written.
     """
     path = folder / f"step-{step:06d}"
     parameters = trainable_parameters(model)
@@ -40,6 +43,8 @@ def save_checkpoint(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
+    if bad := non_finite([*parameters.items(), *moments.items()]):
+        raise NotFinite("weights", step, f"in {bad}")
     with atomic_folder(path) as temporary:
         save_file(
             {n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "parameters.safetensors"
@@ -104,8 +109,15 @@ def verify_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Restores the parameters (and, if an optimizer is given, moments and random state) bit for bit."""
+    """Restores the parameters (and, if an optimizer is given, moments and random state) bit for bit.
+
+    Raises UserError if they contain NaN or infinite values.
+    """
     values = load_file(checkpoint.path / PARAMETERS)
+    moments = load_file(checkpoint.path / MOMENTS) if optimizer is not None else {}
+    if bad := non_finite([*values.items(), *moments.items()]):
+        fix = "delete this folder; training then resumes from an earlier checkpoint or from the start"
+        raise UserError("The checkpoint contains NaN or infinite values", str(checkpoint.path), None, f"in {bad}", fix)
     parameters = trainable_parameters(model)
     assert values.keys() == parameters.keys(), "the checkpoint belongs to a different model or adapter"
     with torch.no_grad():
@@ -113,7 +125,6 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
             parameter.copy_(values[name])
     if optimizer is None:
         return
-    moments = load_file(checkpoint.path / MOMENTS)
     for name, parameter in parameters.items():
         state = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
         optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
