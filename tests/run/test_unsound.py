@@ -156,3 +156,21 @@ def test_an_adapter_that_is_not_finite_is_not_loaded(config):  # noqa: F811
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="The adapter contains NaN or infinite values"):
         load(run)
+
+
+@pytest.mark.thorough
+def test_lora_on_a_float16_model_learns_as_on_float32(config, tmp_path):  # noqa: F811
+    losses = {}
+    for dtype in ("float32", "float16"):
+        settings = changed(config, "model", dtype=dtype)
+        run = train_only(changed(settings, "run", out=str(tmp_path / dtype)))
+        losses[dtype] = [loss for _, loss in steps(run)]
+        assert all(t.dtype == torch.float32 for t in load_file(run / "adapter/adapter_model.safetensors").values())
+    assert losses["float16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert losses["float16"][-1] < losses["float16"][0]
+
+
+def test_full_fine_tuning_in_float16_is_refused_before_the_model_is_loaded(config):  # noqa: F811
+    full = changed(changed(config, "adapter", kind="full"), "model", dtype="float16", name="/nowhere")
+    with pytest.raises(UserError, match="cannot keep its weights in float16"):
+        train_only(full)

@@ -50,8 +50,16 @@ def resolve_machine(device: str, dtype: str, threads: int, products: str | None 
     keeps the weights in float32, because updates are small relative to the weights, and ``products`` determines the
     dtype of matrix products in training.
 
-    Raises UserError if the device does not exist.
+    Raises UserError if the device does not exist, or if weights that are all trained would be in float16.
     """
+    if dtype == "float16" and products:
+        raise UserError(
+            "Full fine-tuning cannot keep its weights in float16",
+            "[model] dtype",
+            "auto, float32, float64 or bfloat16",
+            dtype,
+            "remove the key: weights are then in float32, and products in bfloat16 where that is faster; or train LoRA",
+        )
     if threads:
         torch.set_num_threads(threads)
     torch_device, device_reason = _device(device)

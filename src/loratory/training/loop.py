@@ -27,6 +27,10 @@ from loratory.tree import (
     steps_per_epoch,
 )
 
+# With weights in float16, the loss is scaled by this before the backward pass, and the gradient back after it: else the
+# gradient of a step with thousands of targets is below float16's smallest numbers. A power of two is exact.
+FLOAT16_SCALE = 2.0**10
+
 
 @dataclass
 class NotFinite(Exception):
@@ -126,13 +130,18 @@ def optimizer_step(
     """
     optimizer.zero_grad(set_to_none=True)
     weight = sum(batch_weight(batch) for batch in batches)
+    scale = FLOAT16_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
     loss = 0.0
     with prepared_for_training(model, layout):
         for batch in batches:
             part = batch_loss(model, batch, layout).total / weight
-            part.backward()
+            (part * scale if scale != 1.0 else part).backward()
             loss += part.item()
     parameters = list(trainable_parameters(model).values())
+    if scale != 1.0:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= scale
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf")))
     if not is_finite(loss, grad_norm):
         optimizer.zero_grad(set_to_none=True)
