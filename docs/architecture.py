@@ -27,7 +27,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "training": ("speed", "optimizer", "loop", "checkpoints"),
     "metrics": ("classification", "texts", "significance", "formatting", "tasks"),
-    "evaluation": ("sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting"),
+    "evaluation": ("sandbox", "evaluate_system", "baselines", "systems", "records", "forgetting"),
     "run": ("checks", "job", "selection", "unsound", "retained", "training", "seeds_and_folds", "plan"),
     "report": ("reading", "results", "verdict", "report", "charts", "terminal", "page", "comparison"),
     "finetune": (),

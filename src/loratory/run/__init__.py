@@ -8,9 +8,10 @@ from loratory.run.checks import check_model_kind, chooses_on_validation
 from loratory.run.job import Job, load_job, open_job, timed_stage
 from loratory.run.plan import make_plan
 from loratory.run.retained import measure_retained, retained_texts
-from loratory.run.seeds_and_folds import fold_jobs, pool_folds, seed_and_fold_folders, seed_jobs
-from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system
+from loratory.run.seeds_and_folds import fold_jobs, missing_fold, pool_folds, seed_and_fold_folders, seed_jobs
+from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system, unusable_systems
 from loratory.run.training import is_trained, load_or_train, restore_base, run_training, trained_folder
+from loratory.run.unsound import log_not_measured, not_measured
 
 __all__ = [
     "BASELINE_SYSTEMS",
@@ -22,8 +23,11 @@ __all__ = [
     "is_trained",
     "load_job",
     "load_or_train",
+    "log_not_measured",
     "make_plan",
     "measure_retained",
+    "missing_fold",
+    "not_measured",
     "open_job",
     "pending_systems",
     "pool_folds",
@@ -35,4 +39,5 @@ __all__ = [
     "timed_stage",
     "trained_folder",
     "tuned_system",
+    "unusable_systems",
 ]

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from loratory.config import SYSTEMS, TUNED
-from loratory.data import has_answer_slot, stratified_sample
-from loratory.evaluation import evaluate
+from loratory.config import TUNED
+from loratory.data import stratified_sample
+from loratory.evaluation import NotMeasurable, evaluate
 from loratory.events import ignore_progress
 from loratory.metrics import duration
 from loratory.run.job import Job
-from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, baseline_system, selected_systems
+from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, selected_systems, unusable_systems
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
 from loratory.run.unsound import base_model_error
 from loratory.training import NotFinite, StepResult, make_optimizer, total_steps, train
@@ -68,7 +68,7 @@ def _try_training(job: Job) -> StepResult:
 
 
 def _try_system(job: Job, name: str) -> float:
-    """Estimated seconds that a system takes on all examples."""
+    """Estimated seconds that a system takes on all examples; 0 if it cannot be measured on a few of them."""
     total = len(job.split.validation) + len(job.split.test)
     count = min(MAX_TRIALS, max(MIN_TRIALS, total // TRIAL_FRACTION))
     rows = min(LINEAR_ROWS if name == "linear" else MAX_TRIALS, len(job.split.train))
@@ -76,7 +76,10 @@ def _try_system(job: Job, name: str) -> float:
     few_test = job.split.test[:: max(1, len(job.split.test) // count)][:count]
     split = dataclasses.replace(job.split, train=tuple(few_train), validation=(), test=few_test)
     small_job = dataclasses.replace(job, split=split)
-    record = evaluate(name, baseline_system(small_job, name), (), few_test, ignore_progress)
+    try:
+        record = evaluate(name, baseline_system(small_job, name), (), few_test, ignore_progress)
+    except NotMeasurable:  # found again, and reported, when it is measured on all examples
+        return 0.0
     fitting = record.seconds - record.seconds_per_example * len(few_test)
     if name == "embed":  # computing the states of the training examples takes most of its fitting time
         return record.seconds_per_example * (total + len(job.split.train))
@@ -95,15 +98,12 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         parts = f"{config.data.folds} folds of {len(split.test):,} examples"
     shared = probed.tokens / probed.unique_tokens
     saving = f"; shared prefixes make that {shared:.1f} times less work than one by one" if shared >= 1.05 else ""
-    configured = config.run.systems or SYSTEMS[config.task]
-    none_fits = {*FEW_SHOT_SYSTEMS} & {*configured} - {*selected_systems(job, FEW_SHOT_SYSTEMS)}
-    why = "the answer is inside the text" if has_answer_slot(split.prompt) else "no example fits into the prompt"
     return [
         f"{parts}{f', {len(split.labels)} labels' if split.labels else ''}; {seeds}",
         f"Training {trained}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}",
         f"{probed.tokens:,} tokens per step{saving}",
-        *([f"Few-shot prompting is skipped: {why}"] if none_fits else []),
+        *(f"Few-shot prompting is skipped: {why}" for why in {*unusable_systems(job).values()}),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Trainings that go wrong: numbers that are not finite, a loss that rises, weights that do not move."""
+"""What goes wrong and is reported: trainings with unsound numbers, systems that cannot be measured."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +29,17 @@ def warn(run: Path, name: str, message: str, on_event: EventCallback) -> None:
     """Reports a warning, and logs it for the report."""
     log_once(run, "warning", name=name, message=message)
     on_event(Event("message", message))
+
+
+def log_not_measured(run: Path, name: str, reason: str, on_event: EventCallback) -> None:
+    """Reports that a system was not measured, and logs it for the report."""
+    log_once(run, "not_measured", name=name, reason=reason)
+    on_event(Event("message", f"{name} was not measured: {reason}"))
+
+
+def not_measured(run: Path) -> dict[str, str]:
+    """The systems that were not measured, each with the latest reason."""
+    return {e["name"]: e["reason"] for e in read_metrics(run) if e["event"] == "not_measured"}
 
 
 # ---- numbers that are not finite -------------------------------------------------------------------------------------
