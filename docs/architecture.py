@@ -34,7 +34,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "predict": ("tokens", "tuned", "chat_terminal", "replies", "chat"),
     "cli": (
         "verb", "output", "progress", "task_arguments", "run", "init", "train", "evaluate", "predict", "ask", "fill",
-        "chat", "compare", "show", "help", "allocator", "main", "__main__",
+        "chat", "compare", "show", "help", "allocator", "crash", "main", "__main__",
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import warnings
 
 from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
+from loratory.cli.crash import crash_report, memory_advice, whole_traceback
 from loratory.cli.help import verb_help
 from loratory.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, Interrupted, UserError, did_you_mean
 
@@ -72,10 +73,11 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            print(f"error: Out of memory\n  fix: lower --train.token-budget ({error})", file=sys.stderr)
-            return FAILED
-        raise
+        advice = memory_advice(error)
+        if isinstance(error, OSError) and not advice:
+            raise
+        print(whole_traceback(error) or advice or crash_report(error), file=sys.stderr)
+        return FAILED
     return DONE
 
 
