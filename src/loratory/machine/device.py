@@ -95,9 +95,14 @@ def _device(name: str) -> tuple[torch.device, str]:
             fix="remove the key, or install a PyTorch built for this GPU",
         )
     try:
-        return torch.device(name), f"{name}, as configured"
-    except RuntimeError as error:
-        raise UserError("Unknown device", "[model] device", "auto, cpu, cuda or cuda:N", name) from error
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    count = torch.cuda.device_count() if device is not None and device.type == "cuda" else 1
+    if device is None or device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
+        expected = f"auto, cpu, cuda or cuda:N{f', where N is below {count}' if count > 1 else ''}"
+        raise UserError("Unknown device", "[model] device", expected, name)
+    return device, f"{name}, as configured"
 
 
 def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
