@@ -30,15 +30,15 @@ ORDER: dict[str, tuple[str, ...]] = {
     "training": ("speed", "optimizer", "loop", "checkpoints"),
     "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
     "evaluation": (
-        "calls", "confinement", "judge", "sandbox", "baselines", "evaluate_system", "systems", "records", "forgetting",
+        "calls", "confinement", "judge", "sandbox", "evaluate_system", "baselines", "systems", "records", "forgetting",
     ),
-    "run": ("checks", "job", "selection", "retained", "training", "seeds_and_folds", "opening", "plan"),
+    "run": ("checks", "job", "selection", "unsound", "retained", "training", "seeds_and_folds", "opening", "plan"),
     "report": ("reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison"),
     "finetune": (),
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),
     "cli": (
         "verb", "output", "progress", "task_arguments", "run", "init", "train", "evaluate", "predict", "ask", "fill",
-        "chat", "compare", "show", "help", "allocator", "main", "__main__",
+        "chat", "compare", "show", "help", "allocator", "crash", "main", "__main__",
     ),
 }  # fmt: skip
 

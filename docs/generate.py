@@ -92,6 +92,7 @@ enable_thinking false`).
 **Settings that exclude each other:**
 
 - `adapter.kind = "full"` with `rslora`, `dora`, `lora_plus` or `layers`, which apply to LoRA only.
+- `adapter.kind = "full"` with `model.dtype = "float16"`, whose range is too small for weights that are trained.
 - `data.folds` with `data.test` or `data.limit_test`: cross-validation tests every row of the training data.
 - `data.folds` with more than one seed in `train.seeds`.
 - A list in `train.learning_rate`, or `train.early_stopping`, without validation examples: both need the validation

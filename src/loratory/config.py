@@ -296,13 +296,13 @@ def check_config(config: Config, where: str) -> None:
         ("train.seeds", t.seeds >= 1, "at least 1", t.seeds),
         ("train.learning_rate", bool(rates) and all(r == "auto" or 0 < float(r) < 10 for r in rates),
          '"auto", a number above 0 and below 10, or a list of such numbers', t.learning_rate),
-        ("adapter.rank", a.rank >= 1, "at least 1", a.rank),
-        ("adapter.alpha", a.alpha >= 1, "at least 1", a.alpha),
+        ("adapter.rank", 1 <= a.rank <= 65536, "from 1 to 65536", a.rank),
+        ("adapter.alpha", 1 <= a.alpha <= 1_000_000, "from 1 to 1000000", a.alpha),
         ("adapter.dropout", 0 <= a.dropout < 1, "at least 0 and less than 1", a.dropout),
         ("adapter.targets", len(a.targets) > 0, '"all-linear" or a list of module names', a.targets),
         ("adapter.layers", a.layers == "all" or min(a.layers, default=-1) >= 0,
          '"all" or a list of layer numbers, starting at 0', a.layers),
-        ("adapter.lora_plus", 0 < a.lora_plus < float("inf"), "above 0", a.lora_plus),
+        ("adapter.lora_plus", 0 < a.lora_plus <= 1000, "above 0 and at most 1000", a.lora_plus),
         ("prompt.few_shot", p.few_shot >= 0, "0 or more", p.few_shot),
         ("code.seconds", 0 < config.code.seconds <= 600, "above 0 and at most 600", config.code.seconds),
         ("data.validation_share", 0 <= d.validation_share < 1, "at least 0 and less than 1", d.validation_share),
@@ -311,7 +311,7 @@ def check_config(config: Config, where: str) -> None:
         ("data.limit_train", d.limit_train is None or d.limit_train >= 1, "at least 1", d.limit_train),
         ("data.limit_validation", (d.limit_validation or 0) >= 0, "0 or more", d.limit_validation),
         ("data.limit_test", d.limit_test is None or d.limit_test >= 1, "at least 1", d.limit_test),
-        ("run.threads", config.run.threads >= 0, "0 or more", config.run.threads),
+        ("run.threads", 0 <= config.run.threads <= 4096, "from 0 to 4096", config.run.threads),
     ]  # fmt: skip
     for key, is_valid, expected, found in rules:
         if not is_valid:

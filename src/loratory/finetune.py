@@ -12,7 +12,7 @@ from torch import nn
 
 from loratory.config import TUNED, Config
 from loratory.errors import Interrupted, UserError
-from loratory.evaluation import System, evaluate, headline, is_evaluated, save_record, saved_rule
+from loratory.evaluation import NotMeasurable, System, evaluate, headline, is_evaluated, save_record, saved_rule
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import peak_memory_bytes
 from loratory.metrics import task_variant
@@ -27,9 +27,12 @@ from loratory.run import (
     fold_jobs,
     is_trained,
     load_or_train,
+    log_not_measured,
     make_plan,
     mark,
     measure_retained,
+    missing_fold,
+    not_measured,
     open_job,
     pending_systems,
     pool_folds,
@@ -41,6 +44,7 @@ from loratory.run import (
     timed_stage,
     trained_folder,
     tuned_system,
+    unusable_systems,
 )
 from loratory.storage import append_metric
 
@@ -162,11 +166,13 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
         evaluate_tuned(fold, model, on_event)
         restore_base(fold, model)
     on_event(Event("stage", "all examples"))
-    measure_retained(job, job.base.model, "before")
+    measure_retained(job, job.base.model, "before", on_event)
     model = load_or_train(job, on_event)
-    measure_retained(job, model, "after")
+    measure_retained(job, model, "after", on_event)
+    log_unusable(job, on_event)
     for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED)):
-        if not all(is_evaluated(fold.run, name) for fold in folds):
+        if reason := missing_fold(folds, name):
+            log_not_measured(job.run, name, reason, on_event)
             continue
         rule = tuned_system(job, model, name)(ignore_progress).rule if name == "tuned-choose" else None
         pool_folds(job, folds, name, rule)
@@ -178,14 +184,21 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
 def evaluate_systems(
     job: Job, systems: dict[str, Callable[[ProgressCallback], System]], stage: str, on_event: EventCallback
 ) -> None:
-    """Evaluates the systems one after another and saves each before the next begins, so that a run can be resumed."""
+    """Evaluates the systems one after another and saves each before the next begins, so that a run can be resumed.
+
+    A system that cannot be measured on this data is reported and left out.
+    """
     with timed_stage(job.run, stage, on_event):
         for name, make in systems.items():
 
             def progress(done: int, total: int, name: str = name) -> None:
                 on_event(Event("progress", name, {"done": done, "total": total}))
 
-            record = evaluate(name, make, job.split.validation, job.split.test, progress)
+            try:
+                record = evaluate(name, make, job.split.validation, job.split.test, progress)
+            except NotMeasurable as problem:
+                log_not_measured(job.run, name, str(problem), on_event)
+                continue
             save_record(job.run, record, job.split.validation, job.split.test, task_variant(job.config))
             metric, value = headline(job.split.test, record.test, task_variant(job.config))
             on_event(Event("system", name, {"metric": metric, "value": value, "seconds": record.seconds}))
@@ -193,7 +206,8 @@ def evaluate_systems(
 
 def evaluate_baselines(job: Job, on_event: EventCallback) -> None:
     """Evaluates the systems that need no tuning: prompting, few-shot prompting, classifiers, copying."""
-    measure_retained(job, job.base.model, "before")
+    measure_retained(job, job.base.model, "before", on_event)
+    log_unusable(job, on_event)
     evaluate_systems(
         job,
         {name: baseline_system(job, name) for name in pending_systems(job, BASELINE_SYSTEMS)},
@@ -202,9 +216,15 @@ def evaluate_baselines(job: Job, on_event: EventCallback) -> None:
     )
 
 
+def log_unusable(job: Job, on_event: EventCallback) -> None:
+    """Reports the selected systems that cannot be measured on this data, as is known before they are tried."""
+    for name, reason in unusable_systems(job).items():
+        log_not_measured(job.run, name, reason, on_event)
+
+
 def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
     """Evaluates the tuned model on the same examples as the baselines."""
-    measure_retained(job, model, "after")
+    measure_retained(job, model, "after", on_event)
     evaluate_systems(
         job,
         {name: tuned_system(job, model, name) for name in pending_systems(job, TUNED)},
@@ -214,7 +234,15 @@ def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
 
 
 def finish(job: Job, on_event: EventCallback) -> Path:
-    """Writes the report, records in the adapter's card how to choose among labels, and marks the run as finished."""
+    """Writes the report, records in the adapter's card how to choose among labels, and marks the run as finished.
+
+    Raises UserError if no system could be measured.
+    """
+    reasons = not_measured(job.run)
+    if reasons and not any(is_evaluated(job.run, name) for name in (*BASELINE_SYSTEMS, *TUNED)):
+        found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        fix = "select other systems with --run.systems, or add examples with text"
+        raise UserError("No system could be measured on this data", str(job.run), None, found, fix)
     append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
     report = write_report(job.run)
     folder = trained_folder(job)

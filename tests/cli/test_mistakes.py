@@ -102,7 +102,7 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "an unknown key": ({}, {"train.epoch": 3}, ["'train.epoch'", "task.toml", "did you mean 'epochs'?"]),
     "an unknown section": ({}, {"modle.name": "x"}, ["'modle'", "did you mean 'model'?"]),
     "a wrong type": ({}, {"train.epochs": "3"}, ["train.epochs", "an integer", "'3' (str)"]),
-    "a value out of range": ({}, {"adapter.rank": 0}, ["adapter.rank", "at least 1", "found: 0"]),
+    "a value out of range": ({}, {"adapter.rank": 0}, ["adapter.rank", "from 1 to 65536", "found: 0"]),
     "a placeholder without a column": ({}, {"prompt.user": "{txt}"}, ["{txt}", "prompt.user", "did you mean 'text'?"]),
     "a prompt that shows the answer": ({}, {"prompt.user": "{text} {sound}"}, ["shows the answer", "{sound}"]),
     "an open brace": ({}, {"prompt.system": "{labels"}, ["prompt.system"]),
@@ -121,6 +121,11 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
         ["pickle", "pytorch_model.bin", "old"],
     ),
     "an unknown device": ({}, {"model.device": "gpu"}, ["device", "gpu"]),
+    "a device of another kind": ({}, {"model.device": "mps"}, ["Unknown device", "mps", "auto, cpu, cuda"]),
+    "more threads than any machine has": ({}, {"run.threads": 10**9}, ["run.threads", "4096"]),
+    "weights in float16 that are all trained": (
+        {}, {"model.dtype": "float16", "adapter.kind": "full"}, ["float16", "[model] dtype"]
+    ),
     "targets that the model lacks": ({}, {"adapter.targets": ["query"]}, ["adapter", "targets", "query", "q_proj"]),
     "a list of rates without validation": (
         {}, {"train.learning_rate": [1e-4, 1e-3], "data.validation_share": 0.0}, ["learning_rate", "validation"],

@@ -3,10 +3,20 @@
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from loratory.config import PromptConfig
 from loratory.data.examples import Example, Message
-from loratory.evaluation.baselines import embedding_classifier, linear_classifier, mean_states
+from loratory.evaluation.baselines import (
+    embedding_classifier,
+    linear_classifier,
+    linear_multilabel_classifier,
+    mean_states,
+    similarity_classifier,
+    word_features,
+)
+from loratory.evaluation.evaluate_system import NotMeasurable, Prediction, System, evaluate
 from loratory.models.loading import LoadedModel, LoadedTokenizer
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer
@@ -72,3 +82,88 @@ def test_the_embedding_classifier_returns_label_probabilities(base):
     rows = classify(EXAMPLES[:3], nothing)
     assert all(set(row) == {"Meow", "Woof"} and sum(row.values()) == pytest.approx(1) for row in rows)
     assert "C =" in note
+
+
+# ---- what cannot be measured -----------------------------------------------------------------------------------------
+
+TEXTS = {
+    "single letters": ("a", "b"),
+    "digits": ("1", "2"),
+    "Chinese characters": ("猫", "狗"),
+    "signs": ("+", "-"),
+    "emoji": ("🐈", "🐕"),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("repeats", [1, 6])
+def test_texts_of_one_character_can_be_learned(kind: str, repeats: int):
+    train = [example(text, label) for text, label in zip(TEXTS[kind], ("Meow", "Woof"), strict=True)] * repeats
+    classify, _ = linear_classifier(train, 0)
+    rows = classify(train, nothing)
+    assert [max(row, key=row.__getitem__) for row in rows] == [e.answer for e in train]
+    candidates, _ = similarity_classifier(train)
+    assert all(sum(row.values()) == pytest.approx(1) for row in candidates(train, nothing))
+    sets, _ = linear_multilabel_classifier(train, ("Meow", "Woof"))
+    assert len(sets(train, nothing)) == len(train)
+
+
+def test_ordinary_texts_have_the_words_of_scikit_learn():
+    assert word_features(["I am a cat", "b"]).token_pattern == TfidfVectorizer().token_pattern
+    assert word_features(["a b"]).fit(["a b"]).vocabulary_.keys() == {"a", "b", "a b"}
+
+
+@pytest.mark.parametrize(
+    "fit", [lambda e: linear_classifier(e, 0), lambda e: linear_multilabel_classifier(e, ("Meow",))]
+)
+def test_texts_without_words_cannot_be_measured(fit):
+    with pytest.raises(NotMeasurable, match="contain no words"):
+        fit([example(" ", "Meow"), example("", "Woof")])
+
+
+@pytest.mark.parametrize("error", [ValueError("Found array with 0 sample(s)\nand more"), MemoryError()])
+def test_what_scikit_learn_cannot_fit_is_a_reason_and_not_a_crash(error, monkeypatch):
+    def fit(*_):
+        raise error
+
+    monkeypatch.setattr(LogisticRegression, "fit", fit)
+    with pytest.raises(NotMeasurable, match=r"Found array with 0 sample\(s\)\)$|memory ran out"):
+        linear_classifier(EXAMPLES[:2], 0)
+
+
+def test_a_bug_in_a_baseline_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(LogisticRegression, "fit", lambda *_: {}["missing"])
+    with pytest.raises(KeyError):
+        linear_classifier(EXAMPLES[:2], 0)
+
+
+def test_hidden_states_that_are_not_finite_cannot_be_measured(base):
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight[byte_tokenizer().convert_tokens_to_ids("q")] = float("nan")
+    renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
+    last = Example((Message("user", "q"),), ("Meow",), (), "a.csv:9")
+    with pytest.raises(NotMeasurable, match=r"hidden states are NaN or infinite, first for the example a\.csv:9"):
+        embedding_classifier(base, renderer, [*EXAMPLES, last], Layout("one-by-one", ""), 1000, 0, nothing)
+
+
+NAN, INFINITE = float("nan"), float("-inf")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Prediction("Meow", {"Meow": NAN, "Woof": -1.0}, None),
+        Prediction("Meow", {"Meow": -1.0, "Woof": INFINITE}, {"Meow": 1.0, "Woof": 0.0}),
+        Prediction("Meow", None, {"Meow": NAN, "Woof": NAN}),
+        Prediction("Meow", None, None, ((-1.0, 2), (NAN, 3))),
+    ],
+)
+@pytest.mark.parametrize("in_validation", [True, False])
+def test_a_system_with_scores_that_are_not_finite_cannot_be_measured(bad: Prediction, in_validation: bool):
+    good = Prediction("Meow", {"Meow": -1.0}, {"Meow": 1.0}, ((-1.0, 2),))
+    validation, test = EXAMPLES[:2], EXAMPLES[2:4]
+    answers = {id(validation): [good, good], id(test): [good, good]}
+    answers[id(validation if in_validation else test)][1] = bad
+    system = System(lambda examples, progress: answers[id(examples)], None, None)
+    with pytest.raises(NotMeasurable, match="scores are NaN or infinite, first for the example here"):
+        evaluate("prompt-choose", lambda progress: system, validation, test, nothing)

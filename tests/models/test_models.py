@@ -209,13 +209,27 @@ def test_weights_of_the_wrong_shape_are_rejected(stories):
     loading_error(stories, "cannot be loaded")
 
 
-@needs_shared
-def test_nan_weights_are_rejected(stories):
-    path = stories / "model.safetensors"
-    weights = load_file(path)
-    weights["model.embed_tokens.weight"][5, 3] = float("nan")
-    save_file(weights, path, {"format": "pt"})
-    loading_error(stories, "NaN or infinite")
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_rejected_wherever_they_are(tiny_folder, tmp_path, name: str, value: float):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[7] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert loading_error(folder, "NaN or infinite").found == f"in {name}"
+
+
+def test_weights_too_large_for_float16_are_rejected_with_advice(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = 1e5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert load(folder).model.dtype == torch.float32
+    with pytest.raises(UserError, match="NaN or infinite") as caught:
+        load_model(ModelConfig(str(folder)), Machine(torch.device("cpu"), torch.float16, 1, "test"))
+    assert "float32" in str(caught.value.fix)
 
 
 @needs_shared

@@ -158,6 +158,27 @@ def test_training_lowers_the_training_loss():
     assert mean_loss(model, EXAMPLES, TREE, 1000) < 0.75 * before
 
 
+@pytest.mark.thorough
+def test_a_float16_base_model_gives_the_gradient_of_float32():
+    # So many targets that each contributes less to the mean loss than float16 can represent.
+    many = [[sequence([(i * j) % 60 for j in range(1, 100)], 98)] for i in range(1, 31)]
+    gradients = {}
+    for dtype in (torch.float32, torch.float16):
+        model = with_lora("llama", dtype=dtype)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(0.05)  # as small as in real models
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+        config = dataclasses.replace(ONE_STEP, token_budget=3000, max_grad_norm=0.0)
+        run(model, many, config, FAST, rate=0.0)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 for p in trained)
+        gradients[dtype] = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    difference = gradients[torch.float16] - gradients[torch.float32]
+    assert difference.norm() < 0.01 * gradients[torch.float32].norm()
+
+
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import warnings
 
 from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
+from loratory.cli.crash import crash_report, memory_advice, whole_traceback
 from loratory.cli.help import verb_help
 from loratory.errors import (
     DONE,
@@ -87,13 +88,11 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         from loratory.storage import machine_problem
 
-        if problem := machine_problem(error):
-            print(printable(f"error: {problem}"), file=sys.stderr)
-            return problem.exit_code
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            print(printable(f"error: Out of memory\n  fix: lower --train.token-budget ({error})"), file=sys.stderr)
-            return FAILED
-        raise
+        advice = memory_advice(error)
+        problem = None if advice else machine_problem(error)
+        text = whole_traceback(error) or advice or (f"error: {problem}" if problem else crash_report(error))
+        print(printable(text), file=sys.stderr)
+        return problem.exit_code if problem else FAILED
     return DONE
 
 

@@ -11,7 +11,7 @@ from loratory.evaluation.baselines import (
     linear_multilabel_classifier,
     similarity_classifier,
 )
-from loratory.evaluation.evaluate_system import EvalRecord, Prediction, System, evaluate
+from loratory.evaluation.evaluate_system import EvalRecord, NotMeasurable, Prediction, System, evaluate
 from loratory.evaluation.forgetting import read_retained_texts
 from loratory.evaluation.records import headline, is_evaluated, load_record, save_record, saved_rule
 from loratory.evaluation.sandbox import sandbox_problem
@@ -32,6 +32,7 @@ from loratory.evaluation.systems import (
 
 __all__ = [
     "EvalRecord",
+    "NotMeasurable",
     "Prediction",
     "PromptedModel",
     "System",

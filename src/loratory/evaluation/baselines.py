@@ -7,7 +7,8 @@ import itertools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from torch import Tensor
 
 from loratory.data import Example
+from loratory.evaluation.evaluate_system import NotMeasurable
 from loratory.events import ProgressCallback
 from loratory.metrics import rouge_l
 from loratory.models import LoadedModel
@@ -36,23 +38,51 @@ WORD_C_VALUES = [1.0, 10.0, 100.0, 1000.0]
 MULTILABEL_C = 10.0
 STATE_C_VALUES = [0.0001, 0.001, 0.01, 0.1, 1.0]
 
+# What a word is: by default two characters or more; of texts without such words, single characters, or any text at all.
+WORD_PATTERNS = (r"(?u)\b\w\w+\b", r"(?u)\b\w+\b", r"\S+")
+
 Classifier = Callable[[Sequence[Example], ProgressCallback], list[dict[str, float]]]
 """Returns the probability of each label for each example."""
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Turns what scikit-learn raises for data that it cannot fit into NotMeasurable."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = "memory ran out" if isinstance(error, MemoryError) else f"scikit-learn cannot fit it ({first})"
+        raise NotMeasurable(reason) from error
+
+
+def word_features(texts: Sequence[str]) -> TfidfVectorizer:
+    """TF-IDF of words (1-2 grams), unfitted. Raises NotMeasurable if the texts are empty."""
+    pattern = next((p for p in WORD_PATTERNS if any(re.search(p, text) for text in texts)), None)
+    if pattern is None:
+        raise NotMeasurable("the training texts contain no words")
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern)
 
 
 def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, str]:
     """Logistic regression on TF-IDF of words (1-2 grams) and characters (2-5 grams within words), C cross-validated.
 
-    The text is the user message, as the language model reads it. Returns the classifier and a note on it.
+    The text is the user message, as the language model reads it. Returns the classifier and a note on it. Raises
+    NotMeasurable, as the other baselines do, if it cannot be fitted to these texts.
     """
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    texts = [_text(e) for e in train]
     characters = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2, max_features=50_000
     )
-    features = make_union(words, characters)
-    matrix = features.fit_transform([_text(e) for e in train])
+    features = make_union(word_features(texts), characters)
     pipeline = make_pipeline(LogisticRegression(max_iter=300, tol=TOLERANCE))
-    model, note = _fit(pipeline, matrix, train, WORD_C_VALUES, seed)
+    with fitting():
+        try:
+            matrix = features.fit_transform(texts)
+        except ValueError:  # no two texts have a part in common
+            characters.set_params(min_df=1)
+            matrix = features.fit_transform(texts)
+        model, note = _fit(pipeline, matrix, train, WORD_C_VALUES, seed)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
         rows = _probabilities(model, features.transform([_text(e) for e in examples]))
@@ -64,12 +94,13 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
 
 def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
     """One-vs-rest logistic regression on TF-IDF of words (1-2 grams), for sets of labels."""
-    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    texts = [_text(e) for e in train]
+    features = word_features(texts)
     indicators = MultiLabelBinarizer(classes=list(labels)).fit([]).transform([e.answers for e in train])
     model = OneVsRestClassifier(LogisticRegression(C=MULTILABEL_C, class_weight="balanced", max_iter=300))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), fitting():
         warnings.simplefilter("ignore", UserWarning)  # raised if all training examples have a label
-        model.fit(features.fit_transform([_text(e) for e in train]), indicators)
+        model.fit(features.fit_transform(texts), indicators)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
         rows = np.asarray(model.predict_proba(features.transform([_text(e) for e in examples])))
@@ -85,10 +116,11 @@ def similarity_classifier(train: Sequence[Example]) -> tuple[Classifier, str]:
     The probabilities are a softmax over the cosine similarities of a row's candidates. The inverse document frequencies
     come from the training rows.
     """
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    texts = [text for e in train for text in (_without_candidates(e), *e.candidates)]
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_features=100_000)
-    features = make_union(words, characters)
-    features.fit([text for e in train for text in (_without_candidates(e), *e.candidates)])
+    features = make_union(word_features(texts), characters)
+    with fitting():
+        features.fit(texts)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
         rows = []
@@ -160,7 +192,9 @@ def embedding_classifier(
         return mean_states(base, renderer, examples, layout, token_budget, report)
 
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=TOLERANCE))
-    model, note = _fit(pipeline, features(train, progress), train, STATE_C_VALUES, seed)
+    states_ED = features(train, progress)
+    with fitting():
+        model, note = _fit(pipeline, states_ED, train, STATE_C_VALUES, seed)
 
     def predict(examples: Sequence[Example], report: ProgressCallback) -> list[dict[str, float]]:
         return _probabilities(model, features(examples, report))
@@ -208,7 +242,10 @@ def mean_states(
     token_budget: int,
     progress: ProgressCallback,
 ) -> Float32[np.ndarray, "E D"]:
-    """The model's last hidden states, averaged over the tokens of each prompt (all but the last for a causal model)."""
+    """The model's last hidden states, averaged over the tokens of each prompt (all but the last for a causal model).
+
+    Raises NotMeasurable if one of them is NaN or infinite.
+    """
     sequences = [_as_targets(e, renderer) for e in examples]
     width = base.model.config.get_text_config().hidden_size
     totals = torch.zeros(len(examples), width, dtype=torch.float64)
@@ -222,7 +259,12 @@ def mean_states(
             counts.index_add_(0, batch.target_sequence_N, torch.ones(len(states_ND), 1, dtype=torch.float64))
             done += len(batch.target_sequence_N.unique())
             progress(done, len(examples))
-    return (totals / counts).float().numpy()
+    means_ED = (totals / counts).float().numpy()
+    bad = np.flatnonzero(~np.isfinite(means_ED).all(axis=1))
+    if len(bad):
+        source = examples[bad[0]].source
+        raise NotMeasurable(f"the model's hidden states are NaN or infinite, first for the example {source}")
+    return means_ED
 
 
 def _as_targets(example: Example, renderer: Renderer) -> TokenizedExample:

@@ -3,13 +3,18 @@
 A system is anything that answers examples: a prompted model, label scoring, a linear model, the tuned model.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loratory.data import Example
 from loratory.events import ProgressCallback
 from loratory.tree import Rule
+
+
+class NotMeasurable(Exception):
+    """A system that cannot be measured on this data. The message is the reason, as a clause without a period."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,32 @@ def evaluate(
     test: Sequence[Example],
     progress: ProgressCallback,
 ) -> EvalRecord:
-    """Makes the system, and answers the validation and test examples with it."""
+    """Makes the system, and answers the validation and test examples with it.
+
+    Raises NotMeasurable if it cannot be made from these examples, or if a score of an answer is NaN or infinite.
+    """
     started = time.perf_counter()
     system = make(progress)
     on_validation = system.predict(validation, progress) if validation else []
     before_test = time.perf_counter()
     on_test = system.predict(test, progress)
     ended = time.perf_counter()
+    check_scores([*on_validation, *on_test], [*validation, *test])
     per_example = (ended - before_test) / max(len(test), 1)
     return EvalRecord(
         name, system.note, system.rule, tuple(on_validation), tuple(on_test), ended - started, per_example
     )  # fmt: skip
+
+
+def check_scores(predictions: Iterable[Prediction], examples: Iterable[Example]) -> None:
+    """Raises NotMeasurable if a log-probability or probability is NaN or infinite."""
+    for prediction, example in zip(predictions, examples, strict=True):
+        scores = [*(prediction.log_probs or {}).values(), *(prediction.probabilities or {}).values()]
+        scores += [value for value, _ in prediction.turns or ()]
+        if not all(map(math.isfinite, scores)):
+            raise not_finite_scores(example)
+
+
+def not_finite_scores(example: Example) -> NotMeasurable:
+    """The reason if the scores of an example are NaN or infinite."""
+    return NotMeasurable(f"its scores are NaN or infinite, first for the example {example.source}")

@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from loratory.data import FIXED_LABEL_TASKS, LABEL_SEPARATOR, Example, Tests, with_shots
 from loratory.evaluation.baselines import Classifier
-from loratory.evaluation.evaluate_system import Prediction, System
+from loratory.evaluation.evaluate_system import Prediction, System, not_finite_scores
 from loratory.evaluation.sandbox import run_program
 from loratory.events import ProgressCallback
 from loratory.metrics import parse_label, set_f1
@@ -156,7 +157,11 @@ def label_scoring_system(
     def score(examples: Sequence[Example], progress: ProgressCallback) -> LabelScores:
         prompts = [with_shots(e, prompting.shots) for e in examples]
         p = prompting
-        return label_log_probs(p.model, p.renderer, prompts, p.layout, p.token_budget, progress)
+        scores = label_log_probs(p.model, p.renderer, prompts, p.layout, p.token_budget, progress)
+        for example, row in zip(examples, scores.log_probs_EL, strict=True):
+            if not np.isfinite(row[: len(example.candidates)]).all():
+                raise not_finite_scores(example)
+        return scores
 
     on_validation = score(validation, progress)
     rule = fit_rule(on_validation, [e.candidates.index(e.answer) for e in validation], task in FIXED_LABEL_TASKS)

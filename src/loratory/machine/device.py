@@ -50,8 +50,16 @@ def resolve_machine(device: str, dtype: str, threads: int, products: str | None 
     keeps the weights in float32, because updates are small relative to the weights, and ``products`` determines the
     dtype of matrix products in training.
 
-    Raises UserError if the device does not exist.
+    Raises UserError if the device does not exist, or if weights that are all trained would be in float16.
     """
+    if dtype == "float16" and products:
+        raise UserError(
+            "Full fine-tuning cannot keep its weights in float16",
+            "[model] dtype",
+            "auto, float32, float64 or bfloat16",
+            dtype,
+            "remove the key: weights are then in float32, and products in bfloat16 where that is faster; or train LoRA",
+        )
     if threads:
         torch.set_num_threads(threads)
     torch_device, device_reason = _device(device)
@@ -90,9 +98,14 @@ def _device(name: str) -> tuple[torch.device, str]:
         fix = "remove the key"
         raise UserError("No Apple GPU on this machine", "[model] device", "auto or cpu", name, fix)
     try:
-        return torch.device(name), f"{name}, as configured"
-    except RuntimeError as error:
-        raise UserError("Unknown device", "[model] device", "auto, cpu, cuda, cuda:N or mps", name) from error
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    count = torch.cuda.device_count() if device is not None and device.type == "cuda" else 1
+    if device is None or device.type not in ("cpu", "cuda", "mps") or (device.index or 0) >= count:
+        expected = f"auto, cpu, cuda, cuda:N{f', where N is below {count}' if count > 1 else ''} or mps"
+        raise UserError("Unknown device", "[model] device", expected, name)
+    return device, f"{name}, as configured"
 
 
 def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:

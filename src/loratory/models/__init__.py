@@ -30,6 +30,7 @@ from loratory.models.loading import (
     is_masked,
     load_model,
     load_tokenizer,
+    non_finite,
     suggested_models,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "lora_plus_groups",
+    "non_finite",
     "parameter_counts",
     "read_card",
     "save_tuned_model",

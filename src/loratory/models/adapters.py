@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
 from loratory.models.identity import WEIGHTS, differing_files
-from loratory.models.loading import LoadedModel
+from loratory.models.loading import LoadedModel, non_finite
 from loratory.models.lora_linear import lora_linear
 from loratory.models.untrusted import check_adapter_folder, read_json
 from loratory.storage import (
@@ -268,8 +268,8 @@ def _changed(folder: Path, card: dict[str, Any]) -> list[str]:
 def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
     """Loads a saved LoRA adapter onto the base model, for inference.
 
-    Raises UserError if the adapter is missing, incomplete or stored as pickle, or (unless ``force``) if its files have
-    been changed or if it was trained on a different base model.
+    Raises UserError if the adapter is missing, incomplete, not finite or stored as pickle, or (unless ``force``) if its
+    files have been changed or if it was trained on a different base model.
     """
     card = read_card(folder, force)
     if not (folder / ADAPTER_WEIGHTS).exists():
@@ -292,4 +292,6 @@ def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bo
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
     if missing:  # PEFT would leave them at their start
         raise UserError("The adapter's weights are incomplete", str(folder), found=f"missing: {sorted(missing)[0]}")
+    if bad := non_finite((n, p) for n, p in model.named_parameters() if "lora_" in n):
+        raise UserError("The adapter contains NaN or infinite values", str(folder), found=f"in {bad}")
     return model.eval()

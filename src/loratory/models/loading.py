@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -257,8 +257,22 @@ def _check_loaded(model: PreTrainedModel, tokenizer: Any, loading_info: dict, na
         raise UserError(
             "The tokenizer has more tokens than the model has embeddings", name, f"at most {rows}", str(len(tokenizer))
         )
-    if not torch.isfinite(model.get_input_embeddings().weight).all():  # type: ignore[union-attr]
-        raise UserError("The weights contain NaN or infinite values", name)
+    if bad := non_finite(model.named_parameters()):
+        narrow = model.dtype == torch.float16  # its largest number is 65504
+        fix = 'set [model] dtype = "float32", which holds larger numbers' if narrow else "use another copy of the model"
+        raise UserError("The weights contain NaN or infinite values", name, found=f"in {bad}", fix=fix)
+
+
+@torch.no_grad()
+def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that contains NaN or infinite values; None if there is none.
+
+    Takes half a second per billion numbers on a CPU: minimum and maximum are found in one pass, and NaN is both.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            return name
+    return None
 
 
 def _stop_ids(folder: Path, settings: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from loratory.run.job import Job, timed_stage
 from loratory.run.opening import discard_evaluation, mark, open_job, reopen_job
 from loratory.run.plan import make_plan
 from loratory.run.retained import measure_retained, retained_texts
-from loratory.run.seeds_and_folds import fold_jobs, pool_folds, seed_jobs
-from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system
+from loratory.run.seeds_and_folds import fold_jobs, missing_fold, pool_folds, seed_jobs
+from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system, unusable_systems
 from loratory.run.training import is_trained, load_or_train, restore_base, run_training, trained_folder
+from loratory.run.unsound import log_not_measured, not_measured
 
 __all__ = [
     "BASELINE_SYSTEMS",
@@ -24,9 +25,12 @@ __all__ = [
     "fold_jobs",
     "is_trained",
     "load_or_train",
+    "log_not_measured",
     "make_plan",
     "mark",
     "measure_retained",
+    "missing_fold",
+    "not_measured",
     "open_job",
     "pending_systems",
     "pool_folds",
@@ -38,4 +42,5 @@ __all__ = [
     "timed_stage",
     "trained_folder",
     "tuned_system",
+    "unusable_systems",
 ]

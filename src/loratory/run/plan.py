@@ -5,15 +5,16 @@ from dataclasses import dataclass
 
 import torch
 
-from loratory.config import SYSTEMS, TUNED
-from loratory.data import has_answer_slot, stratified_sample
-from loratory.evaluation import evaluate
+from loratory.config import TUNED
+from loratory.data import stratified_sample
+from loratory.evaluation import NotMeasurable, evaluate
 from loratory.events import ignore_progress
 from loratory.metrics import duration
 from loratory.run.job import Job
-from loratory.run.selection import BASELINE_SYSTEMS, FEW_SHOT_SYSTEMS, baseline_system, selected_systems
+from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, selected_systems, unusable_systems
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
-from loratory.training import StepResult, make_optimizer, total_steps, train
+from loratory.run.unsound import base_model_error
+from loratory.training import NotFinite, StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up
 TRIAL_FRACTION, MIN_TRIALS, MAX_TRIALS = 50, 2, 16  # one in 50 examples is tried, but at least 2 and at most 16
@@ -50,18 +51,24 @@ def make_plan(job: Job, baselines: bool) -> Plan:
 
 
 def _try_training(job: Job) -> StepResult:
-    """The result of the last of a few steps at learning rate 0, after which the base model is restored."""
+    """The result of the last of a few steps at learning rate 0, after which the base model is restored.
+
+    Raises UserError if the loss or its gradient is NaN or infinite.
+    """
     model = with_fresh_adapter(job)
     optimizer = make_optimizer(model, job.config.train, job.config.adapter.lora_plus)
     with torch.random.fork_rng():
         steps = train(model, job.train_sequences, optimizer, job.config.train, 0.0, job.layout)
-        results = [result for _, result in zip(range(PROBED_STEPS), steps, strict=False)]
+        try:
+            results = [result for _, result in zip(range(PROBED_STEPS), steps, strict=False)]
+        except NotFinite as problem:
+            raise base_model_error(problem) from problem
     restore_base(job, model)
     return results[-1]
 
 
 def _try_system(job: Job, name: str) -> float:
-    """Estimated seconds that a system takes on all examples."""
+    """Estimated seconds that a system takes on all examples; 0 if it cannot be measured on a few of them."""
     total = len(job.split.validation) + len(job.split.test)
     count = min(MAX_TRIALS, max(MIN_TRIALS, total // TRIAL_FRACTION))
     rows = min(LINEAR_ROWS if name == "linear" else MAX_TRIALS, len(job.split.train))
@@ -69,7 +76,10 @@ def _try_system(job: Job, name: str) -> float:
     few_test = job.split.test[:: max(1, len(job.split.test) // count)][:count]
     split = dataclasses.replace(job.split, train=tuple(few_train), validation=(), test=few_test)
     small_job = dataclasses.replace(job, split=split)
-    record = evaluate(name, baseline_system(small_job, name), (), few_test, ignore_progress)
+    try:
+        record = evaluate(name, baseline_system(small_job, name), (), few_test, ignore_progress)
+    except NotMeasurable:  # found again, and reported, when it is measured on all examples
+        return 0.0
     fitting = record.seconds - record.seconds_per_example * len(few_test)
     if name == "embed":  # computing the states of the training examples takes most of its fitting time
         return record.seconds_per_example * (total + len(job.split.train))
@@ -88,15 +98,12 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         parts = f"{config.data.folds} folds of {len(split.test):,} examples"
     shared = probed.tokens / probed.unique_tokens
     saving = f"; shared prefixes make that {shared:.1f} times less work than one by one" if shared >= 1.05 else ""
-    configured = config.run.systems or SYSTEMS[config.task]
-    none_fits = {*FEW_SHOT_SYSTEMS} & {*configured} - {*selected_systems(job, FEW_SHOT_SYSTEMS)}
-    why = "the answer is inside the text" if has_answer_slot(split.prompt) else "no example fits into the prompt"
     return [
         f"{parts}{f', {len(split.labels)} labels' if split.labels else ''}; {seeds}",
         f"Training {trained}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}",
         f"{probed.tokens:,} tokens per step{saving}",
-        *([f"Few-shot prompting is skipped: {why}"] if none_fits else []),
+        *(f"Few-shot prompting is skipped: {why}" for why in {*unusable_systems(job).values()}),
     ]
 
 

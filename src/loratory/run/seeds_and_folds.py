@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loratory.data import fold_splits
-from loratory.evaluation import EvalRecord, Prediction, load_record, save_record
+from loratory.evaluation import EvalRecord, Prediction, is_evaluated, load_record, save_record
 from loratory.metrics import task_variant
 from loratory.run.job import Job
+from loratory.run.unsound import not_measured
 from loratory.text import tokenize
 from loratory.tree import Rule
 
@@ -55,6 +56,14 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
     )
     validation = [e for fold in folds for e in fold.split.validation]
     save_record(job.run, pooled, validation, job.split.test, task_variant(job.config))
+
+
+def missing_fold(folds: Sequence[Job], name: str) -> str | None:
+    """Why a system cannot be pooled: the number of the first fold in which it was not measured, and the reason."""
+    for number, fold in enumerate(folds, 1):
+        if not is_evaluated(fold.run, name):
+            return f"in fold {number}, {not_measured(fold.run).get(name, 'it was not reached')}"
+    return None
 
 
 def seed_and_fold_folders(run: Path) -> list[Path]:

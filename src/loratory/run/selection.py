@@ -36,14 +36,24 @@ BASELINE_SYSTEMS = (*PROMPTING, *REFERENCES)
 
 
 def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that the settings select, without few-shot prompting if no example fits into the prompt."""
-    configured = job.config.run.systems or SYSTEMS[job.config.task]
-    selected = [name for name in names if name in configured]
-    if has_answer_slot(job.split.prompt):  # models have not seen solved texts in front of a text with an answer slot
-        return [name for name in selected if name not in FEW_SHOT_SYSTEMS]
-    if any(name in FEW_SHOT_SYSTEMS for name in selected) and not few_shot(job)[0]:
-        return [name for name in selected if name not in FEW_SHOT_SYSTEMS]
-    return selected
+    """Those of ``names`` that the settings select, without those that cannot be measured."""
+    without = unusable_systems(job) if {*names} & {*FEW_SHOT_SYSTEMS} else {}
+    return [name for name in names if name in _configured(job) and name not in without]
+
+
+def unusable_systems(job: Job) -> dict[str, str]:
+    """The systems that the settings select but that cannot be measured on this data, each with the reason."""
+    selected = [name for name in FEW_SHOT_SYSTEMS if name in _configured(job)]
+    if selected and has_answer_slot(job.split.prompt):
+        # Models have not seen solved texts in front of a text with an answer slot.
+        return dict.fromkeys(selected, "the answer is inside the text")
+    if selected and not few_shot(job)[0]:
+        return dict.fromkeys(selected, "no example fits into the prompt")
+    return {}
+
+
+def _configured(job: Job) -> tuple[str, ...]:
+    return job.config.run.systems or SYSTEMS[job.config.task]
 
 
 def pending_systems(job: Job, names: Sequence[str]) -> list[str]:

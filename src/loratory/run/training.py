@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +26,23 @@ from loratory.models import (
     save_tuned_model,
 )
 from loratory.run.job import Job, timed_stage
+from loratory.run.unsound import fingerprint, training_error, warn, warn_of_divergence, warn_of_no_change
 from loratory.signals import stop_requested
 from loratory.storage import append_metric, read_metrics
 from loratory.text import longest_answer, tokenize
 from loratory.training import (
+    NotFinite,
     StepResult,
     automatic_learning_rate,
     checkpoint_at,
+    is_finite,
     latest_checkpoint,
     load_checkpoint,
     make_optimizer,
     mean_loss,
     save_checkpoint,
     train,
+    trainable_parameters,
 )
 
 ValidationLosses = dict[int, float]  # optimizer step -> mean validation loss per token, in ascending order of steps
@@ -54,6 +59,8 @@ class Trial:
     """Validation loss at that step; None without validation examples."""
     stopped_early: bool
     """Whether training stopped early."""
+    unchanged: bool
+    """Whether every trained weight still has its initial value."""
 
 
 def load_or_train(job: Job, on_event: EventCallback) -> nn.Module:
@@ -71,15 +78,27 @@ def load_or_train(job: Job, on_event: EventCallback) -> nn.Module:
 
 
 def run_training(job: Job, on_event: EventCallback) -> nn.Module:
-    """Trains with each configured learning rate, saves the model that is best on validation, and returns it."""
+    """Trains with each configured learning rate, saves the model that is best on validation, and returns it.
+
+    A learning rate at which a number becomes NaN or infinite is left out. Raises UserError if none is left.
+    """
     with timed_stage(job.run, "train", on_event):
         rates = learning_rates(job)
-        trials = []
+        trials, errors = [], []
         for rate in rates:
             model = with_fresh_adapter(job)
-            trials.append(train_one(job, model, rate, on_event))
+            try:
+                trials.append(train_one(job, model, rate, on_event))
+            except NotFinite as problem:
+                saved, _ = latest_checkpoint(checkpoint_folder(job, rate))
+                errors.append(training_error(problem, rate, saved.step if saved else None))
+                if len(rates) > 1:
+                    what = f"the {problem.quantity} became NaN or infinite in step {problem.step}"
+                    warn(job.run, "diverged", f"Learning rate {rate:g} is left out: {what}", on_event)
             if rate != rates[-1]:
                 restore_base(job, model)
+        if not trials:
+            raise errors[-1]
         best = min(trials, key=lambda trial: _loss_sort_key(trial.validation_loss))
         for trial in trials:
             values = {
@@ -95,6 +114,9 @@ def run_training(job: Job, on_event: EventCallback) -> nn.Module:
             model = with_fresh_adapter(job)
             folder = checkpoint_folder(job, best.peak_learning_rate)
             load_checkpoint(checkpoint_at(folder, best.selected_step), model, None)
+        warn_of_divergence(job.run, best.peak_learning_rate, on_event)
+        if best.unchanged:
+            warn_of_no_change(job.run, best.peak_learning_rate, on_event)
         log_trained(job, model)
         return save_trained(job, model)
 
@@ -139,9 +161,10 @@ def checkpoint_folder(job: Job, rate: float) -> Path:
 def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) -> Trial:
     """Trains with one learning rate, resuming from the newest usable checkpoint.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    Raises Interrupted after Ctrl-C or SIGTERM, and NotFinite; in both cases the last sound step is saved.
     """
     settings, folder = job.config.train, checkpoint_folder(job, rate)
+    initial = fingerprint(trainable_parameters(model))
     optimizer = make_optimizer(model, settings, job.config.adapter.lora_plus)
     checkpoint, skipped = latest_checkpoint(folder)
     for sentence in skipped:
@@ -156,7 +179,12 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
             on_event(Event("message", f"Resumed after step {done}"))
         stop = stops_early(losses, settings)
         steps = () if stop else train(model, job.train_sequences, optimizer, settings, rate, job.layout, done)
-        for result in steps:
+
+        def save_sound() -> None:
+            if done:
+                save_checkpoint(folder, model, optimizer, done, best_step(losses, settings), losses)
+
+        for result in saving_if_not_finite(steps, save_sound):
             done = result.step
             losses |= log_step_and_validate(job, model, result, rate, on_event)
             best, stop = best_step(losses, settings), stops_early(losses, settings)
@@ -172,7 +200,16 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
             text = f"Interrupted after step {done}, which is saved. The same command resumes there"
             raise Interrupted(text, INTERRUPTED if number == signal.SIGINT else TERMINATED)
     kept = restore_best_checkpoint(job, model, rate, losses, done, on_event)
-    return Trial(rate, kept, losses.get(kept), stop)
+    return Trial(rate, kept, losses.get(kept), stop, fingerprint(trainable_parameters(model)) == initial)
+
+
+def saving_if_not_finite(steps: Iterable[StepResult], save: Callable[[], None]) -> Iterator[StepResult]:
+    """The steps of a training. Saves the state before a step that raises NotFinite, which that step did not change."""
+    try:
+        yield from steps
+    except NotFinite:
+        save()
+        raise
 
 
 def restore_best_checkpoint(
@@ -231,6 +268,8 @@ def log_step_and_validate(
     if not ends_epoch or not job.split.validation:
         return {}
     loss = validation_loss(job, model)
+    if not is_finite(loss):
+        raise NotFinite("validation loss", result.step, f"{loss}")
     append_metric(job.run, "validation", trial=f"{rate:g}", step=result.step, loss=loss)
     return {result.step: loss}
 

@@ -12,7 +12,8 @@ At the top of a run:
 
 In a run, and in each further seed ``seeds/<seed>/`` and fold ``folds/<k>/``:
 
-- metrics.jsonl: the log, one event per line: estimate, stage, step, validation, trial, trained, retained, memory.
+- metrics.jsonl: the log, one event per line: estimate, stage, step, validation, trial, trained, retained, memory,
+  warning, not_measured.
 - checkpoints/: checkpoints of the training, in a subfolder rate-<rate>/ per learning rate if several are tried.
 - adapter/ or model/: the tuned model, as a LoRA adapter in PEFT's format or, after full fine-tuning, as a whole.
 - predictions/<system>.jsonl: a system's predictions for the test examples, one per line.

@@ -5,14 +5,16 @@ checkpoints from which training resumes bit for bit. Read ``loop.py`` first.
 """
 
 from loratory.training.checkpoints import checkpoint_at, latest_checkpoint, load_checkpoint, save_checkpoint
-from loratory.training.loop import StepResult, mean_loss, total_steps, train
-from loratory.training.optimizer import automatic_learning_rate, make_optimizer
+from loratory.training.loop import NotFinite, StepResult, is_finite, mean_loss, total_steps, train
+from loratory.training.optimizer import automatic_learning_rate, make_optimizer, trainable_parameters
 from loratory.training.speed import resolve_speed
 
 __all__ = [
+    "NotFinite",
     "StepResult",
     "automatic_learning_rate",
     "checkpoint_at",
+    "is_finite",
     "latest_checkpoint",
     "load_checkpoint",
     "make_optimizer",
@@ -21,4 +23,5 @@ __all__ = [
     "save_checkpoint",
     "total_steps",
     "train",
+    "trainable_parameters",
 ]

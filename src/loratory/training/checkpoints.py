@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from loratory.errors import UserError
+from loratory.models import non_finite
 from loratory.storage import (
     CHECKPOINT_FILES,
     atomic_folder,
@@ -19,6 +21,7 @@ from loratory.storage import (
     sealed,
     write_json,
 )
+from loratory.training.loop import NotFinite
 from loratory.training.optimizer import trainable_parameters
 
 MANIFEST = "manifest.json"
@@ -48,7 +51,7 @@ def save_checkpoint(
 
     Everything is written to a temporary folder, which is renamed once it is complete. The manifest also has the
     validation ``losses``, on which the choice of the best step depends. Older checkpoints are deleted, except the
-    previous one and the one of step ``keep_step``.
+    previous one and the one of step ``keep_step``. Raises NotFinite before anything is written.
     """
     path = folder / f"step-{step:06d}"
     parameters = trainable_parameters(model)
@@ -57,6 +60,8 @@ def save_checkpoint(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
+    if bad := non_finite([*parameters.items(), *moments.items()]):
+        raise NotFinite("weights", step, f"in {bad}")
     with atomic_folder(path, CHECKPOINT_FILES) as temporary:
         save_file(
             {n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "parameters.safetensors"
@@ -123,8 +128,15 @@ def verify_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Restores the parameters (and, if an optimizer is given, moments and random state) bit for bit."""
+    """Restores the parameters (and, if an optimizer is given, moments and random state) bit for bit.
+
+    Raises UserError if they contain NaN or infinite values.
+    """
     values = load_file(checkpoint.path / PARAMETERS)
+    moments = load_file(checkpoint.path / MOMENTS) if optimizer is not None else {}
+    if bad := non_finite([*values.items(), *moments.items()]):
+        fix = "delete this folder; training then resumes from an earlier checkpoint or from the start"
+        raise UserError("The checkpoint contains NaN or infinite values", str(checkpoint.path), None, f"in {bad}", fix)
     parameters = trainable_parameters(model)
     assert values.keys() == parameters.keys(), "the checkpoint belongs to a different model or adapter"
     with torch.no_grad():
@@ -132,7 +144,6 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
             parameter.copy_(values[name])
     if optimizer is None:
         return
-    moments = load_file(checkpoint.path / MOMENTS)
     for name, parameter in parameters.items():
         state = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
         optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
