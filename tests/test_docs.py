@@ -17,7 +17,7 @@ from loratory.tree.batches import build_batch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+PAGES = sorted([*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *DOCS.rglob("*.md")])
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -149,6 +149,32 @@ def test_tests_and_make_targets_that_are_named_exist(page: Path):
         assert f"def {test}(" in text_of(ROOT / name), test
     targets = re.findall(r"^([\w-]+):", text_of(ROOT / "Makefile"), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)(?:\w+=\S+ )*make ([\w-]+)", text_of(page), re.MULTILINE)) <= set(targets)
+
+
+def functions_in(path: Path) -> set[str]:
+    """The names of the functions at the top of a file."""
+    return {node.name for node in ast.parse(text_of(path)).body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", [DOCS / "guarantees.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_the_tests_that_hold_a_promise_exist(page: Path):
+    named = re.findall(r"\b(tests/[\w/]+\.py)::(test_\w+)", text_of(page))
+    assert len(named) >= 10
+    for path, test in named:
+        assert test in functions_in(ROOT / path), f"{path}::{test}"
+
+
+def test_every_promise_names_a_test():
+    sections = re.split(r"^## ", text_of(DOCS / "guarantees.md"), flags=re.MULTILINE)[1:]
+    promises = [promise for section in sections for promise in re.split(r"^(?=\*\*)", section, flags=re.MULTILINE)[1:]]
+    assert len(promises) >= 25
+    assert [promise.split("**")[1] for promise in promises if "::test_" not in promise] == []
+
+
+def test_each_of_the_twenty_five_complaints_has_a_test_or_says_not_yet():
+    rows = re.findall(r"^\| (\d+) \|.*\| (.+) \| (.+) \|$", text_of(DOCS / "guarantees.md"), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 26))
+    assert all("::test_" in tests or "not yet" in guard for _, guard, tests in rows)
 
 
 # ---- what pages say of the code --------------------------------------------------------------------------------------
