@@ -94,8 +94,10 @@ def test_out_of_memory_comes_with_a_remedy(error, fails, tmp_path):
 def test_other_endings_are_no_crashes(fails, tmp_path):
     assert fails(UserError("wrong"))[0] == 2
     assert fails(KeyboardInterrupt())[0] == 130
-    with pytest.raises(PermissionError):
-        fails(PermissionError("denied"))
+    code, printed = fails(PermissionError(13, "denied", "a file"))
+    assert code == 2 and printed.startswith("error: Permission denied")
+    code, printed = fails(OSError(28, "no space", "a file"))
+    assert code == 1 and printed.startswith("error: The disk is full")
     assert not list(tmp_path.glob("loratory-*.txt"))
 
 

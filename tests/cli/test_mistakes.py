@@ -121,7 +121,8 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
         ["pickle", "pytorch_model.bin", "old"],
     ),
     "an unknown device": ({}, {"model.device": "gpu"}, ["device", "gpu"]),
-    "a device of another kind": ({}, {"model.device": "mps"}, ["Unknown device", "mps", "auto, cpu, cuda"]),
+    "a device of another kind": ({}, {"model.device": "meta"}, ["Unknown device", "meta", "auto, cpu, cuda"]),
+    "an Apple GPU elsewhere": ({}, {"model.device": "mps"}, ["No Apple GPU", "mps"]),
     "more threads than any machine has": ({}, {"run.threads": 10**9}, ["run.threads", "4096"]),
     "weights in float16 that are all trained": (
         {}, {"model.dtype": "float16", "adapter.kind": "full"}, ["float16", "[model] dtype"]

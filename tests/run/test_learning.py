@@ -55,4 +55,4 @@ def test_with_permuted_training_labels_tuning_falls_to_chance_and_the_verdict_sa
     report = run(tmp_path, tiny_folder, permuted, sentences(40, SOUNDS, 2))
     assert value(report, "tuned-choose") < 0.6
     assert not report["verdict"]["helped"]
-    assert report["verdict"]["sentence"].startswith("Tuning did not help")
+    assert report["verdict"]["state"] in ("no_change", "worse", "cannot_tell")
