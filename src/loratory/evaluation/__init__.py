@@ -13,7 +13,7 @@ from loratory.evaluation.baselines import (
 )
 from loratory.evaluation.evaluate_system import EvalRecord, NotMeasurable, Prediction, System, evaluate
 from loratory.evaluation.forgetting import read_retained_texts
-from loratory.evaluation.records import headline, is_evaluated, load_record, save_record, saved_rule
+from loratory.evaluation.records import changed_records, headline, is_evaluated, load_record, save_record, saved_rule
 from loratory.evaluation.sandbox import sandbox_problem
 from loratory.evaluation.systems import (
     PromptedModel,
@@ -36,6 +36,7 @@ __all__ = [
     "Prediction",
     "PromptedModel",
     "System",
+    "changed_records",
     "choices",
     "classifier_system",
     "code_system",

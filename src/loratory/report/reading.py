@@ -1,6 +1,5 @@
 """Reads a run directory: settings, log, and the predictions of every system, seed and fold."""
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.errors import UserError
+from loratory.evaluation import changed_records
 from loratory.metrics import TASKS, Task
-from loratory.storage import read_metrics
+from loratory.storage import damaged_files, parsed_json, read_json_object, read_metrics
 
 ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
 Report = dict[str, Any]
@@ -47,7 +47,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a run directory. Raises UserError like ``build_report``."""
+    """Reads a run directory. Raises UserError like ``build_report``, or if a file has changed since it was recorded."""
     systems = _read_systems(folder)
     if not systems:
         fix = "repeat the command that started the run, and let it finish"
@@ -59,13 +59,15 @@ def read_run(folder: Path) -> Run:
     ]
     if not expected[0] or any(answers != expected[0] for answers in expected):
         raise UserError("The systems were not measured on the same test examples", str(folder / "predictions"))
-    config, data = _read_text(folder / "config.toml"), json.loads(_read_text(folder / "data.json"))
+    if changed := damaged_files(folder):
+        raise _changed_error(folder, changed)
+    config, data = _read_text(folder / "config.toml"), _read_object(folder / "data.json")
     fold_folders = [folder / "folds" / str(k + 1) for k in range(data.get("folds") or 0)]
     return Run(
         folder=folder,
         config=config,
         settings=tomllib.loads(config),
-        environment=json.loads(_read_text(folder / "environment.json")),
+        environment=_read_object(folder / "environment.json"),
         data=data,
         events=read_metrics(folder),
         systems=systems,
@@ -82,9 +84,11 @@ def _read_systems(folder: Path) -> dict[str, SystemResults]:
 
 def _read_system(folder: Path, name: str) -> SystemResults:
     validation = folder / "predictions" / "validation" / f"{name}.jsonl"
+    if changed := changed_records(folder, name):
+        raise _changed_error(folder, changed)
     return SystemResults(
         name=name,
-        metadata=json.loads(_read_text(folder / "systems" / f"{name}.json")),
+        metadata=_read_object(folder / "systems" / f"{name}.json"),
         test=_read_lines(folder / "predictions" / f"{name}.jsonl"),
         validation=_read_lines(validation) if validation.exists() else [],
     )
@@ -128,15 +132,32 @@ def not_measured(run: Run) -> list[dict[str, str]]:
     return [{"name": name, "reason": reason} for name, reason in reasons.items()]
 
 
+def _changed_error(folder: Path, changed: list[str]) -> UserError:
+    found = ", ".join(changed[:3])
+    fix = "repeat the command that started the run, which makes them again, or run: loratory evaluate RUN"
+    return UserError("Files of the run have changed since they were recorded", str(folder), found=found, fix=fix)
+
+
 def _read_text(path: Path) -> str:
     if not path.exists():
         raise UserError("A file of the run is missing", str(path), fix="let the run finish, or start it again")
     return path.read_text(encoding="utf-8")
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    _read_text(path)
+    try:
+        return read_json_object(path)
+    except ValueError as error:
+        raise UserError("A file of the run is damaged", str(path), found=str(error)[:200]) from error
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): JSON strings may contain U+2028 and other line separators unescaped.
-    return [json.loads(line) for line in _read_text(path).split("\n") if line]
+    try:
+        return [parsed_json(line) for line in _read_text(path).split("\n") if line]
+    except ValueError as error:
+        raise UserError("A file of the run is damaged", str(path), found=str(error)[:200]) from error
 
 
 def events_named(run: Run, event: str) -> list[dict[str, Any]]:

@@ -22,12 +22,15 @@ from loratory.storage.files import (
 )
 from loratory.storage.record import RunRecord, is_run, read_record, write_record
 
+CHECK = "check"
+
 # ---- the log ---------------------------------------------------------------------------------------------------------
 
 
 def append_metric(run: Path, event: str, **values: Any) -> None:
-    """Appends one event to metrics.jsonl. Raises ValueError for NaN and infinite numbers."""
-    line = json.dumps({"event": event, **values}, allow_nan=False) + "\n"
+    """Appends one event to metrics.jsonl, with a check sum. Raises ValueError for NaN and infinite numbers."""
+    content = {"event": event, **values}
+    line = json.dumps({**content, CHECK: _check_sum(content)}, allow_nan=False) + "\n"
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(line)
 
@@ -56,11 +59,19 @@ def _log_lines(run: Path) -> list[bytes]:
 
 
 def _event_of(line: bytes) -> dict[str, Any] | None:
+    """The event in a line; None if it is damaged. Lines of earlier versions have no check sum."""
     try:
         event = parsed_json(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and "event" in event else None
+    if not isinstance(event, dict) or "event" not in event:
+        return None
+    check = event.pop(CHECK, None)
+    return event if check in (None, _check_sum(event)) else None
+
+
+def _check_sum(event: dict[str, Any]) -> str:
+    return sha256_of_text(json.dumps(event, sort_keys=True))[:8]
 
 
 # ---- where a run may be written --------------------------------------------------------------------------------------
