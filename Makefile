@@ -17,7 +17,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: setup demo examples check test test-slow chaos docs docs-test site wheel lint format clean
+.PHONY: setup demo examples check test test-slow chaos fuzz docs docs-test site wheel lint format clean
 
 setup: $(VENV)/.ready
 
@@ -59,6 +59,10 @@ test-slow: setup
 # Kills, full disks and other disturbances of every command: up to an hour.
 chaos: setup
 	PYTHONPATH=tests:tests/robustness $(BIN)/python tests/robustness/chaos.py --out benchmarks/results/chaos.json
+
+# Thousands of damaged and hostile inputs: up to an hour.
+fuzz: setup
+	PYTHONPATH=tests:tests/robustness $(BIN)/python tests/robustness/fuzz.py --out benchmarks/results/fuzz.json
 
 # Writes the pages that are generated from the code.
 docs: $(VENV)/.installed

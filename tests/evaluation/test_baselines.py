@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from conftest import tiny_model
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from tiny import byte_tokenizer
 
 from loratory.config import PromptConfig
 from loratory.data.examples import Example, Message

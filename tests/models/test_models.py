@@ -12,8 +12,9 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from conftest import SHARED, byte_tokenizer, needs_shared
+from conftest import SHARED, needs_shared
 from safetensors.torch import load_file, save_file
+from tiny import byte_tokenizer
 
 from loratory.config import BUILTIN, BUILTIN_MASKED, ModelConfig, PromptConfig
 from loratory.errors import UserError

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import CHATML, SHARED, byte_tokenizer, needs_shared
+from conftest import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from tiny import CHATML, byte_tokenizer
 
 from loratory.cli.main import main
 from loratory.config import AdapterConfig, ModelConfig, PromptConfig

@@ -26,8 +26,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from conftest import ANIMALS, write_tiny_model
 from forked import Ended, run_command
+from tiny import ANIMALS, write_tiny_model
 
 TASK = """
 [model]
@@ -70,8 +70,8 @@ class Command:
 
 
 COMMANDS = (
-    Command("run", ["run", "task.toml"], False, 2),
-    Command("overwrite", ["run", "task.toml", "--overwrite"], True, 5),
+    Command("run", ["run", "task.toml"], False, 4),
+    Command("overwrite", ["run", "task.toml", "--overwrite"], True, 8),
     Command("evaluate", ["evaluate", "run"], True, 1),
     Command("predict", ["predict", "run", "new.jsonl", "--out", "answers.csv"], True, 1),
 )

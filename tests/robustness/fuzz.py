@@ -25,8 +25,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import tomli_w
-from conftest import ANIMALS, CHATML, write_tiny_model
 from forked import Ended, run_command
+from tiny import ANIMALS, CHATML, write_tiny_model
 
 SECONDS, MEGABYTES = 30.0, 2048.0
 DEEP = "a very deep list"  # stands for one: Python itself cannot write it
@@ -388,7 +388,7 @@ def summary(cases: list[Case]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=750, help="cases of each kind")
+    parser.add_argument("--count", type=int, default=720, help="cases of each kind")
     parser.add_argument("--kind", choices=KINDS, help="only this kind")
     parser.add_argument("--number", type=int, help="only this case")
     parser.add_argument("--out", type=Path, help="where to write the record")

@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
-from conftest import ANIMALS, SHARED
+from conftest import SHARED
 from safetensors.torch import load_file
+from tiny import ANIMALS
 
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.data.conversations import conversation

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ANIMALS
 from safetensors.torch import load_file, save_file
+from tiny import ANIMALS
 
 from loratory.cli.main import main
 from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig

@@ -11,8 +11,8 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
-from conftest import CHATML, byte_tokenizer
 from test_finetune import changed, predictions
+from tiny import CHATML, byte_tokenizer
 
 from loratory.config import (
     SYSTEMS,

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED, byte_tokenizer, needs_shared
+from conftest import SHARED, needs_shared
 from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import byte_tokenizer
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import byte_tokenizer
+from tiny import byte_tokenizer
 
 from loratory.config import PromptConfig
 from loratory.data.examples import Message

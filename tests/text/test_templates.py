@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED, TABLE, byte_tokenizer, needs_shared
+from conftest import SHARED, TABLE, needs_shared
+from tiny import byte_tokenizer
 from transformers.utils import chat_template_utils
 
 from loratory.config import ModelConfig, PromptConfig

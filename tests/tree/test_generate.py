@@ -6,7 +6,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from conftest import tiny_model
+from tiny import byte_tokenizer
 
 from loratory.config import PromptConfig
 from loratory.text.template import make_renderer

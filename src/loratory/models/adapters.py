@@ -35,6 +35,13 @@ from loratory.storage import (
 )
 
 CARD, READ_ME = "loratory.json", "README.md"
+OPTIONAL_TEXT, OPTIONAL_OBJECT = (str, type(None)), (dict, type(None))
+CARD_KINDS: dict[str, Any] = {
+    "base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str, "task": OPTIONAL_TEXT,
+    "candidates": OPTIONAL_TEXT, "longest_answer": (int, type(None)), "choose": OPTIONAL_OBJECT,
+    "versions": OPTIONAL_OBJECT, "files": OPTIONAL_OBJECT,
+}  # fmt: skip
+BASE_KINDS: dict[str, Any] = {"name": str, "revision": OPTIONAL_TEXT, "weights_sha256": str, "files": OPTIONAL_OBJECT}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # "all-linear" excludes the router and the fused experts of a mixture-of-experts model.
 NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
@@ -241,10 +248,14 @@ def read_card(folder: Path, force: bool = False) -> dict[str, Any]:
     if not (folder / CARD).exists():
         raise UserError("Not a Loratory adapter", str(folder), expected=f"a folder with a {CARD}")
     card = read_json(folder / CARD)
-    required = {"base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str}
-    for key, kind in required.items():
-        if not isinstance(card.get(key), kind):
-            raise UserError("The adapter's card is damaged", str(folder / CARD), expected=f"{key!r}: {kind.__name__}")
+    for part, kinds in (("", CARD_KINDS), ("base", BASE_KINDS)):
+        values = card[part] if part else card
+        for key, kind in kinds.items():
+            if not isinstance(values.get(key), kind):
+                expected = f"{part + '.' if part else ''}{key} of another type"
+                raise UserError(
+                    "The adapter's card is damaged", str(folder / CARD), expected, repr(values.get(key))[:100]
+                )
     if (changed := _changed(folder, card)) and not force:
         fix = "restore the folder from a copy; in a run, the command that started it makes them again; or add --force"
         found = ", ".join(changed[:3])
@@ -274,7 +285,7 @@ def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bo
     card = read_card(folder, force)
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise UserError("The adapter has no safetensors weights", str(folder), expected=ADAPTER_WEIGHTS)
-    recorded = {WEIGHTS: str(card["base"].get("weights_sha256")), **card["base"].get("files", {})}
+    recorded = {WEIGHTS: str(card["base"].get("weights_sha256")), **(card["base"].get("files") or {})}
     if (different := differing_files(recorded, base.hashes)) and not force:
         fix = f"restore the files of {base.name}, or add --force"
         raise UserError("The adapter was trained on a different base model", str(folder), found=different, fix=fix)

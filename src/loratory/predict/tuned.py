@@ -1,6 +1,7 @@
 """Inference with a tuned model: ``loratory.load("runs/arxiv").answer({"title": ..., "abstract": ...})``."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from loratory.evaluation import Prediction, PromptedModel, choices, code_system,
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import different_versions, resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
+from loratory.schema import dataclass_from
 from loratory.storage import is_finished, is_run
 from loratory.text import (
     Renderer,
@@ -42,6 +44,7 @@ from loratory.text import (
 from loratory.tree import Layout, Rule, choose_layout, label_log_probs, stream
 
 TOKEN_BUDGET = TrainConfig().token_budget
+MOST_ANSWER_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def load(
         text = f"The model was trained with other package versions, so answers may differ: {different}"
         on_event(Event("message", text))
     known = {f.name for f in dataclasses.fields(PromptConfig)}
-    prompt = PromptConfig(**{key: value for key, value in card["prompt"].items() if key in known})
+    settings = {key: value for key, value in card["prompt"].items() if key in known}
+    prompt = dataclass_from(PromptConfig, settings, str(folder / CARD), "prompt")
     name, revision = str(card["base"].get("name")), card["base"].get("revision")
     if card["adapter"] == "full":
         name, revision = str(folder), None
@@ -187,15 +191,28 @@ def load(
     labels = tuple(map(str, card["labels"]))
     candidates = card.get("candidates")
     choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": bool(labels or candidates)}
-    if choose.get("rule") not in ("sum", "mean", "prior") or len(choose.get("prior", [])) not in (0, len(labels)):
-        raise UserError("The adapter's card is damaged", str(folder / CARD), expected="'choose': rule and prior")
-    rule = Rule(choose["rule"], tuple(map(float, choose["prior"])), choose.get("threshold"))
+    rule = _rule(choose, len(labels), str(folder / CARD))
     longest = int(card.get("longest_answer") or max(map(len, labels), default=0))
+    if not 0 <= longest <= MOST_ANSWER_TOKENS:
+        raise UserError("The adapter's card is damaged", str(folder / CARD), "longest_answer in tokens", str(longest))
     renderer = dataclasses.replace(renderer, slot_length=longest) if renderer.is_masked_lm else renderer
-    answer, best = card["answer"], bool(choose["best"])
+    answer, best = card["answer"], bool(choose.get("best"))
     task = str(card.get("task", "classification"))
     identity = str(card.get("seal"))
     return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best, identity)
+
+
+def _rule(choose: Mapping[str, Any], labels: int, where: str) -> Rule:
+    """The decision rule in a card. Raises UserError if it is none."""
+    try:
+        prior, threshold = tuple(map(float, choose["prior"])), choose.get("threshold")
+        rule = Rule(choose["rule"], prior, None if threshold is None else float(threshold))
+        valid = rule.name in ("sum", "mean", "prior") and len(prior) in (0, labels) and all(map(math.isfinite, prior))
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise UserError("The adapter's card is damaged", where, expected="choose: a rule, a prior and a threshold")
+    return rule
 
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
