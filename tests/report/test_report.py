@@ -281,7 +281,7 @@ def test_only_baselines_measured(tmp_path):
     verdict = report["verdict"]
     assert (verdict["before"], verdict["after"], verdict["helped"]) == ("few-shot", "few-shot", False)
     assert report["comparisons"] == [] and verdict["beats_linear"] is None
-    assert verdict["sentence"] == "Nothing has been tuned yet: linear is the best so far, 60.0 % on 200 test examples."
+    assert verdict["sentence"] == "Nothing tuned was measured: linear is the best so far, 60.0 % on 200 test examples."
     assert "loratory predict" not in page_of(tmp_path).text
 
 

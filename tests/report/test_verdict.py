@@ -216,3 +216,18 @@ def test_at_most_three_suggestions_the_most_useful_first_and_one_in_the_terminal
 
 def test_nothing_is_recommended_before_tuning(tmp_path):
     assert advice_of(write_run(tmp_path, {"prompt": 0.3, "linear": 0.6})) == []
+
+
+def test_warnings_of_the_training_are_on_the_page(tmp_path):
+    run = run_with(tmp_path)
+    log(run, event="warning", name="diverged", message="Training diverged: <the loss> rose")
+    write_report(run)
+    assert "Training diverged: <the loss> rose" in page_of(tmp_path).text
+
+
+def test_a_tuned_model_that_could_not_be_measured_is_not_passed_over(tmp_path):
+    run = run_with(tmp_path)
+    for path in (run / "systems").glob("tuned*.json"):
+        path.unlink()
+    log(run, event="not_measured", name="tuned-choose", reason="its scores are not finite")
+    assert write_report(run)["verdict"]["sentence"].startswith("The tuned model could not be measured. Nothing tuned")

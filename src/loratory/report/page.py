@@ -68,7 +68,6 @@ def write_report(run: Path) -> Report:
     """
     results = read_run(run)
     report = describe(results)
-    # report.json is written last: its presence marks the run as finished.
     write_text(run / "report.html", _page(results, report))
     write_text(run / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return report
@@ -107,6 +106,7 @@ def _page(run: Run, report: Report) -> str:
             simple=systems[simple] if simple else None,
             two=two,
             tuned=after.name in TUNED,
+            warnings=[event["message"] for event in events_named(run, "warning")],
             demonstration=DEMONSTRATION,
             states=STATES,
             suggestions=suggestions(run, report),

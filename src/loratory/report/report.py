@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from loratory.config import TUNED
 from loratory.report.advice import remarks
 from loratory.report.reading import Report, Run, events_named, not_measured, read_run, task_of
 from loratory.report.results import (
@@ -37,6 +38,8 @@ def describe(run: Run) -> Report:
     verdict = write_verdict(task, systems, comparisons, seeds, before, after, tested, examples)
     verdict["sentence"] += overlooked_prompting(run, systems, before) + remarks(run, after)
     missing = not_measured(run)
+    if after not in TUNED and any(system["name"] in TUNED for system in missing):
+        verdict["sentence"] = f"The tuned model could not be measured. {verdict['sentence']}"
     trained = (events_named(run, "trained") or [{}])[-1]
     stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
     seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}

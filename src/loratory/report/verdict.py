@@ -45,7 +45,7 @@ def write_verdict(
     state = _state(prompting, [c for c in comparisons if c["a"] in REFERENCES], examples) if prompting else None
     if after not in TUNED:
         best = max(systems, key=lambda s: s["value"])
-        sentence = f"Nothing has been tuned yet: {best['name']} is the best so far, {task.headline(best)} on {tested}"
+        sentence = f"Nothing tuned was measured: {best['name']} is the best so far, {task.headline(best)} on {tested}"
     elif prompting is None or state is None:
         sentence = "No baseline was measured, so there is nothing to compare with: the tuned model reaches"
         sentence += f" {task.headline(by_name[after])} on {tested}"
