@@ -16,7 +16,7 @@ from loratory.evaluation import NotMeasurable, System, evaluate, headline, is_ev
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import peak_memory_bytes
 from loratory.metrics import task_variant
-from loratory.models import read_card, write_card
+from loratory.models import CARD, read_card, write_card
 from loratory.report import write_report
 from loratory.run import (
     BASELINE_SYSTEMS,
@@ -86,10 +86,10 @@ def train_only(
 ) -> Path:
     """Trains and saves the adapter without evaluating it. Takes the arguments of ``finetune`` and raises its errors.
 
-    Uses the validation examples only if the settings need them to choose a learning rate or to stop early.
+    Uses the validation examples only to choose: the epoch that is kept, a learning rate, or when to stop early.
     """
     with open_job(config, on_event, overwrite, force, lambda j: announce_plan(j, False, on_event, confirm)) as job:
-        if not chooses_on_validation(config):
+        if not chooses_on_validation(config) and config.train.keep == "last":
             job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
         run_training(job, on_event)
         append_metric(job.run, "memory", peak_memory_bytes=peak_memory_bytes())
@@ -105,6 +105,8 @@ def evaluate_run(run: Path, on_event: EventCallback = ignore_event) -> Path:
     """
     with reopen_job(run, on_event) as job:
         trained = is_trained(job)
+        if not trained and (trained_folder(job) / CARD).exists():
+            read_card(trained_folder(job))  # names what has changed
         if job.config.data.folds and not trained:
             what = "This cross-validation is not finished; its folds are evaluated during training"
             raise UserError(what, str(run), fix="repeat the command that started it")

@@ -21,7 +21,7 @@ from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, Prom
 from loratory.data import read_rows
 from loratory.errors import Terminated, UserError
 from loratory.events import Event
-from loratory.finetune import evaluate_run, finetune
+from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.models import write_card
 from loratory.predict import load, predict_to_file, to_file
 from loratory.signals import stop_requested, termination_raised
@@ -200,6 +200,53 @@ def test_a_changed_adapter_is_not_used_and_the_same_command_makes_it_again(finis
     assert any(Path(file).name in message for message in finished.repeat())
     assert decisive(finished.run) == before and values(finished.run) == reported and is_finished(finished.run)
     load(finished.run)
+
+
+def test_a_changed_adapter_is_not_passed_over_by_evaluate(finished):
+    before = {p: p.read_bytes() for p in sorted((finished.run / "systems").iterdir())}
+    flip_a_bit(finished.run)
+    with pytest.raises(UserError, match="Files of the adapter have changed"):
+        evaluate_run(finished.run)
+    assert {p: p.read_bytes() for p in sorted((finished.run / "systems").iterdir())} == before
+
+
+def test_files_added_to_a_base_model_or_hidden_in_it_are_found(unfinished):
+    (unfinished.base / "additional_chat_templates").mkdir()
+    (unfinished.base / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
+    with pytest.raises(UserError, match="different base model"):
+        load(unfinished.run)
+    shutil.copy(unfinished.run / "adapter/adapter_config.json", unfinished.base)
+    with pytest.raises(UserError, match="also contains an adapter"):
+        load(unfinished.run, force=True)
+
+
+def test_lists_in_the_adapter_do_not_depend_on_the_process(finished):
+    settings = json.loads((finished.run / "adapter/adapter_config.json").read_text())
+    assert len(settings["target_modules"]) > 2 and settings["target_modules"] == sorted(settings["target_modules"])
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"folds": 49}, "more folds"), ({"answer": "sond"}, "sond")])
+def test_a_mistake_with_overwrite_is_found_before_anything_is_removed(finished, changes: dict, words: str):
+    before = decisive(finished.run)
+    data = dataclasses.replace(finished.config.data, **changes)
+    with pytest.raises(UserError, match=words):
+        finetune(dataclasses.replace(finished.config, data=data), overwrite=True)
+    assert decisive(finished.run) == before and is_finished(finished.run)
+
+
+def test_training_first_and_measuring_later_gives_the_same_adapter(finished):
+    before = (finished.run / ADAPTER).read_bytes()
+    train_only(finished.config, overwrite=True)
+    assert (finished.run / ADAPTER).read_bytes() == before
+    finished.repeat()
+    assert is_finished(finished.run)
+
+
+def test_folders_that_are_not_seeds_or_folds_are_a_persons_own(finished):
+    (finished.run / "seeds" / "notes" / "systems").mkdir(parents=True)
+    (finished.run / "seeds" / "notes" / "systems" / "mine.json").write_text("mine")
+    evaluate_run(finished.run)
+    assert (finished.run / "seeds" / "notes" / "systems" / "mine.json").read_text() == "mine"
 
 
 def test_an_adapter_without_hashes_whose_tensors_are_incomplete_is_refused_even_if_forced(finished):
@@ -448,6 +495,25 @@ def test_an_output_that_cannot_be_written_is_named(finished, rows, tmp_path, cap
 def test_a_device_is_an_output_and_stays_a_device(finished, rows, tmp_path):
     assert main(["predict", str(finished.run), str(tmp_path / "new.jsonl"), "--out", "/dev/null"]) == 0
     assert Path("/dev/null").is_char_device()
+
+
+def test_answers_never_replace_the_data_that_the_run_was_trained_on(finished, rows, tmp_path):
+    before = finished.data.read_bytes()
+    for run in (finished.run, finished.run / "adapter"):
+        assert main(["predict", str(run), str(tmp_path / "new.jsonl"), "--out", str(finished.data)]) == 2
+    assert finished.data.read_bytes() == before
+
+
+def test_a_failed_prediction_leaves_no_part(finished, tmp_path):
+    (tmp_path / "wrong.csv").write_text("words\nThe cow\n")
+    assert main(["predict", str(finished.run), str(tmp_path / "wrong.csv"), "--out", str(tmp_path / "a.csv")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.csv"]
+
+
+def test_a_prediction_is_not_resumed_with_other_weights(finished, rows):
+    before = load(finished.run).identity
+    flip_a_bit(finished.run)
+    assert load(finished.run, force=True).identity != before
 
 
 def test_a_prediction_that_was_stopped_goes_on_where_it_was(finished, rows, tmp_path, monkeypatch):

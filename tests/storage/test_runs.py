@@ -405,6 +405,71 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path):
     assert (tmp_path / "elsewhere" / "a.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [".model.20261127/weights.bin", ".adapter.original/adapter_config.json", "mine/.config.toml.a1b2c3d4",
+     ".results.json.previous", "systems/notes.json", "folds/backup/systems/linear.json", "checkpoints.bak/step-000001/manifest.json"],
+)  # fmt: skip
+def test_files_that_only_look_like_those_of_a_run_are_a_persons_own(tmp_path, name: str):
+    write_text(tmp_path / "folder" / name, "mine")
+    with pytest.raises(UserError, match="other files"):
+        runs.check_run(tmp_path / "folder", CONFIG, False)
+    start_run(tmp_path / "run")
+    write_text(tmp_path / "run" / name, "mine")
+    contents.remove_leftovers(tmp_path / "run")
+    runs.clear_run(tmp_path / "run")
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+def test_a_run_inside_another_run_is_refused_and_its_files_are_not_those_of_the_outer_one(tmp_path):
+    start_run(tmp_path / "outer")
+    with pytest.raises(UserError, match="inside another run"):
+        runs.check_place(tmp_path / "outer" / "seeds" / "7", [])
+    start_run(tmp_path / "outer" / "seeds" / "7")  # as an earlier version allowed
+    runs.clear_run(tmp_path / "outer")
+    assert runs.check_run(tmp_path / "outer" / "seeds" / "7", CONFIG, False) is True
+
+
+@pytest.mark.parametrize("name", ["~/runs", "a\0b", "na\udcffme"])
+def test_names_that_no_file_should_have_are_refused(tmp_path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        runs.check_place(Path(name), [])
+    if "~" not in name:
+        with pytest.raises(UserError, match="cannot be written as text"):
+            runs.check_place(Path("run"), [name])
+
+
+def test_an_output_never_replaces_the_data_or_a_file_of_a_run(tmp_path):
+    start_run(tmp_path / "run")
+    data = tmp_path / "a.csv"
+    data.write_text("text\n")
+    (tmp_path / "link.csv").symlink_to(data)
+    for out in (
+        data,
+        tmp_path / "link.csv",
+        tmp_path / "run/metrics.jsonl",
+        tmp_path / "run/predictions/linear.jsonl",
+        tmp_path,
+    ):
+        with pytest.raises(UserError, match="The output"):
+            runs.check_replaceable(out, [data])
+    for out in (tmp_path / "b.csv", tmp_path / "run" / "answers.csv", Path("/dev/null")):
+        runs.check_replaceable(out, [data])
+
+
+def test_links_in_the_place_of_temporary_files_are_not_followed(tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (tmp_path / ".tmp").symlink_to(victim)
+    with open_output(tmp_path / "a.csv", tmp_path / ".tmp") as file:
+        file.write("answers")
+    (tmp_path / ".a.csv.owner.json").symlink_to(victim)
+    with only_writer_of_file(tmp_path / "a.csv"):
+        pass
+    assert victim.read_text() == "precious" and (tmp_path / "a.csv").read_text() == "answers"
+
+
 def test_every_prefix_of_a_start_can_be_started_over(tmp_path):
     start_run(tmp_path / "whole")
     files = ["asked.json", "config.toml", "environment.json", "data.json", "metrics.jsonl"]
@@ -432,7 +497,18 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"format": 2}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format": 2}',
+        b'{"format": 2, "state": "started", "base": {}, "versions": {}, "files": []}',
+        b"\xff\xfe",
+    ],
+)
 def test_a_damaged_record_is_as_good_as_none(tmp_path, damage: bytes):
     start_run(tmp_path)
     values = json.loads((tmp_path / record.RECORD).read_text())

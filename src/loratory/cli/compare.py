@@ -7,6 +7,7 @@ import tyro
 
 from loratory.cli.output import print_json, print_text, print_wide
 from loratory.cli.verb import Verb
+from loratory.errors import UserError
 from loratory.printable import printable_values
 
 
@@ -27,8 +28,12 @@ class CompareFlags:
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(CompareFlags, args=arguments, prog="loratory compare")
     from loratory.report import compare_runs, comparison_page, read_pair, render_comparison
-    from loratory.storage import write_text
+    from loratory.storage import check_replaceable, write_text
 
+    if flags.html:
+        check_replaceable(flags.html, [])
+        if flags.html.suffix.lower() not in (".html", ".htm"):
+            raise UserError("A page needs a name that ends in .html", "--html", found=str(flags.html))
     pair = read_pair(flags.run_a, flags.run_b)
     comparison = compare_runs(*pair)
     if flags.html:

@@ -35,9 +35,10 @@ def execute(arguments: list[str]) -> None:
     flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
     from loratory.data import check_not_overwriting, draw_few_shot, guess_task_file
     from loratory.models import is_masked
-    from loratory.storage import write_text
+    from loratory.storage import check_replaceable, write_text
 
     task_file = guess_task_file(flags.data, flags.answer, is_masked, flags.model, flags.out)
+    check_replaceable(task_file.path, [Path(flags.data)])
     if not flags.overwrite:
         check_not_overwriting(task_file)
     config = Config.parse(task_file.toml, task_file.path)

@@ -77,7 +77,9 @@ def main(arguments: list[str]) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print("Interrupted. Finished work is kept; repeat the command to resume.", file=sys.stderr)
+        print(
+            "Interrupted. Finished work is kept; repeat the command, without --overwrite, to resume.", file=sys.stderr
+        )
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except Interrupted as error:
         print(printable(f"{error}."), file=sys.stderr)

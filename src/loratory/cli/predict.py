@@ -34,7 +34,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.predict import answer_line, check_output, load, predict_to_file
 
     if flags.out:
-        check_output(flags.out, flags.data)
+        check_output(flags.out, flags.data, flags.run)
     rows = read_rows(str(flags.data))
     with progress_display() as on_event:
         tuned = load(flags.run, force=flags.force, on_event=on_event)

@@ -183,7 +183,8 @@ def _line(key: str, value: Any, comment: str = "") -> str:
     return f"{text:<40} # {comment}" if len(text) <= LONGEST_INLINE else f"# {comment}\n{text}"
 
 
-FOLDS_LINE = _line("folds", 5, "few rows: each is tested by a model trained on the other folds")
+FOLDS = 5
+FOLDS_LINE = _line("folds", FOLDS, "few rows: each is tested by a model trained on the other folds")
 
 
 def _model_lines(model: str, task: str, reason: str) -> list[str]:
@@ -211,13 +212,13 @@ def _data_lines(
     kinds = f"{len(counts)} different answers" if free_text else f"{len(counts)} labels with {per_label} rows each"
     lines += [_line("answer", answer, kinds)]
     sizes = {"train": len(answers), "validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
-    folds = other["test"] is None and len(answers) < FEW_ROWS and (free_text or rare >= 5)
+    folds = other["test"] is None and FOLDS <= len(answers) < FEW_ROWS and (free_text or rare >= FOLDS)
     for split, name in other.items():
         if name is not None:
             sizes[split] = len(read_rows(name, split))
             lines.append(_line(split, _data_path(name, folder), f"{sizes[split]} rows"))
         elif not (folds and split == "test"):
-            lines.append(f"# {split}: no {split} file found, so about {sizes[split]} rows are split off train")
+            lines.append(f"# {split}: no {split} file found, so {_rows(sizes[split])} split off train")
     if folds:
         lines.append(FOLDS_LINE)
     for split, limit in LIMITS.items():
@@ -226,6 +227,10 @@ def _data_lines(
                 _line(f"limit_{split}", limit, f"of {sizes[split]}, for a fast first run; remove for the final run")
             )
     return [*lines, ""]
+
+
+def _rows(count: int) -> str:
+    return "about 1 row is" if count == 1 else f"about {count} rows are"
 
 
 def _prompt_lines(

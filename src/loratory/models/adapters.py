@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.config import AdapterConfig
 from loratory.errors import UserError
-from loratory.models.identity import WEIGHTS, differing_files
+from loratory.models.identity import WEIGHTS, deciding_names, differing_files
 from loratory.models.loading import LoadedModel, non_finite
 from loratory.models.lora_linear import lora_linear
 from loratory.models.untrusted import check_adapter_folder, read_json
@@ -190,6 +190,7 @@ def save_tuned_model(
         if isinstance(model, PeftModel):
             model.save_pretrained(str(temporary), save_embedding_layers=False)
             _check_size(temporary, model)
+            _sort_lists(temporary / "adapter_config.json")
         else:
             assert isinstance(model, PreTrainedModel)
             model.save_pretrained(temporary)
@@ -201,6 +202,17 @@ def save_tuned_model(
         names = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
         write_card(temporary, {**card, "files": hashes_of(temporary, names)})
         write_text(temporary / READ_ME, _read_me(card, stop_ids, tokenizer))
+
+
+def _sort_lists(path: Path) -> None:
+    """Sorts what PEFT keeps as sets, so that the file does not depend on the process that writes it."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = {key: sorted(value) if _is_set(value) else value for key, value in settings.items()}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
@@ -273,7 +285,9 @@ def changed_model_files(folder: Path) -> list[str]:
 
 def _changed(folder: Path, card: dict[str, Any]) -> list[str]:
     files = card.get("files") or {}
-    return ([] if seal_is_intact(card) else [CARD]) + changed_files(folder, files)
+    # A whole model is loaded from its folder, where a file that was added could decide too.
+    added = set(deciding_names(folder)) - set(files) if files and card["adapter"] == "full" else set()
+    return ([] if seal_is_intact(card) else [CARD]) + changed_files(folder, files) + sorted(added)
 
 
 def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:

@@ -11,13 +11,19 @@ WEIGHTS = "weights"
 DECIDING_FILES = re.compile(
     r"config\.json|generation_config\.json|model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json)|[^/]+\.model"
+    r"|additional_chat_templates/[^/]+\.jinja"
 )
 
 
 def model_hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 hash of a model's weights, under "weights", and of each of its other files that decide an answer."""
-    names = [path.name for path in folder.iterdir() if DECIDING_FILES.fullmatch(path.name)]
-    return {WEIGHTS: sha256_of(sorted(folder.glob("*.safetensors"))), **hashes_of(folder, names)}
+    return {WEIGHTS: sha256_of(sorted(folder.glob("*.safetensors"))), **hashes_of(folder, deciding_names(folder))}
+
+
+def deciding_names(folder: Path) -> list[str]:
+    """The files of a model, except its weights, that decide its answers, relative to its folder."""
+    names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*.jinja"))]
+    return sorted(name for name in names if DECIDING_FILES.fullmatch(name))
 
 
 def differing_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> str:

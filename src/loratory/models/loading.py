@@ -218,6 +218,9 @@ def _check_weights(folder: Path, name: str) -> None:
         is_adapter = (folder / "adapter_config.json").exists()
         hint = "use the base model; this folder contains an adapter" if is_adapter else None
         raise UserError("No model in this folder", name, expected="config.json and *.safetensors", fix=hint)
+    if (folder / "adapter_config.json").exists():
+        fix = "move its adapter_* files to another folder, or merge them into the model"
+        raise UserError("The model's folder also contains an adapter", name, fix=fix)
     if list(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))

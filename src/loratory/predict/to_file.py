@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -11,22 +12,27 @@ from loratory.errors import UserError
 from loratory.evaluation import Prediction
 from loratory.events import Event, EventCallback
 from loratory.predict.tuned import Tuned
-from loratory.storage import only_writer_of_file, open_output, parsed_json, sha256_of_text
+from loratory.storage import (
+    check_replaceable,
+    data_files,
+    only_writer_of_file,
+    open_output,
+    parsed_json,
+    sha256_of_text,
+)
 
 ROWS_AT_ONCE = 256  # always the same, so that a resumed prediction computes the same batches
 JSON_LINES, DELIMITERS = (".jsonl", ""), {".csv": ",", ".tsv": "\t"}
 
 
-def check_output(out: Path, data: Path) -> None:
-    """Raises UserError if answers cannot be written to ``out``: another format, or the data file itself."""
+def check_output(out: Path, data: Path, run: Path) -> None:
+    """Raises UserError if answers cannot be written to ``out``: another format, the data, the data of the run's
+    training, or a file of the run."""
     suffix = out.suffix.lower()
+    check_replaceable(out, [data, *data_files(run), *data_files(run.parent)])
     if _is_ordinary(out) and suffix not in (*JSON_LINES, *DELIMITERS):
         expected = "a name that ends in .jsonl, .csv or .tsv"
         raise UserError("Answers cannot be written in this format", str(out), expected=expected, found=suffix)
-    if out.exists() and data.exists() and out.samefile(data):
-        raise UserError("The answers would replace the data", str(out), fix="choose another --out")
-    if out.is_dir():
-        raise UserError("The output is a folder", str(out), fix="give the path of a file")
 
 
 def predict_to_file(tuned: Tuned, rows: Sequence[Row], out: Path, on_event: EventCallback) -> None:
@@ -41,19 +47,25 @@ def predict_to_file(tuned: Tuned, rows: Sequence[Row], out: Path, on_event: Even
         with open_output(out) as file:
             _write_json_lines(file, lines)
         return
+    suffix, out = out.suffix.lower(), Path(os.path.realpath(out))  # a link stays, and its target is written
     part = out.with_name(f"{out.name}.part")
     values = json.dumps([dict(row.values) for row in rows], default=str)
     identity = {"loratory": "part of an output", "model": tuned.identity, "data": sha256_of_text(values)}
     with only_writer_of_file(part):
         lines = _open_part(part, identity, on_event)
-        with part.open("a", encoding="utf-8") as file:
-            for prediction in _predictions(tuned, rows, len(lines), on_event):
-                lines.append(answer_line(prediction))
-                file.write(json.dumps(lines[-1], ensure_ascii=False, allow_nan=False) + "\n")
-                if len(lines) % ROWS_AT_ONCE == 0:
-                    file.flush()
+        try:
+            with part.open("a", encoding="utf-8") as file:
+                for prediction in _predictions(tuned, rows, len(lines), on_event):
+                    lines.append(answer_line(prediction))
+                    file.write(json.dumps(lines[-1], ensure_ascii=False, allow_nan=False) + "\n")
+                    if len(lines) % ROWS_AT_ONCE == 0:
+                        file.flush()
+        except BaseException:
+            if len(lines) < ROWS_AT_ONCE:  # there is nothing to resume
+                part.unlink()
+            raise
         with open_output(out, _temporary(out)) as file:
-            delimiter = DELIMITERS.get(out.suffix.lower())
+            delimiter = DELIMITERS.get(suffix)
             _write_json_lines(file, lines) if delimiter is None else _write_table(file, rows, lines, delimiter)
         part.unlink()
 
@@ -118,7 +130,7 @@ def _write_table(file: IO[str], rows: Sequence[Row], lines: Sequence[dict[str, A
     columns = list(dict.fromkeys(str(name) for row in rows for name in row.values))
     added = [name if name not in columns else f"predicted_{name}" for name in ("answer", "confidence")]
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    writer.writerow([*columns, *added])
+    writer.writerow([*map(cell_text, columns), *added])
     for row, line in zip(rows, lines, strict=True):
         cells = [cell_text(row.values.get(name)) for name in columns]
         probability = (line["probabilities"] or {}).get(line["answer"])

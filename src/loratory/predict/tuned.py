@@ -31,7 +31,7 @@ from loratory.events import Event, EventCallback, ProgressCallback, ignore_event
 from loratory.machine import different_versions, resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
 from loratory.schema import dataclass_from
-from loratory.storage import is_finished, is_run
+from loratory.storage import hashes_of, is_finished, is_run, json_text, sha256_of_text
 from loratory.text import (
     Renderer,
     check_system_is_shown,
@@ -66,7 +66,7 @@ class Tuned:
     prefers_choice: bool
     """Whether choosing beat free-form answers on validation; False if there is nothing to choose from."""
     identity: str
-    """The seal of the adapter's card, which stands for everything that decides an answer."""
+    """A hash of the files that decide an answer: the adapter's, its card and the base model's."""
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """The answer to one record (column -> value). Raises UserError if a column is missing."""
@@ -198,7 +198,8 @@ def load(
     renderer = dataclasses.replace(renderer, slot_length=longest) if renderer.is_masked_lm else renderer
     answer, best = card["answer"], bool(choose.get("best"))
     task = str(card.get("task", "classification"))
-    identity = str(card.get("seal"))
+    files = hashes_of(folder, [*(card.get("files") or {}), CARD])
+    identity = sha256_of_text(json_text([files, dict(base.hashes)]))
     return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best, identity)
 
 

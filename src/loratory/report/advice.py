@@ -39,8 +39,11 @@ def remarks(run: Run, after: str) -> str:
         sentences += f" Training failed: the loss went from {ends[0]:.3g} to {ends[1]:.3g}."
     if _same_answers(run, after):
         count = len(run.systems[after].test)
-        sentences += f" Nothing moved: the tuned model gives the same answers as the base model to all {count:,} test"
-        sentences += " examples."
+        how = "When it chooses among labels, the" if after.endswith("choose") else "The"
+        sentences += (
+            f" Nothing moved: {how[0].lower()}{how[1:]} tuned model gives the same answers as the base model to"
+        )
+        sentences += f" all {count:,} test examples."
     return sentences
 
 
@@ -145,5 +148,5 @@ def collect_more(run: Run, report: Report) -> str | None:
 
 
 RULES: tuple[Callable[[Run, Report], str | None], ...] = (
-    lower_learning_rate, measure_on_more, use_simpler, choose_a_real_model, train_longer, collect_more,
+    lower_learning_rate, use_simpler, measure_on_more, choose_a_real_model, train_longer, collect_more,
 )  # fmt: skip

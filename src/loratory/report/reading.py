@@ -52,7 +52,8 @@ def read_run(folder: Path) -> Run:
     if not systems:
         fix = "repeat the command that started the run, and let it finish"
         raise UserError("No system was measured in this run", str(folder), expected="systems/<name>.json", fix=fix)
-    seed_folders = sorted(folder.glob("seeds/*/"), key=lambda path: int(path.name))
+    seed_folders = [path for path in folder.glob("seeds/*/") if path.name.isdecimal()]
+    seed_folders = sorted(seed_folders, key=lambda path: int(path.name))
     seeds = {int(path.name): _read_systems(path) for path in seed_folders}
     expected = [
         [line["expected"] for line in system.test] for part in (systems, *seeds.values()) for system in part.values()

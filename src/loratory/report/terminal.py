@@ -22,7 +22,7 @@ COLORS = {"best": "green", "helped": "yellow", "no_change": "blue", "worse": "re
 def render_table(report: Report, suggestions: Sequence[str] = ()) -> Group:
     """The report for the terminal (rich): verdict, systems, comparisons. At most 80 columns wide, except for notes.
 
-    Of the suggestions on what to do next, it shows the first.
+    ``suggestions``: what to do next.
     """
     task = TASKS[report["task"]]
     secondary_label, key = task.secondary_metric
@@ -52,7 +52,7 @@ def render_table(report: Report, suggestions: Sequence[str] = ()) -> Group:
     verdict, state = [Text(report["verdict"]["sentence"], style="bold")], report["verdict"].get("state")
     if state:
         verdict.append(Text(STATES[state], style=f"bold {COLORS[state]}"))
-    verdict += [Text(f"What to do next: {sentence}") for sentence in suggestions[:1]]
+    verdict += [Text(f"What to do next: {sentence}") for sentence in suggestions]
     blocks += [verdict, [systems, *(Text(n, style="dim") for n in notes)]]
     blocks += [[comparisons]] if report["comparisons"] else []
     return Group(*(line for block in blocks for line in (*block, "")))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.config import BUILTIN_MASKED, Config
-from loratory.data import ANSWER_SLOT, Example, Split, load_split
+from loratory.data import ANSWER_SLOT, Example, Split, fold_splits, load_split
 from loratory.errors import UserError
 from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
@@ -98,6 +98,8 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     loaded = time.perf_counter()
     on_event(Event("stage", "check"))
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
+    if config.data.folds:
+        fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
     layout = _choose_layout(base, [s for group in train_sequences for s in group], config)
     speed, sentences = resolve_speed(config.speed, config.train, full, base.model, train_sequences, layout, machine)

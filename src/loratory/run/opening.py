@@ -16,7 +16,6 @@ from loratory.events import Event, EventCallback
 from loratory.machine import different_versions, versions
 from loratory.models import WEIGHTS, differing_files
 from loratory.run.job import Job, data_record, environment, load_job
-from loratory.run.seeds_and_folds import seed_and_fold_folders
 from loratory.storage import (
     REQUESTED_SETTINGS,
     START_FILES,
@@ -29,9 +28,11 @@ from loratory.storage import (
     damaged_files,
     deciding_files,
     hashes_of,
+    is_finished,
     is_run,
     json_text,
     only_writer,
+    own_files,
     parsed_json,
     read_config,
     read_json_object,
@@ -65,7 +66,8 @@ def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bo
             held.enter_context(only_writer(run))
             resumed = check_run(run, config, overwrite)  # again: its writer may just have ended
         if resumed:
-            on_event(Event("message", f"Resuming the unfinished run in {run}"))
+            what = "Repairing the finished" if is_finished(run) else "Resuming the unfinished"
+            on_event(Event("message", f"{what} run in {run}"))
             yield _resume(run, config, on_event, force)
             return
         job = load_job(config, run, on_event)
@@ -75,11 +77,12 @@ def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bo
             held.enter_context(only_writer(run))
             if check_run(run, config, overwrite):  # another process has started and left a run meanwhile
                 raise UserError("Another process has used this run directory", str(run), fix="repeat the command")
+        contents = _start_contents(job, config)  # before anything is removed
         kept = clear_run(run)
         if kept:
-            names = ", ".join(kept[:3])
-            on_event(Event("message", f"Kept {len(kept)} files in {run} that Loratory did not write: {names}"))
-        _start(job, config, estimate)
+            names = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
+            on_event(Event("message", f"Kept in {run}, because Loratory did not write it: {names}"))
+        _start(job, contents, estimate)
         yield job
 
 
@@ -105,9 +108,9 @@ def discard_evaluation(run: Path) -> None:
     record = read_record(run)
     if record is not None and record.state == "evaluating":
         return
-    for folder in (run, *seed_and_fold_folders(run)):
-        for measured in (folder / "systems").glob("*.json"):
-            measured.unlink()
+    for name in own_files(run):
+        if Path(name).parent.name == "systems":
+            (run / name).unlink()
     mark(run, "evaluating")
 
 
@@ -122,9 +125,8 @@ def mark(run: Path, state: State) -> None:
 # ---- a new run -------------------------------------------------------------------------------------------------------
 
 
-def _start(job: Job, config: Config, estimate: Mapping[str, float]) -> None:
+def _start(job: Job, contents: Mapping[str, str], estimate: Mapping[str, float]) -> None:
     """Writes the files of a new run, and last the record that makes it one to resume."""
-    contents = _start_contents(job, config)
     for name, text in contents.items():
         write_text(job.run / name, text)
     append_metric(job.run, "estimate", stages=estimate)
@@ -151,7 +153,8 @@ def _resume(run: Path, config: Config | None, on_event: EventCallback, force: bo
     """
     record, damaged = read_record(run), damaged_files(run)
     for name in damaged:
-        on_event(Event("message", f"{run / name} is missing or has changed; it is made again"))
+        again = "; it is made again" if config is not None else ""
+        on_event(Event("message", f"{run / name} is missing or has changed{again}"))
     if config is not None and not force and (different := _different_versions(run, record)):
         fix = "install these versions, or add --force; the results are then not bit for bit those of one run"
         raise UserError("The run started with other package versions", str(run), found=different, fix=fix)

@@ -68,4 +68,4 @@ def missing_fold(folds: Sequence[Job], name: str) -> str | None:
 
 def seed_and_fold_folders(run: Path) -> list[Path]:
     """The folders of further seeds and of folds; empty if the run has none."""
-    return sorted([*run.glob("seeds/*/"), *run.glob("folds/*/")])
+    return sorted(path for path in (*run.glob("seeds/*/"), *run.glob("folds/*/")) if path.name.isdecimal())

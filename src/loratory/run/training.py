@@ -197,7 +197,7 @@ def train_one(job: Job, model: nn.Module, rate: float, on_event: EventCallback) 
             if stop or stopped():
                 break
         if number := stopped():
-            text = f"Interrupted after step {done}, which is saved. The same command resumes there"
+            text = f"Interrupted after step {done}, which is saved. To resume, repeat the command without --overwrite"
             raise Interrupted(text, INTERRUPTED if number == signal.SIGINT else TERMINATED)
     kept = restore_best_checkpoint(job, model, rate, losses, done, on_event)
     return Trial(rate, kept, losses.get(kept), stop, fingerprint(trainable_parameters(model)) == initial)

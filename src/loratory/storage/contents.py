@@ -48,8 +48,14 @@ _TOP = "|".join(map(re.escape, (RECORD, *START_FILES, "report.json", "report.htm
 _FOLDERS = rf"checkpoints/(rate-[^/]+/)?step-\d+/{CHECKPOINT_FILES.pattern}|(adapter|model)/{TUNED_MODEL_FILES.pattern}"
 _PART = rf"metrics\.jsonl|{_FOLDERS}|predictions/(validation/)?({_SYSTEM})\.jsonl|systems/({_SYSTEM})\.json"
 _OWN = re.compile(rf"{_TOP}|((seeds|folds)/\d+/)?({_PART})")
-# Temporary files and folders of runs of format 1.
-_OLD_TEMPORARY = re.compile(r"\.(step-\d{6}|adapter|model|[a-z-]+\.(json|jsonl|html|toml))\.[a-z0-9_]{8}")
+# Temporary files and folders of runs of format 1, where it wrote them. Their random endings have digits and letters,
+# nearly always: other endings, such as dates and words, are a person's own.
+_RANDOM = r"\.(?=[a-z_]*[0-9])(?=[0-9_]*[a-z])[a-z0-9_]{8}"
+_OLD_TEMPORARY = re.compile(
+    rf"((seeds|folds)/\d+/)?(\.({_TOP}|metrics\.jsonl){_RANDOM}|\.(adapter|model){_RANDOM}/{TUNED_MODEL_FILES.pattern}"
+    rf"|checkpoints/(rate-[^/]+/)?\.step-\d{{6}}{_RANDOM}/{CHECKPOINT_FILES.pattern}"
+    rf"|predictions/(validation/)?\.({_SYSTEM})\.jsonl{_RANDOM}|systems/\.({_SYSTEM})\.json{_RANDOM})"
+)
 # These are replaced as a whole, so nothing else can be kept in them.
 _REPLACED = re.compile(r"((seeds|folds)/\d+/)?(adapter|model|checkpoints)(/.*)?")
 _UNDECIDED = re.compile(rf"{re.escape(RECORD)}|{LOCK}|{OWNER}|.*metrics\.jsonl|.*checkpoints/.*|.*README\.md")
@@ -76,12 +82,17 @@ def is_own(name: str) -> bool:
 
 
 def _is_temporary(name: str) -> bool:
-    return any(TEMPORARY.fullmatch(part) or _OLD_TEMPORARY.fullmatch(part) for part in name.split("/"))
+    return bool(_OLD_TEMPORARY.fullmatch(name)) or _is_new_temporary(name)
+
+
+def _is_new_temporary(name: str) -> bool:
+    return any(TEMPORARY.fullmatch(part) for part in name.split("/"))
 
 
 def _files(run: Path) -> Iterator[str]:
-    """Every file below the folder; a symbolic link is a file, wherever it points."""
+    """Every file below the folder, except those of runs inside it; a symbolic link is a file, wherever it points."""
     for parent, folders, files in os.walk(run):
+        folders[:] = [name for name in folders if not (Path(parent) / name / RECORD).exists()]
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in (*files, *links):
             yield (Path(parent) / name).relative_to(run).as_posix()
@@ -89,7 +100,7 @@ def _files(run: Path) -> Iterator[str]:
 
 def is_unused(folder: Path) -> bool:
     """Whether the folder contains nothing, or only what a run leaves that was stopped before its first file."""
-    return all(name in (LOCK, OWNER) or _is_temporary(name) for name in _files(folder))
+    return all(name in (LOCK, OWNER) or _is_new_temporary(name) for name in _files(folder))
 
 
 def check_removable(run: Path) -> None:
@@ -121,6 +132,6 @@ def _remove_empty_folders(run: Path, only_temporary: bool = False) -> None:
     for parent, folders, _ in os.walk(run, topdown=False):
         for name in folders:
             folder = Path(parent) / name
-            wanted = not only_temporary or _is_temporary(folder.relative_to(run).as_posix())
+            wanted = not only_temporary or name.startswith(".")
             if wanted and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()

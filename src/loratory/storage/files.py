@@ -30,15 +30,16 @@ def open_output(path: Path, temporary: Path | None = None) -> Iterator[IO[str]]:
     ``temporary``, which is replaced if a killed process has left it. A symbolic link stays, and its target is replaced.
     Devices, pipes and other things that are not regular files are written to directly.
     """
-    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary or temporary_path(path.parent)
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -120,23 +121,28 @@ def atomic_folder(path: Path, own_files: re.Pattern[str]) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             flush_to_disk(file)
         flush_to_disk(temporary)
-        if path.is_symlink() or path.exists():
-            _remove_own_files(path, own_files)
+        if (path.is_symlink() or path.exists()) and not remove_own_folder(path, own_files):
+            fix = "move its other files to another folder, and repeat the command"
+            raise UserError("A folder of the run contains a file that Loratory did not write", str(path), fix=fix)
         temporary.rename(path)
         flush_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_own_files(folder: Path, own_files: re.Pattern[str]) -> None:
-    contents = [] if folder.is_symlink() else sorted(folder.rglob("*"), reverse=True)  # files before their folder
-    foreign = [p for p in contents if not p.is_dir() and not own_files.fullmatch(p.relative_to(folder).as_posix())]
-    if foreign or folder.is_symlink():
-        where = str(foreign[0] if foreign else folder)
-        fix = "move it to another folder, and repeat the command"
-        raise UserError("A folder of the run contains a file that Loratory did not write", where, fix=fix)
+def remove_own_folder(folder: Path, own_files: re.Pattern[str]) -> bool:
+    """Removes a folder that contains only files with names that match ``own_files``.
+
+    Returns False, and removes nothing, if it contains others or is a symbolic link.
+    """
+    if folder.is_symlink():
+        return False
+    contents = sorted(folder.rglob("*"), reverse=True)  # files before their folder
+    if not all(p.is_dir() or own_files.fullmatch(p.relative_to(folder).as_posix()) for p in contents):
+        return False
     for entry in (*contents, folder):
-        entry.rmdir() if entry.is_dir() else entry.unlink()
+        entry.rmdir() if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return True
 
 
 def flush_to_disk(path: Path) -> None:

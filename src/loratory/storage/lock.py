@@ -53,7 +53,9 @@ def _held(path: Path, owner: Path) -> Iterator[bool]:
     try:
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         # Not atomic, so that a kill leaves no other file: whoever reads half of it does without the name of the owner.
-        owner.write_text(json_text({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
+        owner.unlink(missing_ok=True)  # and "x": a link that somebody put there is not followed
+        with owner.open("x", encoding="utf-8") as file:
+            file.write(json_text({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
         yield True
     finally:
         # Another process may already have opened the lock file; it notices that the file is gone, and tries again.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from loratory.errors import UserError
-from loratory.storage.files import read_json_object, seal_is_intact, sealed, write_json
+from loratory.storage.files import SEAL, read_json_object, seal_is_intact, sealed, write_json
 
 RECORD = "run.json"
 FORMAT = 2  # 1: runs without this record
@@ -54,7 +54,7 @@ def read_record(run: Path) -> RunRecord | None:
         values = read_json_object(run / RECORD)
     except ValueError:
         return None
-    if not seal_is_intact(values):
+    if SEAL not in values or not seal_is_intact(values):
         return None
     if isinstance(values.get("format"), int) and values["format"] > FORMAT:
         found, fix = f"version {values.get('loratory')}", "update Loratory"

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,14 @@ import tomli_w
 
 from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
-from loratory.storage.contents import REQUESTED_SETTINGS, check_removable, foreign_files, is_unused, remove_contents
+from loratory.storage.contents import (
+    REQUESTED_SETTINGS,
+    check_removable,
+    foreign_files,
+    is_own,
+    is_unused,
+    remove_contents,
+)
 from loratory.storage.files import (
     changed_files,
     json_text,
@@ -77,13 +84,21 @@ def _check_sum(event: dict[str, Any]) -> str:
 # ---- where a run may be written --------------------------------------------------------------------------------------
 
 
-def check_place(run: Path, inputs: Iterable[str]) -> None:
+def check_place(run: Path, inputs: Sequence[str]) -> None:
     """Raises UserError unless the run directory is a folder of its own.
 
-    It must not be the working folder, the home folder or a folder above them, nor contain one of the ``inputs``.
+    It must not be the working folder, the home folder or a folder above them, nor contain one of the ``inputs``, nor
+    be inside another run.
     """
     fix = "choose another [run] out, such as runs/my-run"
+    for name in (str(run), *inputs):
+        if "\0" in name or name != name.encode("utf-8", "replace").decode("utf-8"):
+            raise UserError("A path cannot be written as text", found=repr(name), fix="rename the file or folder")
+    if str(run).startswith("~"):
+        raise UserError("The run directory must be a folder of its own", "[run] out", "the whole path", str(run), fix)
     place = run.resolve()
+    if outer := next((str(folder) for folder in place.parents if is_run(folder)), None):
+        raise UserError("The run directory is inside another run", str(run), found=outer, fix=fix)
     if run.exists() and not run.is_dir():
         raise UserError("The run directory is a file", str(run), fix="choose another [run] out")
     for name, folder in (("the working folder", Path.cwd()), ("the home folder", Path("~").expanduser())):
@@ -94,6 +109,18 @@ def check_place(run: Path, inputs: Iterable[str]) -> None:
     for name in inputs:
         if Path(name).resolve().is_relative_to(place):
             raise UserError("The run directory contains an input of the run", str(run), found=name, fix=fix)
+
+
+def check_replaceable(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError if writing ``out`` would replace one of the ``inputs``, a folder or a file of a run."""
+    if out.is_dir():
+        raise UserError("The output is a folder", str(out), fix="give the path of a file")
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise UserError("The output would replace the data", str(out), fix="choose another name")
+    place = out.resolve()
+    for folder in place.parents:
+        if is_run(folder) and is_own(place.relative_to(folder).as_posix()):
+            raise UserError("The output would replace a file of a run", str(out), fix="choose another name")
 
 
 def check_run(run: Path, config: Config, overwrite: bool) -> bool:
@@ -115,7 +142,9 @@ def check_run(run: Path, config: Config, overwrite: bool) -> bool:
         return False
     fix = "choose another [run] out, or add --overwrite to replace it"
     if is_finished(run) and not damaged_files(run):
-        raise UserError("This run is already finished", str(run), fix=f"open {run / 'report.html'}; or {fix}")
+        found = None if _has_settings(run, config, record) else "it was started with other settings than these"
+        fix = f"open {run / 'report.html'}; or {fix}"
+        raise UserError("This run is already finished", str(run), found=found, fix=fix)
     if not _has_settings(run, config, record):
         raise UserError("The run directory contains a run with other settings", str(run), fix=fix)
     return True
@@ -167,6 +196,15 @@ def file_records(names: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {"path": name, "sha256": None if name.startswith("hub:") else sha256_of([Path(name)])} for name in names
     ]  # fmt: skip
+
+
+def data_files(run: Path) -> list[Path]:
+    """The data files that a run was made from; none if the folder is not a run."""
+    try:
+        records = read_json_object(run / "data.json")["files"]
+        return [Path(record["path"]) for record in records]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def requested_text(config: Config) -> str:

@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, verified by hash, and sufficient to resume training bit for bit."""
 
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from loratory.storage import (
     changed_files,
     hashes_of,
     read_json_object,
+    remove_own_folder,
     seal_is_intact,
     sealed,
     write_json,
@@ -74,7 +75,7 @@ def save_checkpoint(
     newest = [p for p in _folders(folder) if _step(p) <= step][-KEEP:]
     for other in set(_folders(folder)) - set(newest):
         if _step(other) != keep_step:
-            shutil.rmtree(other)
+            remove_own_folder(other, CHECKPOINT_FILES)
     return Checkpoint(path, step, losses or {})
 
 
@@ -84,7 +85,8 @@ def _step(path: Path) -> int:
 
 def _folders(folder: Path) -> list[Path]:
     """The checkpoint folders, oldest first."""
-    return sorted((p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()), key=_step)
+    found = (p for p in folder.glob("step-*") if re.fullmatch(r"step-[0-9]{6,}", p.name) and not p.is_symlink())
+    return sorted(found, key=_step)
 
 
 def _random_state() -> dict[str, Tensor]:
