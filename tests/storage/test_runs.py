@@ -408,7 +408,8 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [".model.20261127/weights.bin", ".adapter.original/adapter_config.json", "mine/.config.toml.a1b2c3d4",
-     ".results.json.previous", "systems/notes.json", "folds/backup/systems/linear.json", "checkpoints.bak/step-000001/manifest.json"],
+     ".results.json.previous", "systems/notes.json", "folds/backup/systems/linear.json",
+     "checkpoints.bak/step-000001/manifest.json"],
 )  # fmt: skip
 def test_files_that_only_look_like_those_of_a_run_are_a_persons_own(tmp_path, name: str):
     write_text(tmp_path / "folder" / name, "mine")

@@ -39,11 +39,9 @@ def remarks(run: Run, after: str) -> str:
         sentences += f" Training failed: the loss went from {ends[0]:.3g} to {ends[1]:.3g}."
     if _same_answers(run, after):
         count = len(run.systems[after].test)
-        how = "When it chooses among labels, the" if after.endswith("choose") else "The"
-        sentences += (
-            f" Nothing moved: {how[0].lower()}{how[1:]} tuned model gives the same answers as the base model to"
-        )
-        sentences += f" all {count:,} test examples."
+        how = "when it chooses among labels, " if after.endswith("choose") else ""
+        sentences += f" Nothing moved: {how}the tuned model gives the same answers as the base model to all {count:,}"
+        sentences += " test examples."
     return sentences
 
 
