@@ -378,6 +378,21 @@ def test_a_run_that_is_being_written_is_left_alone(unfinished, overwrite: bool):
     assert decisive(unfinished.run) == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_another_process_has_made_during_the_plan_is_kept(finished, overwrite: bool):
+    before = decisive(finished.run)
+    aside = finished.run.with_name("aside")
+    finished.run.rename(aside)
+
+    def confirm() -> bool:
+        aside.rename(finished.run)
+        return True
+
+    with pytest.raises(UserError, match="Another process has used this run directory"):
+        finetune(finished.config, overwrite=overwrite, confirm=confirm)
+    assert decisive(finished.run) == before and is_finished(finished.run)
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(finished):
     before = decisive(finished.run)
 

@@ -61,8 +61,8 @@ def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bo
     run, data = Path(config.run.out), config.data
     check_place(run, [*data.train, *data.validation, *data.test, *data.retain, config.model.name])
     with ExitStack() as held:
-        resumed = check_run(run, config, overwrite)
-        if is_run(run):
+        resumed, is_locked = check_run(run, config, overwrite), is_run(run)
+        if is_locked:
             held.enter_context(only_writer(run))
             resumed = check_run(run, config, overwrite)  # again: its writer may just have ended
         if resumed:
@@ -72,10 +72,10 @@ def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bo
             return
         job = load_job(config, run, on_event)
         estimate = approve(job)
-        if not is_run(run):
+        if not is_locked:
             run.mkdir(parents=True, exist_ok=True)
             held.enter_context(only_writer(run))
-            if check_run(run, config, overwrite):  # another process has started and left a run meanwhile
+            if is_run(run):  # another process has started and left a run meanwhile
                 raise UserError("Another process has used this run directory", str(run), fix="repeat the command")
         contents = _start_contents(job, config)  # before anything is removed
         kept = clear_run(run)
