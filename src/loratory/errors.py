@@ -46,6 +46,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP: the process must end. Whatever stops at Ctrl-C stops here too."""
 
 
+def exit_code_of(stop: KeyboardInterrupt) -> int:
+    """The exit code of a process that ends because of Ctrl-C, or because it was told to end."""
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str | None:
     """A question that suggests the most similar of ``names``, or None if none is similar."""
     match = difflib.get_close_matches(name, list(names), n=1)

@@ -256,7 +256,7 @@ def finish(job: Job, on_event: EventCallback) -> Path:
             "threshold": rule.threshold,
             "best": report["verdict"]["after"] == "tuned-choose",
         }
-        write_card(folder, {**read_card(folder), "choose": choose})
+        write_card(folder, {**read_card(folder, force=True), "choose": choose})  # is_trained has checked its files
     mark(job.run, "finished")  # the only commit: until here, the same command repeats what is missing
     on_event(Event("report", report["verdict"]["sentence"], report))
     return job.run

@@ -26,6 +26,6 @@ def printable_values(value: Any) -> Any:
     return [printable_values(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def json_text(value: Any) -> str:
+def json_line(value: Any) -> str:
     """The value as one line of JSON, in which control characters are escaped: it decodes to the same value."""
     return json.dumps(value, ensure_ascii=False).translate(ESCAPES)

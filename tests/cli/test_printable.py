@@ -10,7 +10,7 @@ from loratory.cli.main import main
 from loratory.cli.output import print_json, print_text
 from loratory.cli.progress import progress_display
 from loratory.events import Event
-from loratory.printable import json_text, printable, printable_values
+from loratory.printable import json_line, printable, printable_values
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\r\x08\x7f\x9b31m\u202e\u2066"
 
@@ -23,7 +23,7 @@ def is_harmless(text: str) -> bool:
 @given(st.text() | st.text(st.sampled_from(HOSTILE + "a\t\n")))
 def test_a_printable_text_has_no_control_characters_and_the_same_length(text):
     assert is_harmless(printable(text)) and len(printable(text)) == len(text)
-    assert is_harmless(json_text({text: [text]})) and json.loads(json_text({text: [text]})) == {text: [text]}
+    assert is_harmless(json_line({text: [text]})) and json.loads(json_line({text: [text]})) == {text: [text]}
 
 
 def test_other_characters_stay_as_they_are():

@@ -80,12 +80,18 @@ def test_non_finite_finds_one_number_among_many():
         assert non_finite(changed.items()) == name
 
 
-@pytest.mark.parametrize("where", ["weights", "moments"])
-def test_what_is_not_finite_is_not_saved(where: str, tmp_path):
+def after_one_epoch():
+    """A model and its optimizer."""
     model = with_lora("llama")
     config = TrainConfig(epochs=1, batch_size=5)
     optimizer = make_optimizer(model, config)
     list(train(model, EXAMPLES, optimizer, config, 1e-2, TREE))
+    return model, optimizer
+
+
+@pytest.mark.parametrize("where", ["weights", "moments"])
+def test_what_is_not_finite_is_not_saved(where: str, tmp_path):
+    model, optimizer = after_one_epoch()
     parameter = next(p for p in model.parameters() if p.requires_grad)
     with torch.no_grad():
         (parameter if where == "weights" else optimizer.state[parameter]["exp_avg_sq"])[0, 0] = float("inf")
@@ -97,10 +103,7 @@ def test_what_is_not_finite_is_not_saved(where: str, tmp_path):
 
 @pytest.mark.parametrize("file", ["parameters", "optimizer"])
 def test_a_checkpoint_that_is_not_finite_is_not_loaded(file: str, tmp_path):
-    model = with_lora("llama")
-    config = TrainConfig(epochs=1, batch_size=5)
-    optimizer = make_optimizer(model, config)
-    list(train(model, EXAMPLES, optimizer, config, 1e-2, TREE))
+    model, optimizer = after_one_epoch()
     path = save_checkpoint(tmp_path, model, optimizer, 1).path
     values = load_file(path / f"{file}.safetensors")
     name = max(values, key=lambda n: values[n].numel())

@@ -8,7 +8,7 @@ import tyro
 from loratory.cli.output import print_message
 from loratory.cli.verb import Verb
 from loratory.config import ModelConfig
-from loratory.errors import INTERRUPTED, TERMINATED, Terminated, UserError
+from loratory.errors import UserError, exit_code_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def execute(arguments: list[str]) -> None:
         converse(chat_model, conversation, terminal)
     except KeyboardInterrupt as error:  # there is nothing to resume
         terminal.notify("")
-        raise SystemExit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None
+        raise SystemExit(exit_code_of(error)) from None
 
 
 VERB = Verb("chat", "[RUN]", ChatFlags, ("loratory chat runs/papers",), None, execute)

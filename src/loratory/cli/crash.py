@@ -9,19 +9,21 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from types import TracebackType
 
+from loratory.errors import MachineError
+
 PACKAGE = "loratory"
 WHOLE_TRACEBACK = "LORATORY_TRACEBACK"  # the environment variable that asks for it
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def memory_advice(error: BaseException) -> str | None:
-    """What to print if memory ran out; None for other errors."""
+def memory_problem(error: BaseException) -> MachineError | None:
+    """The message if memory ran out; None for other errors."""
     text = str(error)
     if not isinstance(error, MemoryError) and not any(words in text for words in OUT_OF_MEMORY):
         return None
     first = next(iter(text.splitlines()), type(error).__name__)
     fix = "halve --train.token-budget until the run fits, or use a smaller model; see docs/troubleshooting.md"
-    return f"error: Out of memory\n  found: {first}\n  fix: {fix}"
+    return MachineError("Out of memory", found=first, fix=fix)
 
 
 def crash_report(error: BaseException) -> str:

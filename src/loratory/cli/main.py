@@ -6,18 +6,16 @@ import warnings
 
 from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
-from loratory.cli.crash import crash_report, memory_advice, whole_traceback
+from loratory.cli.crash import crash_report, memory_problem, whole_traceback
 from loratory.cli.help import verb_help
 from loratory.errors import (
     DONE,
     FAILED,
-    INTERRUPTED,
-    TERMINATED,
     WRONG_INPUT,
     Interrupted,
-    Terminated,
     UserError,
     did_you_mean,
+    exit_code_of,
 )
 from loratory.printable import printable
 from loratory.signals import termination_raised
@@ -80,7 +78,7 @@ def main(arguments: list[str]) -> int:
         print(
             "Interrupted. Finished work is kept; repeat the command, without --overwrite, to resume.", file=sys.stderr
         )
-        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        return exit_code_of(error)
     except Interrupted as error:
         print(printable(f"{error}."), file=sys.stderr)
         return error.exit_code
@@ -90,9 +88,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         from loratory.storage import machine_problem
 
-        advice = memory_advice(error)
-        problem = None if advice else machine_problem(error)
-        text = whole_traceback(error) or advice or (f"error: {problem}" if problem else crash_report(error))
+        problem = memory_problem(error) or machine_problem(error)
+        text = whole_traceback(error) or (f"error: {problem}" if problem else crash_report(error))
         print(printable(text), file=sys.stderr)
         return problem.exit_code if problem else FAILED
     return DONE

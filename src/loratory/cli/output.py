@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratory.printable import json_text, printable, printable_values
+from loratory.printable import json_line, printable, printable_values
 
 if TYPE_CHECKING:
     from loratory.events import Event
@@ -21,7 +21,7 @@ def print_text(text: str, end: str = "\n") -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json_text(value))
+    print(json_line(value))
 
 
 def print_report(folder: Path, as_json: bool) -> None:

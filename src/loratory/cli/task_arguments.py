@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from loratory.config import Config, ModelConfig, check_config
-from loratory.errors import UserError
 from loratory.printable import printable
 
 if TYPE_CHECKING:
@@ -64,15 +63,10 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
     parsed = dataclasses.replace(parsed, config=_with_booleans(parsed.config))
     check_config(parsed.config, "command line")
     if has_name and getattr(parsed, "overwrite", False):
-        _check_outside(Path(arguments[0]), Path(parsed.config.run.out))
+        from loratory.storage import check_place
+
+        check_place(Path(parsed.config.run.out), [arguments[0]])
     return parsed, task_file
-
-
-def _check_outside(task: Path, run: Path) -> None:
-    """Raises UserError if overwriting the run would take the task file or the data file with it."""
-    if task.resolve().is_relative_to(run.resolve()):
-        fix = "copy it to another folder, or choose another [run] out"
-        raise UserError("The run directory contains an input of the run", str(run), found=str(task), fix=fix)
 
 
 def _is_data(name: str) -> bool:

@@ -139,14 +139,18 @@ def _changed_error(folder: Path, changed: list[str]) -> UserError:
     return UserError("Files of the run have changed since they were recorded", str(folder), found=found, fix=fix)
 
 
-def _read_text(path: Path) -> str:
+def _check_exists(path: Path) -> None:
     if not path.exists():
         raise UserError("A file of the run is missing", str(path), fix="let the run finish, or start it again")
+
+
+def _read_text(path: Path) -> str:
+    _check_exists(path)
     return path.read_text(encoding="utf-8")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    _read_text(path)
+    _check_exists(path)
     try:
         return read_json_object(path)
     except ValueError as error:
