@@ -23,8 +23,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from workload import peak_memory_bytes, random_model
 
 from loratory.cli.main import keep_freed_memory
-from loratory.config import TrainConfig
 from loratory.events import ignore_progress
+from loratory.settings import TrainConfig
 from loratory.tree import Layout, choose_layout, completion_log_probs, scored_sequence
 
 BATCHES = (1, 8, 16, 32)

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from workload import DTYPES, peak_memory_bytes, random_model, tokenized, wait_for
 
 from loratory.cli.main import keep_freed_memory
-from loratory.config import AdapterConfig, TrainConfig
 from loratory.models import LoadedModel, LoadedTokenizer, attach_adapter
+from loratory.settings import AdapterConfig, TrainConfig
 from loratory.text import TokenizedExample
 from loratory.training import make_optimizer, train
 from loratory.tree import choose_layout

@@ -15,6 +15,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "errors": (),
     "printable": (),
     "schema": (),
+    "settings": (),
     "config": (),
     "events": (),
     "signals": (),

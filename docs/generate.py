@@ -1,6 +1,6 @@
 """Writes the pages that are generated from the code: ``python docs/generate.py``.
 
-- docs/task-file.md: keys, types, defaults and meanings of all settings, from the dataclasses of config.py.
+- docs/task-file.md: keys, types, defaults and meanings of all settings, from the dataclasses of settings.py.
 - docs/command-line.md: what ``--help`` prints for each verb.
 - docs/architecture.md, and the table of packages in README.md: from the docstrings, in the order of architecture.py.
 - docs/decisions/README.md: the list of decisions.

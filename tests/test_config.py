@@ -12,22 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratory.cli.main import main
-from loratory.config import (
+from loratory.config import Config, check_config, config_from_dict, config_to_dict
+from loratory.errors import UserError
+from loratory.settings import (
     SYSTEMS,
     AdapterConfig,
     CodeConfig,
-    Config,
     DataConfig,
     ModelConfig,
     PromptConfig,
     RunConfig,
     SpeedConfig,
     TrainConfig,
-    check_config,
-    config_from_dict,
-    config_to_dict,
 )
-from loratory.errors import UserError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 names = st.lists(text, max_size=3).map(tuple)
@@ -86,7 +83,9 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
     TrainConfig: {
         "epochs": st.integers(1, 99),
         "batch_size": st.integers(1, 99),
-        "learning_rate": st.just("auto") | rate | st.lists(rate, min_size=1, max_size=3).map(tuple),
+        "learning_rate": st.just("auto")
+        | rate
+        | st.lists(rate, min_size=1, max_size=3, unique_by="{:g}".format).map(tuple),
         "schedule": st.sampled_from(["cosine", "linear", "constant"]),
         "warmup": share,
         "weight_decay": st.floats(0, 100),
@@ -293,6 +292,7 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path, content: str, key: st
         ("train.weight_decay", -0.1),
         ("train.checkpoint_every", -1),
         ("train.learning_rate", 0.0),
+        ("train.learning_rate", [1e-4, 1.0000001e-4]),
         ("train.learning_rate", -1e-4),
         ("train.learning_rate", float("nan")),
         ("train.learning_rate", float("inf")),

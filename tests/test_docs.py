@@ -10,9 +10,10 @@ import pytest
 from conftest import sequence
 
 from loratory.cli.main import VERBS
-from loratory.config import Config, DataConfig, PromptConfig, config_to_dict
+from loratory.config import Config, config_to_dict
 from loratory.data.splits import load_split
 from loratory.errors import UserError
+from loratory.settings import DataConfig, PromptConfig
 from loratory.tree.batches import build_batch
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import loratory
-from loratory.config import SYSTEMS, config_from_dict
+from loratory.config import config_from_dict
 from loratory.metrics import TASKS, Lines, Task
 from loratory.models import builtin_folder
+from loratory.settings import SYSTEMS
 
 OUT = Path(__file__).parents[2] / "runs"
 

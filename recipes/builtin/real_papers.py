@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loratory.config import SYSTEMS
+from loratory.settings import SYSTEMS
 
 Row = dict[str, str]
 TASK = Path(__file__).parents[2] / "examples" / "arxiv-category" / "task.toml"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from loratory.config import TUNED, Config
+from loratory.config import Config
 from loratory.errors import Interrupted, UserError
 from loratory.evaluation import NotMeasurable, System, evaluate, headline, is_evaluated, save_record, saved_rule
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
@@ -46,6 +46,7 @@ from loratory.run import (
     tuned_system,
     unusable_systems,
 )
+from loratory.settings import TUNED
 from loratory.storage import append_metric
 
 Confirm = Callable[[], bool]

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loratory.config import DataConfig, PromptConfig
 from loratory.data.answers import answer_of
 from loratory.data.conversations import conversation
 from loratory.data.examples import Example, Message, with_shots
@@ -22,6 +21,7 @@ from loratory.data.prompts import default_user_prompt, fill, placeholders, promp
 from loratory.data.rows import Row, read_rows
 from loratory.data.splits import Split, draw_few_shot, load_split, stratified_sample, stratified_split
 from loratory.errors import UserError
+from loratory.settings import DataConfig, PromptConfig
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
 

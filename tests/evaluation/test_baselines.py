@@ -7,7 +7,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from tiny import byte_tokenizer
 
-from loratory.config import PromptConfig
 from loratory.data.examples import Example, Message
 from loratory.evaluation.baselines import (
     embedding_classifier,
@@ -19,6 +18,7 @@ from loratory.evaluation.baselines import (
 )
 from loratory.evaluation.evaluate_system import NotMeasurable, Prediction, System, evaluate
 from loratory.models.loading import LoadedModel, LoadedTokenizer
+from loratory.settings import PromptConfig
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer
 from loratory.tree.layout import Layout

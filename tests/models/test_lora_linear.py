@@ -7,10 +7,10 @@ from conftest import tiny_model
 from test_score import tiny_tokenizer
 from torch import nn
 
-from loratory.config import AdapterConfig
 from loratory.models.adapters import FusedLoraLinear, attach_adapter
 from loratory.models.loading import LoadedModel, LoadedTokenizer
 from loratory.models.lora_linear import lora_linear
+from loratory.settings import AdapterConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

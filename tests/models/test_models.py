@@ -16,7 +16,6 @@ from conftest import SHARED, needs_shared
 from safetensors.torch import load_file, save_file
 from tiny import byte_tokenizer
 
-from loratory.config import BUILTIN, BUILTIN_MASKED, ModelConfig, PromptConfig
 from loratory.errors import UserError
 from loratory.machine.device import Machine
 from loratory.models.loading import (
@@ -28,6 +27,7 @@ from loratory.models.loading import (
     load_tokenizer,
 )
 from loratory.models.untrusted import check_adapter_folder, check_model_folder, read_json
+from loratory.settings import BUILTIN, BUILTIN_MASKED, ModelConfig, PromptConfig
 from loratory.text.template import make_renderer
 
 STORIES = SHARED / "data" / "models" / "stories260K"

@@ -24,7 +24,6 @@ from rich.console import Console
 from tiny import CHATML, byte_tokenizer
 
 from loratory.cli.main import main
-from loratory.config import AdapterConfig, ModelConfig, PromptConfig
 from loratory.data.examples import Message
 from loratory.errors import UserError
 from loratory.machine.device import resolve_machine
@@ -46,6 +45,7 @@ from loratory.predict.replies import BASE, TUNED, ChatModel, seen_tokens
 from loratory.predict.tokens import TRAINED, highlighted
 from loratory.predict.tuned import load
 from loratory.printable import printable
+from loratory.settings import AdapterConfig, ModelConfig, PromptConfig
 from loratory.signals import interrupt_requested
 from loratory.text.rendering import render_prompt
 from loratory.text.template import make_renderer

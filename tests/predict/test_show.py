@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratory.cli.main import main
-from loratory.config import ModelConfig, PromptConfig
 from loratory.data.examples import Example, Message
 from loratory.models.loading import load_tokenizer
 from loratory.predict.tokens import IGNORED, TRAINED, highlighted, padded_arrays, token_records
+from loratory.settings import ModelConfig, PromptConfig
 from loratory.text.rendering import TokenizedExample, tokenize
 from loratory.text.template import Renderer, make_renderer
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loratory.config import SYSTEMS as TASK_SYSTEMS
 from loratory.errors import UserError
 from loratory.metrics.significance import mcnemar_exact
 from loratory.report.page import write_report
 from loratory.report.report import build_report
 from loratory.report.terminal import render_table
+from loratory.settings import SYSTEMS as TASK_SYSTEMS
 
 SYSTEMS = TASK_SYSTEMS["classification"]
 

@@ -10,7 +10,7 @@ from conftest import SHARED
 from safetensors.torch import load_file
 from tiny import ANIMALS
 
-from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
+from loratory.config import Config
 from loratory.data.conversations import conversation
 from loratory.data.examples import Example, Message
 from loratory.data.splits import fold_splits, load_split
@@ -21,6 +21,7 @@ from loratory.machine.device import resolve_machine
 from loratory.models.loading import load_model
 from loratory.predict.tuned import load
 from loratory.run.seeds_and_folds import seed_and_fold_folders
+from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.signals import interrupt_requested
 from loratory.storage.run_directory import read_metrics
 from loratory.text.rendering import tokenize

@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
+from loratory.config import Config
 from loratory.finetune import finetune
+from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 
 pytestmark = pytest.mark.thorough  # whole runs
 

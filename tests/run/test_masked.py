@@ -14,16 +14,7 @@ from conftest import VOCABULARY
 from test_finetune import predictions
 
 from loratory.cli.main import main
-from loratory.config import (
-    AdapterConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    PromptConfig,
-    RunConfig,
-    SpeedConfig,
-    TrainConfig,
-)
+from loratory.config import Config
 from loratory.data.examples import Example, Message
 from loratory.data.prompts import ANSWER_SLOT
 from loratory.data.splits import load_split
@@ -35,6 +26,7 @@ from loratory.machine.device import resolve_machine
 from loratory.models.loading import LoadedTokenizer, builtin_folder, is_masked, load_model
 from loratory.predict.tuned import load
 from loratory.run.checks import check_model_kind, check_words
+from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, SpeedConfig, TrainConfig
 from loratory.text import masking as cloze
 from loratory.text.context import fit_to_context
 from loratory.text.rendering import TokenizedExample, token_texts, tokenize, tokenizer_round_trip, with_mask_count

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
+from loratory.config import Config
 from loratory.errors import Interrupted
 from loratory.events import ignore_event
 from loratory.finetune import finetune, train_only
@@ -15,6 +15,7 @@ from loratory.models.loading import KNOWN_MODELS, builtin_folder, suggested_mode
 from loratory.run.checks import demonstration_text, is_demonstration
 from loratory.run.job import load_job
 from loratory.run.plan import make_plan
+from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.storage.run_directory import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

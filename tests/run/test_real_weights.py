@@ -17,11 +17,11 @@ from conftest import SHARED, needs_shared
 from safetensors.torch import load_file
 from test_loss import in_batches, one_by_one
 
-from loratory.config import AdapterConfig, ModelConfig, PromptConfig, TrainConfig
 from loratory.data.examples import Example, Message
 from loratory.machine.device import Machine
 from loratory.models.adapters import attach_adapter, load_adapter, save_tuned_model
 from loratory.models.loading import LoadedModel, load_model
+from loratory.settings import AdapterConfig, ModelConfig, PromptConfig, TrainConfig
 from loratory.text.rendering import TokenizedExample, tokenize
 from loratory.text.template import Renderer, make_renderer
 from loratory.training.loop import StepResult, train

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from tiny import ANIMALS
 
 from loratory.cli.main import main
-from loratory.config import AdapterConfig, Config, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
+from loratory.config import Config
 from loratory.data import read_rows
 from loratory.errors import Terminated, UserError
 from loratory.events import Event
 from loratory.finetune import evaluate_run, finetune, train_only
 from loratory.models import write_card
 from loratory.predict import load, predict_to_file, to_file
+from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.signals import stop_requested, termination_raised
 from loratory.storage import (
     is_finished,

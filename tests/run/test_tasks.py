@@ -14,17 +14,7 @@ import torch
 from test_finetune import changed, predictions
 from tiny import CHATML, byte_tokenizer
 
-from loratory.config import (
-    SYSTEMS,
-    AdapterConfig,
-    CodeConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    PromptConfig,
-    RunConfig,
-    TrainConfig,
-)
+from loratory.config import Config
 from loratory.data.answers import candidates_of, choice_of, labels_of, row_tests
 from loratory.data.conversations import conversation, question, tools_of, turns_of
 from loratory.data.examples import Example, Message
@@ -42,6 +32,16 @@ from loratory.metrics.classification import label_set_metrics, set_f1
 from loratory.metrics.tasks import TASKS, ranking_metrics
 from loratory.metrics.texts import edit_similarity, rouge_l, text_metrics
 from loratory.predict.tuned import load
+from loratory.settings import (
+    SYSTEMS,
+    AdapterConfig,
+    CodeConfig,
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RunConfig,
+    TrainConfig,
+)
 from loratory.text.context import fit_to_context
 from loratory.text.rendering import token_texts, tokenize
 from loratory.text.template import check_tools_are_shown, make_renderer

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratory.config import AdapterConfig, Config, DataConfig, PromptConfig, TrainConfig
+from loratory.config import Config
 from loratory.errors import UserError
 from loratory.machine.environment import git_state, versions
+from loratory.settings import AdapterConfig, DataConfig, PromptConfig, TrainConfig
 from loratory.storage import contents, record
 from loratory.storage import run_directory as runs
 from loratory.storage.files import (
@@ -493,7 +494,9 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     for name in ALL_FILES:
         if "tmp" in name or "ab12_xyz" in name:
             write_text(tmp_path / name, "half")
+    (tmp_path / ".mine").mkdir()
     contents.remove_leftovers(tmp_path)
+    (tmp_path / ".mine").rmdir()
     (tmp_path / "checkpoints").rmdir()  # it was empty otherwise
     assert everything(tmp_path) == before
 
@@ -568,6 +571,16 @@ def test_damaged_settings_of_a_run_are_reported(tmp_path):
     with pytest.raises(UserError) as caught:
         runs.read_config(tmp_path)
     assert str(tmp_path / "config.toml") in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_in_a_run_are_not_read(tmp_path):
+    for name, read in (("config.toml", runs.read_config), ("metrics.jsonl", runs.read_metrics)):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match="not a regular file"):
+            read(tmp_path)
+    os.mkfifo(tmp_path / "run.json")
+    assert read_record(tmp_path) is None
 
 
 def test_files_are_recorded_with_their_hash(tmp_path):

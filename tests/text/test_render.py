@@ -15,10 +15,10 @@ from tiny import byte_tokenizer
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from loratory.config import PromptConfig
 from loratory.data.examples import Example, Message, with_shots
 from loratory.errors import UserError
 from loratory.models.loading import PLAIN_TEMPLATE
+from loratory.settings import PromptConfig
 from loratory.text.context import Fitted, example_length, fit_to_context
 from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, tokenize
 from loratory.text.template import Renderer, check_system_is_shown, make_renderer

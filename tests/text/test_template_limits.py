@@ -8,9 +8,9 @@ import time
 import pytest
 from tiny import byte_tokenizer
 
-from loratory.config import PromptConfig
 from loratory.data.examples import Message
 from loratory.errors import UserError
+from loratory.settings import PromptConfig
 from loratory.text.template import Renderer, apply_template, make_renderer
 from loratory.text.template_runner import template_runner
 

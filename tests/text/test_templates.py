@@ -23,10 +23,10 @@ from conftest import SHARED, TABLE, needs_shared
 from tiny import byte_tokenizer
 from transformers.utils import chat_template_utils
 
-from loratory.config import ModelConfig, PromptConfig
 from loratory.data.examples import Example, Message
 from loratory.errors import UserError
 from loratory.models.loading import LoadedTokenizer, load_tokenizer
+from loratory.settings import ModelConfig, PromptConfig
 from loratory.text.rendering import TokenizedExample, completion_ids, render_prompt, template_deviation, tokenize
 from loratory.text.template import Renderer, check_system_is_shown, make_renderer
 from loratory.tree.generation import decode_answer, greedy_settings

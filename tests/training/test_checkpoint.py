@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_train import EXAMPLES, TREE, with_lora
 
-from loratory.config import TrainConfig
+from loratory.settings import TrainConfig
 from loratory.training import checkpoints as checkpoint
 from loratory.training.checkpoints import MANIFEST, Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.training.loop import train

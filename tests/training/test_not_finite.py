@@ -8,9 +8,9 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from test_train import EXAMPLES, LAYOUTS, ONE_STEP, TREE, run, with_lora
 
-from loratory.config import TrainConfig
 from loratory.errors import UserError
 from loratory.models.loading import non_finite
+from loratory.settings import TrainConfig
 from loratory.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from loratory.training.loop import NotFinite, mean_loss, train
 from loratory.training.optimizer import make_optimizer

@@ -8,7 +8,7 @@ from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratory.config import AdapterConfig, TrainConfig
+from loratory.settings import AdapterConfig, TrainConfig
 from loratory.training.optimizer import automatic_learning_rate, learning_rate_at, make_optimizer, trainable_parameters
 
 SCHEDULES = ("cosine", "linear", "constant")

@@ -12,9 +12,9 @@ from conftest import CONFIGS, RELATIVE, sequence, tiny_model
 from test_loss import one_by_one
 from test_train import EXAMPLES
 
-from loratory.config import SpeedConfig, TrainConfig
 from loratory.machine import device as machine
 from loratory.machine.device import Machine
+from loratory.settings import SpeedConfig, TrainConfig
 from loratory.training import speed
 from loratory.training.speed import layer_features, resolve_speed, training_bytes
 from loratory.tree.batches import micro_batches
@@ -124,7 +124,7 @@ SCRIPT = """
 import dataclasses, json
 import numpy as np, torch, transformers
 from loratory.models import attach_adapter
-from loratory.config import AdapterConfig, TrainConfig
+from loratory.settings import AdapterConfig, TrainConfig
 from loratory.models import LoadedModel, LoadedTokenizer
 from loratory.training.optimizer import make_optimizer
 from loratory.text.rendering import TokenizedExample

@@ -11,9 +11,9 @@ from test_batches import trees
 from test_loss import one_by_one
 from test_score import tiny_tokenizer
 
-from loratory.config import AdapterConfig, TrainConfig
 from loratory.models.adapters import attach_adapter
 from loratory.models.loading import LoadedModel, LoadedTokenizer
+from loratory.settings import AdapterConfig, TrainConfig
 from loratory.training.loop import StepResult, mean_loss, total_steps, train
 from loratory.training.optimizer import learning_rate_at, make_optimizer
 from loratory.tree.batches import step_examples

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_model
 from tiny import byte_tokenizer
 
-from loratory.config import PromptConfig
+from loratory.settings import PromptConfig
 from loratory.text.template import make_renderer
 from loratory.tree.generation import generate, stream
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from loratory.config import PromptConfig
 from loratory.data.examples import Example, Message
+from loratory.settings import PromptConfig
 from loratory.text.rendering import completion_ids, render_prompt
 from loratory.text.template import Renderer, make_renderer
 from loratory.tree.layout import Layout

@@ -8,7 +8,7 @@ import tyro
 
 from loratory.cli.output import print_json, print_message, print_text
 from loratory.cli.verb import Verb
-from loratory.config import ModelConfig
+from loratory.settings import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import tyro
 
 from loratory.cli.output import print_message
 from loratory.cli.verb import Verb
-from loratory.config import ModelConfig
 from loratory.errors import UserError, exit_code_of
+from loratory.settings import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

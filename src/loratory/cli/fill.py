@@ -7,8 +7,8 @@ import tyro
 
 from loratory.cli.output import print_json, print_message, print_text
 from loratory.cli.verb import Verb
-from loratory.config import BUILTIN_MASKED
 from loratory.errors import UserError
+from loratory.settings import BUILTIN_MASKED
 
 
 @dataclasses.dataclass(frozen=True)

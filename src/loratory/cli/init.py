@@ -8,7 +8,8 @@ import tyro
 from loratory.cli.output import print_json, print_text, print_tokens
 from loratory.cli.task_arguments import render_examples
 from loratory.cli.verb import Verb
-from loratory.config import Config, ModelConfig
+from loratory.config import Config
+from loratory.settings import ModelConfig
 
 EXAMPLES_SHOWN = 3
 

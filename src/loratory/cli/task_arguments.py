@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from loratory.config import Config, ModelConfig, check_config
+from loratory.config import Config, check_config
 from loratory.printable import printable
+from loratory.settings import ModelConfig
 
 if TYPE_CHECKING:
     from loratory.data import Example, TaskFile

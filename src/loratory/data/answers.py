@@ -1,9 +1,9 @@
 """Reads the answer of a row as each task stores it: a label, a set of labels, a choice, or a program with tests."""
 
-from loratory.config import CodeConfig
 from loratory.data.examples import Tests
 from loratory.data.rows import Row, cell_text, column_text, parse_json
 from loratory.errors import UserError, did_you_mean
+from loratory.settings import CodeConfig
 
 TEST_COLUMNS = ("test_list", "test")
 LABEL_SEPARATOR = "; "

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from loratory.config import DataConfig, PromptConfig
 from loratory.data.answers import candidates_of
 from loratory.data.examples import Example, Message
 from loratory.data.rows import Row, column_text
 from loratory.errors import UserError, did_you_mean
+from loratory.settings import DataConfig, PromptConfig
 
 LABELS = "labels"
 MASK = "mask"  # the placeholder of the answer slot, for answers inside the prompt instead of after it

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loratory.config import CodeConfig, DataConfig, PromptConfig
 from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
 from loratory.data.conversations import conversation, turns_of, with_tools
 from loratory.data.examples import Example
 from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
 from loratory.data.rows import Row, read_rows
 from loratory.errors import UserError, did_you_mean
+from loratory.settings import CodeConfig, DataConfig, PromptConfig
 
 Item = TypeVar("Item", Row, Example)
 

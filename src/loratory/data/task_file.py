@@ -13,11 +13,11 @@ from typing import Any
 
 import tomli_w
 
-from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.data.answers import answer_of
 from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, data_suffix, read_rows
 from loratory.errors import UserError
+from loratory.settings import BUILTIN, BUILTINS, ModelConfig
 
 # Words that replace "train" in the names of the other files of a data set.
 SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}

@@ -12,6 +12,7 @@ from loratory.storage import (
     changed_files,
     hashes_of,
     read_json_object,
+    read_regular,
     seal_is_intact,
     sealed,
     write_json,
@@ -82,7 +83,7 @@ def load_record(run: Path, name: str) -> EvalRecord:
 
 
 def _predictions(path: Path) -> tuple[Prediction, ...]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    rows = [json.loads(line) for line in read_regular(path).decode("utf-8").split("\n") if line]
     return tuple(
         Prediction(row["answer"], row["log_probs"], row["probabilities"], _turns(row.get("turns")), row.get("failure"))
         for row in rows

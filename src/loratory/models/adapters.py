@@ -17,12 +17,12 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.config import AdapterConfig
 from loratory.errors import UserError
 from loratory.models.identity import WEIGHTS, deciding_names, differing_files
 from loratory.models.loading import LoadedModel, non_finite
 from loratory.models.lora_linear import lora_linear
 from loratory.models.untrusted import check_adapter_folder, read_json
+from loratory.settings import AdapterConfig
 from loratory.storage import (
     TUNED_MODEL_FILES,
     atomic_folder,

@@ -22,11 +22,11 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.config import BUILTIN, BUILTINS, ModelConfig
 from loratory.errors import UserError
 from loratory.machine import Machine
 from loratory.models.identity import model_hashes
 from loratory.models.untrusted import check_model_folder
+from loratory.settings import BUILTIN, BUILTINS, ModelConfig
 
 # For models without a chat template: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (

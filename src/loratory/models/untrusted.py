@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import UserError
-from loratory.storage import parsed_json
+from loratory.storage import read_json_object
 
 MAX_SETTINGS, MAX_TEXTS, MAX_HEADER = 16 << 20, 256 << 20, 100 << 20  # bytes
 MAX_DEPTH = 32  # of objects in config.json
@@ -101,18 +101,9 @@ def check_regular(path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from an untrusted file. Raises UserError if the file is unreadable or not a JSON object."""
     try:
-        if path.exists():
-            check_regular(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_TEXTS + 1)
-        if len(content) > MAX_TEXTS:
-            raise UserError("A file of the model is too large", str(path), f"at most {MAX_TEXTS} bytes")
-        value = parsed_json(content)
-    except (OSError, ValueError) as error:
-        raise UserError("The file cannot be read", str(path), found=str(error)) from error
-    if not isinstance(value, dict):
-        raise UserError("The file must contain a JSON object", str(path))
-    return value
+        return read_json_object(path)
+    except ValueError as error:
+        raise UserError("The file cannot be read", str(path), "a JSON object", str(error)) from error
 
 
 def _check_index(path: Path) -> None:

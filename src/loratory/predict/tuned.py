@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from loratory.config import ModelConfig, PromptConfig, TrainConfig
 from loratory.data import (
     ANSWER_SLOT,
     LABELS,
@@ -31,6 +30,7 @@ from loratory.events import Event, EventCallback, ProgressCallback, ignore_event
 from loratory.machine import different_versions, resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
 from loratory.schema import dataclass_from
+from loratory.settings import ModelConfig, PromptConfig, TrainConfig
 from loratory.storage import hashes_of, is_finished, is_run, json_text, sha256_of_text
 from loratory.text import (
     Renderer,

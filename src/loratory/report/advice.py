@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from loratory.config import TUNED
 from loratory.metrics import p_text, percent
 from loratory.report.reading import LearningCurve, Report, Run, learning_curve, read_run
 from loratory.report.results import needed_examples, scores_of
 from loratory.report.verdict import best_simple, is_significant, rounded_up
+from loratory.settings import TUNED
 
 MOST = 3
 FEW_STEPS = 50

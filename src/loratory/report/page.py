@@ -9,7 +9,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.metrics import (
     confusion,
     duration,
@@ -33,6 +32,7 @@ from loratory.report.report import describe
 from loratory.report.results import parsed_answers, scores_of
 from loratory.report.terminal import DEMONSTRATION
 from loratory.report.verdict import STATES, best_simple
+from loratory.settings import PROMPTING, REFERENCES, TUNED
 from loratory.storage import write_text
 
 # The kinds of systems: CSS class, systems, heading. MEANINGS: one phrase for each system.

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.errors import UserError
 from loratory.evaluation import changed_records
 from loratory.metrics import TASKS, Task
-from loratory.storage import damaged_files, parsed_json, read_json_object, read_metrics
+from loratory.settings import PROMPTING, REFERENCES, TUNED
+from loratory.storage import damaged_files, parsed_json, read_json_object, read_metrics, read_regular
 
 ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
 Report = dict[str, Any]
@@ -146,7 +146,7 @@ def _check_exists(path: Path) -> None:
 
 def _read_text(path: Path) -> str:
     _check_exists(path)
-    return path.read_text(encoding="utf-8")
+    return read_regular(path).decode("utf-8")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

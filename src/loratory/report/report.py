@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from loratory.config import TUNED
 from loratory.report.advice import remarks
 from loratory.report.reading import Report, Run, events_named, not_measured, read_run, task_of
 from loratory.report.results import (
@@ -15,6 +14,7 @@ from loratory.report.results import (
     needed_examples,
 )
 from loratory.report.verdict import overlooked_prompting, write_verdict
+from loratory.settings import TUNED
 
 STAGES = ("load", "check", "baselines", "train", "evaluate")
 

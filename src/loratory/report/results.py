@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from loratory.config import PROMPTING, REFERENCES, TUNED, TrainConfig
 from loratory.metrics import (
     Task,
     examples_needed,
@@ -19,6 +18,7 @@ from loratory.metrics import (
     proportion_interval,
 )
 from loratory.report.reading import Run, SystemResults, events_named, task_of
+from loratory.settings import PROMPTING, REFERENCES, TUNED, TrainConfig
 
 SIGNIFICANT = 0.05
 # How much was forgotten if the loss rises by less than this, in nats per token: 0.1 raises perplexity by a tenth.

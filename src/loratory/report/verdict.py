@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.metrics import Task, duration, holm, p_text, percent, spread
 from loratory.report.reading import Run, task_of
 from loratory.report.results import SIGNIFICANT, compare_systems, is_better
+from loratory.settings import PROMPTING, REFERENCES, TUNED
 
 STATES = {
     "best": "Best: nothing simpler is as good",

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loratory.config import BUILTIN_MASKED, BUILTINS, MASKED_TASKS, Config
+from loratory.config import Config
 from loratory.data import TOOLS, Example, Split
 from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
 from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
+from loratory.settings import BUILTIN_MASKED, BUILTINS, MASKED_TASKS
 from loratory.text import Renderer, check_system_is_shown, check_tools_are_shown, fit_to_context, template_deviation
 
 

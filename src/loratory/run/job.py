@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.config import BUILTIN_MASKED, Config
+from loratory.config import Config
 from loratory.data import ANSWER_SLOT, Example, Split, fold_splits, load_split
 from loratory.errors import UserError
 from loratory.evaluation import sandbox_problem
@@ -25,6 +25,7 @@ from loratory.run.checks import (
     is_demonstration,
     template_notes,
 )
+from loratory.settings import BUILTIN_MASKED
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
 from loratory.text import (
     Renderer,

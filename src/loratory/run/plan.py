@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from loratory.config import TUNED
 from loratory.data import stratified_sample
 from loratory.evaluation import NotMeasurable, evaluate
 from loratory.events import ignore_progress
@@ -14,6 +13,7 @@ from loratory.run.job import Job
 from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, selected_systems, unusable_systems
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
 from loratory.run.unsound import base_model_error
+from loratory.settings import TUNED
 from loratory.training import NotFinite, StepResult, make_optimizer, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up

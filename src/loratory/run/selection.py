@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from loratory.config import PROMPTING, REFERENCES, SYSTEMS, TUNED
 from loratory.data import Example, draw_few_shot, has_answer_slot
 from loratory.evaluation import (
     PromptedModel,
@@ -29,6 +28,7 @@ from loratory.evaluation import (
 from loratory.events import ProgressCallback
 from loratory.metrics import task_variant
 from loratory.run.job import Job
+from loratory.settings import PROMPTING, REFERENCES, SYSTEMS, TUNED
 from loratory.text import longest_answer
 
 FEW_SHOT_SYSTEMS = ("few-shot", "few-shot-choose")

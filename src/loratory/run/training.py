@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from loratory.config import BUILTINS, TrainConfig
 from loratory.errors import INTERRUPTED, TERMINATED, Interrupted
 from loratory.events import Event, EventCallback
 from loratory.machine import versions
@@ -27,6 +26,7 @@ from loratory.models import (
 )
 from loratory.run.job import Job, timed_stage
 from loratory.run.unsound import fingerprint, training_error, warn, warn_of_divergence, warn_of_no_change
+from loratory.settings import BUILTINS, TrainConfig
 from loratory.signals import stop_requested
 from loratory.storage import append_metric, read_metrics
 from loratory.text import longest_answer, tokenize

@@ -23,11 +23,11 @@ In a run, and in each further seed ``seeds/<seed>/`` and fold ``folds/<k>/``:
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from loratory.config import PROMPTING, REFERENCES, TUNED
 from loratory.errors import UserError
+from loratory.settings import PROMPTING, REFERENCES, TUNED
 from loratory.storage.files import TEMPORARY
 from loratory.storage.lock import LOCK, OWNER
 from loratory.storage.record import RECORD
@@ -122,16 +122,16 @@ def remove_contents(run: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Removes the temporary files and folders that a killed process left in the run."""
-    for name in own_files(run):
-        if _is_temporary(name):
-            (run / name).unlink(missing_ok=True)
-    _remove_empty_folders(run, only_temporary=True)
+    leftovers = [run / name for name in own_files(run) if _is_temporary(name)]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    emptied = {path.parent for path in leftovers if path.parent.name.startswith(".")}
+    _remove_empty_folders(run, lambda folder: folder in emptied or bool(TEMPORARY.fullmatch(folder.name)))
 
 
-def _remove_empty_folders(run: Path, only_temporary: bool = False) -> None:
+def _remove_empty_folders(run: Path, is_wanted: Callable[[Path], bool] = lambda _: True) -> None:
     for parent, folders, _ in os.walk(run, topdown=False):
         for name in folders:
             folder = Path(parent) / name
-            wanted = not only_temporary or name.startswith(".")
-            if wanted and not folder.is_symlink() and not any(folder.iterdir()):
+            if is_wanted(folder) and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -17,6 +17,7 @@ from loratory.errors import UserError
 
 TEMPORARY = re.compile(r"\.loratory-[0-9a-f]{12}\.tmp")
 SEAL = "seal"
+MAX_JSON = 256 << 20  # bytes
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -75,11 +76,20 @@ def parsed_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a file. Raises UserError if it is not a regular file: a pipe may be read forever."""
+    if path.exists() and not path.is_file():
+        raise UserError("This is not a regular file", str(path), fix="move it to another folder")
+    return path.read_bytes()
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError if it cannot be read or is not an object."""
+    """The JSON object in a file. Raises ValueError if it cannot be read, is not an object or is above 256 MiB."""
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is not a file")
+            raise ValueError("it is not a regular file")
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it is larger than {MAX_JSON >> 20} MiB")
         value = parsed_json(path.read_bytes())
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error

@@ -23,6 +23,7 @@ from loratory.storage.files import (
     json_text,
     parsed_json,
     read_json_object,
+    read_regular,
     sha256_of,
     sha256_of_text,
     write_text,
@@ -62,7 +63,7 @@ def repair_metrics(run: Path) -> int:
 def _log_lines(run: Path) -> list[bytes]:
     """The lines of the log; the last is empty unless it is incomplete."""
     path = run / "metrics.jsonl"
-    return path.read_bytes().split(b"\n") if path.exists() else []
+    return read_regular(path).split(b"\n") if path.exists() else []
 
 
 def _event_of(line: bytes) -> dict[str, Any] | None:
@@ -223,7 +224,7 @@ def read_config(run: Path) -> Config:
     if not path.exists():
         raise UserError("Not a run directory", str(run), expected="a folder that contains config.toml")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_regular(path).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError("The run's settings are damaged", str(path), found=str(error)) from error
     return config_from_dict(values, str(path))

@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.config import PromptConfig
 from loratory.data import TOOLS, Message
 from loratory.errors import UserError, did_you_mean
 from loratory.models import LoadedTokenizer
+from loratory.settings import PromptConfig
 from loratory.text.template_runner import TemplateFailure, template_runner
 
 # Texts that no template contains itself, used to find where a template puts the text it is given.

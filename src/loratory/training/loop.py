@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from loratory.config import TrainConfig
+from loratory.settings import TrainConfig
 from loratory.text import TokenizedExample
 from loratory.training.optimizer import learning_rate_at, trainable_parameters
 from loratory.tree import (

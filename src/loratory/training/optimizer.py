@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from loratory.config import AdapterConfig, TrainConfig
 from loratory.models import lora_plus_groups
+from loratory.settings import AdapterConfig, TrainConfig
 
 # For full fine-tuning at a width of 2000; low-rank branches tolerate ten times this rate.
 BASE_LEARNING_RATE = 5e-5

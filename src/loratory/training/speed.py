@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import nn
 
-from loratory.config import SpeedConfig, TrainConfig
 from loratory.machine import Machine, matmul_flops, memory_bytes
+from loratory.settings import SpeedConfig, TrainConfig
 from loratory.text import TokenizedExample
 from loratory.tree import (
     Layout,

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from loratory.config import SpeedConfig
 from loratory.models import first_position
+from loratory.settings import SpeedConfig
 from loratory.text import TokenizedExample
 from loratory.tree.attention import ATTENTION_NAME
 from loratory.tree.batches import Batch, build_batch
