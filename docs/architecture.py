@@ -21,7 +21,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     "signals": (),
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
-    "data": ("limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits", "task_file"),
+    "data": (
+        "findings", "limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits",
+        "task_file",
+    ),
     "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (

@@ -57,6 +57,20 @@ class DataConfig:
     """Test data, in the same formats as train. Not set: a share of train, see test_share."""
     answer: str = ""
     """Column with the answer. For dialogue: column with the turns, by default "messages" or "conversations"."""
+    header: Literal["auto"] | bool = "auto"
+    """Whether the first row of a csv file, tsv file or spreadsheet names the columns. auto: it does, unless it looks
+    like data. Without a header, the columns are column_1, column_2, and so on."""
+    sheet: str = ""
+    """Sheet of a spreadsheet. Not set: the first one that is not empty."""
+    missing: Literal["error", "skip"] = "error"
+    """Rows without an answer, or without any text in the prompt: stop with an error, or set them aside."""
+    missing_texts: tuple[str, ...] = ("N/A", "n/a", "#N/A", "NA", "NaN", "nan", "<NA>", "NULL", "null", r"\N")
+    """Texts that mean a missing answer, besides empty cells and null."""
+    normalize_labels: bool = False
+    """Give labels that differ only in case, white space, invisible characters or Unicode form the spelling that is the
+    most frequent among them."""
+    waive: tuple[str, ...] = ()
+    """Names of findings of the data check that would stop a run, and are accepted."""
     candidates: str | None = None
     """For the task choice: column with the list of candidates, one of which is the answer."""
     limit_train: int | None = None

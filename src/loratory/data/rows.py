@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 
+from loratory.data.findings import Finding
 from loratory.data.limits import (
     MAX_CELL,
     MAX_FILE,
@@ -26,6 +27,7 @@ from loratory.data.limits import (
 )
 from loratory.data.parquet import parquet_rows
 from loratory.errors import UserError
+from loratory.settings import DataConfig
 
 WHITE_SPACE = re.compile(r"\s*")
 HUB = "hub:"
@@ -38,6 +40,22 @@ class Row:
 
     values: Mapping[str, Any]
     source: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file or a hub dataset."""
+
+    rows: list[Row]
+    findings: tuple[Finding, ...]
+    """How the file was understood, where that is not obvious."""
+    files: tuple[str, ...]
+    """The files that were read: several for a pattern or a file in parts. A hub dataset stands for itself."""
+
+
+def read_table(name: str, data: DataConfig = DataConfig(), split: str = "train") -> Table:  # noqa: B008
+    """Reads a file, or the ``split`` of a hub dataset, with the settings of ``data``. Raises UserError."""
+    return Table(read_rows(name, split), (), (name,))
 
 
 def read_rows(name: str, split: str = "train") -> list[Row]:

@@ -3,15 +3,16 @@
 import dataclasses
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
 from loratory.data.conversations import conversation, turns_of, with_tools
 from loratory.data.examples import Example
+from loratory.data.findings import Finding
 from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
-from loratory.data.rows import Row, read_rows
+from loratory.data.rows import Row, read_table
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig, DataConfig, PromptConfig
 
@@ -27,6 +28,10 @@ class Split:
     test: tuple[Example, ...]
     labels: tuple[str, ...]
     prompt: PromptConfig
+    findings: tuple[Finding, ...] = ()
+    """How the data was read, and what is wrong with it."""
+    files: tuple[str, ...] = ()
+    """The files that the examples come from."""
 
 
 def load_split(
@@ -51,9 +56,12 @@ def load_split(
         raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
     if not data.answer and not (is_dialogue or is_plain):
         raise UserError("No answer column is set", f"{where}, data.answer", expected="a column of the data")
-    train = _read_all(data.train, "train")
-    validation = _read_all(data.validation, "validation")
-    test = _read_all(data.test, "test")
+    tables = [
+        [read_table(name, data, part) for name in names]
+        for part, names in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    ]
+    train, validation, test = ([row for table in part for row in table.rows] for part in tables)
+    findings = [finding for part in tables for table in part for finding in table.findings]
     rows = [*train, *validation, *test]
     answers = {} if is_dialogue or is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
 
@@ -93,6 +101,8 @@ def load_split(
         examples(test, data.limit_test, "limit test"),
         tuple(labels),
         prompt,
+        tuple(findings),
+        tuple(name for part in tables for table in part for name in table.files),
     )
 
 
@@ -113,10 +123,6 @@ def _check_labels(
         if name not in labels:
             fix = did_you_mean(name, labels)
             raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
-
-
-def _read_all(names: Iterable[str], split: str) -> list[Row]:
-    return [row for name in names for row in read_rows(name, split)]
 
 
 def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:

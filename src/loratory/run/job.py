@@ -98,6 +98,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
 
     loaded = time.perf_counter()
     on_event(Event("stage", "check"))
+    found = [{"name": f.name, "count": f.count, "message": f.message} for f in split.findings]
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
@@ -112,6 +113,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     )
     for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
         on_event(Event("message", sentence))
+    checks = [*found, *checks]
     for check in checks:
         on_event(Event("message", check["message"], check))
     model = dataclasses.replace(
@@ -160,7 +162,7 @@ def data_record(job: Job) -> dict[str, Any]:
         "task": task_variant(job.config),
         "labels": list(split.labels),
         **counts,
-        "files": file_records([*data.train, *data.validation, *data.test]),
+        "files": file_records(split.files),
         "examples_sha256": _hash_of([*split.train, *split.validation, *split.test]),
         "checks": list(job.checks),
         "test_prompts": [e.messages[-1].content.replace(ANSWER_SLOT, "{mask}") for e in split.test],

@@ -1,0 +1,23 @@
+"""What reading and checking data found: rows set aside, guesses about a file, faults of the data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["note", "warning", "error"]
+MOST_PLACES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found in the data, in how many rows, and where."""
+
+    name: str
+    """What kind of finding it is, as in "missing_answers"; ``data.waive`` accepts an error by this name."""
+    severity: Severity
+    """note: how the data was read. warning: the result may mislead. error: the run does not start."""
+    message: str
+    """One sentence for people, with the numbers."""
+    count: int = 0
+    """The number of rows, groups or labels concerned; 0 if it concerns a whole file."""
+    places: tuple[str, ...] = ()
+    """The first few places, as file:line."""
