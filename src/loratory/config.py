@@ -237,9 +237,15 @@ class Config:
         try:
             return cls.parse(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError as error:
-            raise UserError("Task file not found", str(path), fix="check the path") from error
+            fix = "check the path, or write a task file with loratory init DATA --answer COLUMN"
+            raise UserError(
+                "Task file not found", str(path), "a task file (.toml)", "nothing at this path", fix
+            ) from error
         except IsADirectoryError as error:
-            raise UserError("The task file is a folder", str(path), fix="give the path of a TOML file") from error
+            names = ", ".join(sorted(str(file) for file in path.glob("*.toml"))[:3])
+            found = f"a folder with {names}" if names else "a folder without .toml files"
+            fix = "give the path of the task file, or of a data file together with --answer COLUMN"
+            raise UserError("The task file is a folder", str(path), "a task file (.toml)", found, fix) from error
         except UnicodeDecodeError as error:
             raise UserError("The task file is not UTF-8", str(path), found=str(error)) from error
 

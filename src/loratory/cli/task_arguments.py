@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from loratory.config import Config, ModelConfig, check_config
+from loratory.errors import UserError
 from loratory.printable import printable
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
     The default is the built-in task. For a data file, the guessed task file is returned too; it has not been written.
     """
     has_name = bool(arguments) and not arguments[0].startswith("-")
+    if has_name and Path(arguments[0]).is_dir():
+        _check_no_run(Path(arguments[0]))
     rest, task_file = arguments[1:] if has_name else arguments, None
     if has_name and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
         rest, task_file = _guess(arguments[0], rest)
@@ -67,6 +70,22 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
 
         check_place(Path(parsed.config.run.out), [arguments[0]])
     return parsed, task_file
+
+
+def _check_no_run(folder: Path) -> None:
+    """Raises UserError if a run directory is given instead of a task file. Its config.toml would not resume it."""
+    from loratory.storage import REQUESTED_SETTINGS, is_finished, is_run
+
+    if not is_run(folder):
+        return
+    if is_finished(folder):
+        found = "a finished run"
+        fix = f"to use the run: loratory predict {folder} DATA; to measure it again: loratory evaluate {folder}"
+    else:
+        found = "an unfinished run"
+        fix = "to resume the run, repeat the command that started it, with its task file and flags;"
+        fix += f" {folder / REQUESTED_SETTINGS} lists its settings"
+    raise UserError("A run directory is not a task file", str(folder), "a task file (.toml)", found, fix)
 
 
 def _is_data(name: str) -> bool:

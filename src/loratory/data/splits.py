@@ -49,9 +49,12 @@ def load_split(
     if is_plain and data.answer:
         fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
         raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
-    if not data.answer and not (is_dialogue or is_plain):
-        raise UserError("No answer column is set", f"{where}, data.answer", expected="a column of the data")
     train = _read_all(data.train, "train")
+    if not data.answer and not (is_dialogue or is_plain):
+        columns = ", ".join(dict.fromkeys(str(c) for row in train for c in row.values))
+        fix = 'add answer = "COLUMN" to [data], or --data.answer COLUMN to the command'
+        what = "No answer column is set"
+        raise UserError(what, f"{where}, data.answer", f"one of the columns {columns}", "no value", fix)
     validation = _read_all(data.validation, "validation")
     test = _read_all(data.test, "test")
     rows = [*train, *validation, *test]
