@@ -301,5 +301,5 @@ def test_the_recorded_simulation_keeps_the_promises():
 
 def test_the_page_shows_the_recorded_tables():
     result = json.loads(simulation.RESULT.read_text(encoding="utf-8"))
-    page = (simulation.RESULT.parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    page = (simulation.RESULT.parents[2] / "docs" / "statistics-simulation.md").read_text(encoding="utf-8")
     assert simulation.tables(result) in page

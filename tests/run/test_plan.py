@@ -77,9 +77,9 @@ def test_the_plan_states_sizes_seeds_steps_and_labels(config):
 @pytest.mark.parametrize(
     ("task", "count", "folds", "words"),
     [
-        ("classification", 5, 0, "no difference between two systems can be significant; add rows, or test every row"),
-        ("classification", 20, 0, "only a difference of 37 points or more can be shown reliably; add rows"),
-        ("classification", 20, 5, "37 points or more can be shown reliably; more are needed"),
+        ("classification", 5, 0, "no difference between two systems can be significant; use more, or test every row"),
+        ("classification", 20, 0, "a difference below 37 points cannot be shown reliably; use more, or"),
+        ("classification", 20, 5, "37 points cannot be shown reliably; use more"),
         ("classification", 80, 0, None),
         ("text", 29, 0, "with fewer than 30 graded examples"),
         ("text", 30, 0, None),

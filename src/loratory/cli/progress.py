@@ -59,7 +59,7 @@ def progress_display() -> Iterator["EventCallback"]:
                 left = (values["steps"] - values["step"]) * values["seconds"]
                 speed = values["tokens"] / values["seconds"]
                 note = f"steps, loss {values['loss']:.3f}, {speed:.0f} tokens/s, about {left:.0f} s left"
-                advance(f"training at learning rate {text}", values["step"], values["steps"], note)
+                advance(f"training at learning rate {float(text):.3g}", values["step"], values["steps"], note)
             case "system":
                 if text in tasks:
                     bars.remove_task(tasks.pop(text))

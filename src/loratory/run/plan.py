@@ -120,12 +120,12 @@ def few_test_examples(job: Job) -> list[str]:
             return []
         what = "no difference between two systems can be significant"
         if shown is not None:
-            what = f"even in the best case, only a difference of {100 * shown:.0f} points or more can be shown reliably"
+            what = f"even in the best case, a difference below {100 * shown:.0f} points cannot be shown reliably"
     elif count < LARGE_SAMPLE:
         what = f"with fewer than {LARGE_SAMPLE} graded examples, a difference is rarely significant"
     else:
         return []
-    remedy = "more are needed" if data.folds or data.test else "add rows, or test every row with --data.folds 5"
+    remedy = "use more" if data.folds or data.test else "use more, or test every row with --data.folds 5"
     return [f"Only {count} test examples: {what}; {remedy}"]
 
 
