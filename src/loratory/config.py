@@ -237,15 +237,9 @@ class Config:
         try:
             return cls.parse(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError as error:
-            fix = "check the path, or write a task file with loratory init DATA --answer COLUMN"
-            raise UserError(
-                "Task file not found", str(path), "a task file (.toml)", "nothing at this path", fix
-            ) from error
+            raise UserError("Task file not found", str(path), fix="check the path; init writes a task file") from error
         except IsADirectoryError as error:
-            names = ", ".join(sorted(str(file) for file in path.glob("*.toml"))[:3])
-            found = f"a folder with {names}" if names else "a folder without .toml files"
-            fix = "give the path of the task file, or of a data file together with --answer COLUMN"
-            raise UserError("The task file is a folder", str(path), "a task file (.toml)", found, fix) from error
+            raise UserError("The task file is a folder", str(path), fix="give the path of a TOML file") from error
         except UnicodeDecodeError as error:
             raise UserError("The task file is not UTF-8", str(path), found=str(error)) from error
 

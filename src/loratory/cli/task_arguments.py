@@ -53,7 +53,7 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
     """
     has_name = bool(arguments) and not arguments[0].startswith("-")
     if has_name and Path(arguments[0]).is_dir():
-        _check_no_run(Path(arguments[0]))
+        raise _folder_error(Path(arguments[0]))
     rest, task_file = arguments[1:] if has_name else arguments, None
     if has_name and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
         rest, task_file = _guess(arguments[0], rest)
@@ -72,20 +72,23 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
     return parsed, task_file
 
 
-def _check_no_run(folder: Path) -> None:
-    """Raises UserError if a run directory is given instead of a task file. Its config.toml would not resume it."""
+def _folder_error(folder: Path) -> UserError:
+    """What to do instead of giving a folder as the task file. The config.toml of a run would not resume it."""
     from loratory.storage import REQUESTED_SETTINGS, is_finished, is_run
 
+    expected = "a task file (.toml)"
     if not is_run(folder):
-        return
-    if is_finished(folder):
-        found = "a finished run"
-        fix = f"to use the run: loratory predict {folder} DATA; to measure it again: loratory evaluate {folder}"
-    else:
+        names = ", ".join(sorted(str(file) for file in folder.glob("*.toml"))[:3])
+        found = f"a folder with {names}" if names else "a folder without .toml files"
+        fix = "give the path of the task file, or of a data file together with --answer COLUMN"
+        return UserError("The task file is a folder", str(folder), expected, found, fix)
+    found = "a finished run"
+    fix = f"to use the run: loratory predict {folder} DATA; to measure it again: loratory evaluate {folder}"
+    if not is_finished(folder):
         found = "an unfinished run"
         fix = "to resume the run, repeat the command that started it, with its task file and flags;"
         fix += f" {folder / REQUESTED_SETTINGS} lists its settings"
-    raise UserError("A run directory is not a task file", str(folder), "a task file (.toml)", found, fix)
+    return UserError("A run directory is not a task file", str(folder), expected, found, fix)
 
 
 def _is_data(name: str) -> bool:
