@@ -69,6 +69,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
 
 docs-test: $(VENV)/.installed
+	$(BIN)/python docs/run_blocks.py docs/quick-start.md
 	$(BIN)/python docs/run_blocks.py docs/tutorial.md
 
 site: $(VENV)/.site

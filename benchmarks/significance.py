@@ -1,7 +1,7 @@
 """How often the intervals and tests of the report are wrong, by simulation: results/significance.json.
 
 ``python benchmarks/significance.py`` draws 20,000 samples for every cell and takes about 20 minutes on one core;
-``--table`` prints the recorded results as the tables of docs/statistics.md.
+``--table`` prints the recorded results as the tables of docs/statistics-simulation.md.
 """
 
 import argparse
@@ -246,7 +246,7 @@ def width(intervals: Any) -> float:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The recorded results in Markdown, as docs/statistics.md shows them."""
+    """The recorded results in Markdown, as docs/statistics-simulation.md shows them."""
     blocks = []
     for metric in dict.fromkeys(cell["metric"] for cell in result["cells"]):
         cells = [cell for cell in result["cells"] if cell["metric"] == metric]

@@ -46,7 +46,7 @@ class Config:
         try:
             return cls.parse(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError as error:
-            raise UserError("Task file not found", str(path), fix="check the path") from error
+            raise UserError("Task file not found", str(path), fix="check the path; init writes a task file") from error
         except IsADirectoryError as error:
             raise UserError("The task file is a folder", str(path), fix="give the path of a TOML file") from error
         except UnicodeDecodeError as error:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 class Event:
     """One thing that happened in a run.
 
-    ``values`` depends on the kind. progress: ``done`` and ``total``. step: the fields of a ``StepResult``. system:
+    ``values`` depends on the kind. progress: ``done`` and ``total`` and, for a system, ``part``:
+    "preparation", "validation" or "test". step: the fields of a ``StepResult``. system:
     ``metric``, ``value`` and ``seconds``. report: the report. message: for a plan, the estimated seconds of each stage;
     for a check of the data, its name and count.
     """
@@ -29,5 +30,5 @@ def ignore_event(_event: Event) -> None:
     """An event callback that does nothing."""
 
 
-def ignore_progress(_done: int, _total: int) -> None:
+def ignore_progress(*_progress: str | int) -> None:
     """A progress callback that does nothing."""

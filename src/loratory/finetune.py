@@ -194,8 +194,8 @@ def evaluate_systems(
     with timed_stage(job.run, stage, on_event):
         for name, make in systems.items():
 
-            def progress(done: int, total: int, name: str = name) -> None:
-                on_event(Event("progress", name, {"done": done, "total": total}))
+            def progress(part: str, done: int, total: int, name: str = name) -> None:
+                on_event(Event("progress", name, {"part": part, "done": done, "total": total}))
 
             try:
                 record = evaluate(name, make, job.split.validation, job.split.test, progress)

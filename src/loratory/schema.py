@@ -22,7 +22,7 @@ def dataclass_from(cls: type, values: Any, where: str, prefix: str) -> Any:
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else key
         if key not in fields:
-            fix = did_you_mean(key, fields) or f"known keys: {', '.join(fields)}"
+            fix = did_you_mean(key, fields) or f"use one of the keys {', '.join(fields)}"
             raise UserError(f"Unknown key {name!r}", where, fix=fix)
         arguments[key] = _value(hints[key], value, where, name)
     return cls(**arguments)

@@ -79,7 +79,8 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "a missing data file": ({}, {"data.train": "sound.csv"}, ["not found", "sound.csv"]),
     "a data file of an unknown kind": ({}, {"data.train": "task.toml"}, ["Unknown type", ".toml"]),
     "a missing answer column": ({}, {"data.answer": "sounds"}, ["'sounds'", "sounds.csv:2", "did you mean 'sound'?"]),
-    "no answer column named": ({}, {"data.answer": None}, ["data.answer"]),
+    "no answer column named": ({}, {"data.answer": None}, ["data.answer", "text, sound", 'answer = "COLUMN"']),
+    "a placeholder unlike any column": ({}, {"prompt.user": "{x}"}, ["{x}", "one of the columns text"]),
     "no data named": ({}, {"data.train": None}, ["data.train"]),
     "an empty answer": ({"sounds.csv": with_row("dog", " ")}, {}, ["empty", "sounds.csv:14"]),
     "a row too wide": ({"sounds.csv": with_row("dog, the", "woof")}, {}, ["sounds.csv:14", "expected: 2", "found: 3"]),
@@ -215,7 +216,7 @@ def test_a_mistake_keeps_the_run_that_it_was_to_overwrite(tmp_path, mistake):
     [
         (["rnu"], ["'rnu'", "run"]),
         (["run", "none.toml"], ["not found", "none.toml"]),
-        (["run", "."], ["folder"]),
+        (["run", "."], ["folder", "without .toml files", "--answer COLUMN"]),
         (["run", "--train.epoch", "3"], ["--train.epoch"]),
         (["run", "--train.epochs", "three"], ["--train.epochs", "three"]),
         (["run", "--train.epochs", "0"], ["train.epochs", "at least 1"]),
@@ -223,7 +224,7 @@ def test_a_mistake_keeps_the_run_that_it_was_to_overwrite(tmp_path, mistake):
         (["evaluate"], ["run"]),
         (["evaluate", "none"], ["Not a run directory", "none"]),
         (["predict", "none", "none.csv"], ["not found", "none.csv"]),
-        (["ask", "Is it so?", "--run", "none"], ["No tuned model", "none"]),
+        (["ask", "Is it so?", "--run", "none"], ["No tuned model", "none", "nothing at this path", "check the path"]),
         (["ask", "Is it so?", "--model", "./none"], ["Model folder not found", "./none"]),
         (["ask"], ["text"]),
     ],
@@ -237,6 +238,44 @@ def test_a_mistake_on_the_command_line_is_named(arguments: list[str], words: lis
 def test_rows_for_a_folder_that_is_no_run_are_not_answered(tmp_path, mistake):
     (tmp_path / "a.csv").write_text("text\ncow\n")
     assert "No tuned model" in mistake("predict", str(tmp_path), "a.csv", "--out", "answers.jsonl")
+
+
+def test_data_in_the_place_of_the_run_is_told_apart_from_a_missing_run(tmp_path, mistake):
+    (tmp_path / "my rows.csv").write_text("text\ncow\n")
+    (tmp_path / "run").mkdir()
+    message = mistake("predict", "my rows.csv", "run")
+    assert "swapped" in message and "loratory predict run 'my rows.csv'" in message
+
+
+def test_a_data_file_without_an_answer_column_names_the_columns_and_the_flag(tmp_path, mistake):
+    (tmp_path / "sounds.csv").write_text(csv(ROWS))
+    message = mistake("run", "sounds.csv")
+    assert "one of the columns text, sound" in message and "found: no --answer" in message
+
+
+def test_the_task_files_in_a_folder_are_proposed(tmp_path, mistake):
+    write_task(tmp_path, {}, {})
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "task.toml").rename(tmp_path / "tasks" / "sounds.toml")
+    assert str(Path("tasks") / "sounds.toml") in mistake("run", "tasks")
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("finished", "words"),
+    [(True, ["a finished run", "loratory evaluate out"]), (False, ["an unfinished run", "repeat the command"])],
+)
+def test_a_run_directory_in_the_place_of_a_task_file_says_how_to_go_on(tmp_path, mistake, finished, words):
+    begin(tmp_path / "out", write_task(tmp_path, {}, {}), finished)
+    message = mistake("run", "out")
+    assert all(word in message for word in ["not a task file", *words])
+
+
+@needs_shared
+def test_a_run_without_a_tuned_model_says_how_to_resume_it(tmp_path, mistake):
+    begin(tmp_path / "out", write_task(tmp_path, {}, {}), False)
+    message = mistake("predict", "out", "sounds.csv")
+    assert "training has not finished" in message and "repeat the command that started the run" in message
 
 
 @pytest.mark.parametrize(

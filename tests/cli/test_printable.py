@@ -26,6 +26,17 @@ def test_a_printable_text_has_no_control_characters_and_the_same_length(text):
     assert is_harmless(json_line({text: [text]})) and json.loads(json_line({text: [text]})) == {text: [text]}
 
 
+def test_progress_says_what_is_counted(capsys):
+    with progress_display() as show:
+        for part in ("validation", "test"):
+            show(Event("progress", "prompt", {"part": part, "done": 9, "total": 9}))
+        step = {"step": 5, "steps": 5, "seconds": 1.0, "tokens": 10, "loss": 0.5}
+        show(Event("step", "0.002", step))
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[:2] == ["prompt: 9/9 validation examples", "prompt: 9/9 test examples"]
+    assert lines[2].startswith("training at learning rate 0.002: 5/5 steps, loss 0.500")
+
+
 def test_other_characters_stay_as_they_are():
     text = "ü 日本語 🤖 \t\n [bold] é\u200d\u00a0"
     assert printable(text) == text and printable_values({"a": (text, 1, None)}) == {"a": [text, 1, None]}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, bootstrap, multinomial, permutation_test
 from sklearn.metrics import f1_score
 
-from loratory.metrics.power import examples_needed, mcnemar_power
+from loratory.metrics.power import detectable_difference, examples_needed, mcnemar_power
 from loratory.metrics.significance import (
     holm,
     macro_f1_interval,
@@ -232,6 +232,14 @@ def test_no_macro_f1_interval_on_few_examples_or_errors():
 # ---- how many examples are needed ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [6, 18, 43, 78, 300])
+def test_a_detectable_difference_is_the_smallest_with_enough_power(count):
+    found = detectable_difference(count)
+    # In the best case, n examples show a difference if the better system alone is right on at least six of them.
+    assert found is not None and binom.sf(5, count, found) >= 0.8 > binom.sf(5, count, found - 0.01)
+    assert detectable_difference(5) is None
+
+
 def test_mcnemar_power_by_simulation():
     generator = np.random.default_rng(0)
     tables = generator.multinomial(120, [0.15, 0.3, 0.55], size=2000)
@@ -293,5 +301,5 @@ def test_the_recorded_simulation_keeps_the_promises():
 
 def test_the_page_shows_the_recorded_tables():
     result = json.loads(simulation.RESULT.read_text(encoding="utf-8"))
-    page = (simulation.RESULT.parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    page = (simulation.RESULT.parents[2] / "docs" / "statistics-simulation.md").read_text(encoding="utf-8")
     assert simulation.tables(result) in page

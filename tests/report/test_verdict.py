@@ -1,6 +1,7 @@
 """The five states of the verdict, what a reader is told about the training, and what to do next."""
 
 import json
+import shutil
 
 import pytest
 from test_report import LABELS, change_json, exactly, page_of, table_of, write_lines, write_run
@@ -64,7 +65,9 @@ def test_a_small_test_set_that_shows_nothing_cannot_tell_and_names_how_many_exam
     run = run_with(tmp_path, num_test=20, prompt=8, linear=8, embed=8, tuned=11)
     report = write_report(run)
     assert report["verdict"]["state"] == "cannot_tell" and not report["verdict"]["helped"]
-    assert report["verdict"]["sentence"].startswith("Cannot tell: 55.0 % against 40.0 % for the best prompting")
+    assert report["verdict"]["sentence"].startswith(
+        "Cannot tell: 55.0 % against 40.0 % for prompting (prompt) on 20 test"
+    )
     assert "To show a difference of 10 points, about 170 test examples are needed." in report["verdict"]["sentence"]
     assert "about 170 would show" in page_of(tmp_path).text
 
@@ -98,6 +101,18 @@ def test_the_best_simple_system_stands_beside_before_and_after(tmp_path):
     write_report(run_with(tmp_path, embed=100))
     labels = [attrs["aria-label"] for _, attrs in page_of(tmp_path).tags if attrs.get("role") == "img"]
     assert [label.split(":")[0] for label in labels[:3]] == ["before, prompt", "best simple, embed", "after, tuned"]
+
+
+def test_the_sentence_says_which_prompting_it_was_and_how_that_was_chosen(tmp_path):
+    run = run_with(tmp_path)
+    assert "30.0 % for prompting (prompt) on" in build_report(run)["verdict"]["sentence"]
+    run = run_with(tmp_path, **{"few-shot-choose": 70})
+    verdict = build_report(run)["verdict"]
+    assert f"for the prompting chosen on validation ({verdict['before']}) on" in verdict["sentence"]
+    shutil.rmtree(run / "predictions" / "validation")
+    change_json(run / "data.json", validation_examples=0)
+    sentence = build_report(run)["verdict"]["sentence"]
+    assert "for prompting (few-shot-choose, the default without validation examples) on" in sentence
 
 
 # ---- what could not be measured, and trainings that failed -----------------------------------------------------------

@@ -14,7 +14,7 @@ from loratory.finetune import finetune, train_only
 from loratory.models.loading import KNOWN_MODELS, builtin_folder, suggested_models
 from loratory.run.checks import demonstration_text, is_demonstration
 from loratory.run.job import load_job
-from loratory.run.plan import make_plan
+from loratory.run.plan import few_test_examples, make_plan
 from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, TrainConfig
 from loratory.storage.run_directory import read_metrics
 
@@ -62,9 +62,41 @@ def test_the_plan_states_sizes_seeds_steps_and_labels(config):
     with pytest.raises(Interrupted, match="Nothing was started"):
         finetune(dataclasses.replace(config, train=train), events.append, confirm=lambda: False)
     text = "\n".join(event.text for event in events)
-    for words in ("34 training", "4 validation", "10 test", "3 labels", "seeds 0 to 2", "2 epochs, 10 steps of 8"):
+    for words in (
+        "34 training",
+        "4 validation",
+        "10 test",
+        "3 labels",
+        "seeds 0 to 2",
+        "2 epochs, 10 steps of 8",
+        "Only 10 test",
+    ):
         assert words in text, text
     assert not Path(config.run.out).exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "folds", "words"),
+    [
+        ("classification", 5, 0, "no difference between two systems can be significant; use more, or test every row"),
+        ("classification", 20, 0, "a difference below 37 points cannot be shown reliably; use more, or"),
+        ("classification", 20, 5, "37 points cannot be shown reliably; use more"),
+        ("classification", 80, 0, None),
+        ("text", 29, 0, "with fewer than 30 graded examples"),
+        ("text", 30, 0, None),
+    ],
+)
+def test_the_plan_warns_if_the_test_set_can_show_no_difference(config, task, count, folds, words):
+    job = load_job(config, Path(config.run.out), ignore_event)
+    data = dataclasses.replace(config.data, folds=folds)
+    job = dataclasses.replace(
+        job,
+        config=dataclasses.replace(config, task=task, data=data),
+        split=dataclasses.replace(job.split, test=tuple([job.split.test[0]] * count)),
+    )
+    warning = few_test_examples(job)
+    assert [words in sentence for sentence in warning] == ([True] if words else [])
+    assert all(sentence.startswith(f"Only {count} test examples: ") for sentence in warning)
 
 
 def test_the_estimate_is_logged(config):

@@ -1,6 +1,7 @@
 """``loratory predict``: answers for every row of a file."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import tyro
 from loratory.cli.output import print_json
 from loratory.cli.progress import progress_display
 from loratory.cli.verb import Verb
+from loratory.errors import UserError
 from loratory.printable import printable
 
 
@@ -33,6 +35,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.events import Event
     from loratory.predict import answer_line, check_output, load, predict_to_file
 
+    _check_order(flags.run, flags.data)
     if flags.out:
         check_output(flags.out, flags.data, flags.run)
     rows = read_rows(str(flags.data))
@@ -47,6 +50,15 @@ def execute(arguments: list[str]) -> None:
         )
     for prediction in predictions:
         print_json(answer_line(prediction))
+
+
+def _check_order(run: Path, data: Path) -> None:
+    """Raises UserError if the data is given where the run belongs, and a folder where the data belongs."""
+    from loratory.data import is_data
+
+    if data.is_dir() and not run.is_dir() and is_data(str(run)):
+        fix = f"loratory predict {shlex.quote(str(data))} {shlex.quote(str(run))}"
+        raise UserError("The run and the data are swapped", f"{run} {data}", "the run first, then the data", fix=fix)
 
 
 VERB = Verb(

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from loratory.events import Event, EventCallback
 
 SECONDS_BETWEEN_LINES = 10
+# What is counted while a system is measured.
+PARTS = {
+    "preparation": "examples in preparation",
+    "validation": "validation examples",
+    "test": "test examples",
+}
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def progress_display() -> Iterator["EventCallback"]:
         due = done == total or time.monotonic() - last_line[0] > SECONDS_BETWEEN_LINES
         if not console.is_terminal and due:
             last_line[0] = time.monotonic()
-            console.print(f"  {name} {done}/{total} {note}", soft_wrap=True, markup=False)
+            console.print(f"  {name}: {done}/{total} {note}".rstrip(), soft_wrap=True, markup=False)
 
     def show(event: "Event") -> None:
         values, text = event.values, printable(event.text)
@@ -48,12 +54,12 @@ def progress_display() -> Iterator["EventCallback"]:
             case "message":
                 console.print(f"  {text}", soft_wrap=True, markup=False)
             case "progress":
-                advance(text, values["done"], values["total"], "")
+                advance(text, values["done"], values["total"], PARTS.get(values.get("part", ""), ""))
             case "step":
                 left = (values["steps"] - values["step"]) * values["seconds"]
                 speed = values["tokens"] / values["seconds"]
-                note = f"loss {values['loss']:.3f}, {speed:.0f} tokens/s, about {left:.0f} s left"
-                advance(f"train {text}", values["step"], values["steps"], note)
+                note = f"steps, loss {values['loss']:.3f}, {speed:.0f} tokens/s, about {left:.0f} s left"
+                advance(f"training at learning rate {float(text):.3g}", values["step"], values["steps"], note)
             case "system":
                 if text in tasks:
                     bars.remove_task(tasks.pop(text))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from loratory.config import Config, check_config
+from loratory.errors import UserError
 from loratory.printable import printable
 from loratory.settings import ModelConfig
 
@@ -52,6 +53,8 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
     The default is the built-in task. For a data file, the guessed task file is returned too; it has not been written.
     """
     has_name = bool(arguments) and not arguments[0].startswith("-")
+    if has_name and Path(arguments[0]).is_dir():
+        raise _folder_error(Path(arguments[0]))
     rest, task_file = arguments[1:] if has_name else arguments, None
     if has_name and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
         rest, task_file = _guess(arguments[0], rest)
@@ -68,6 +71,25 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
 
         check_place(Path(parsed.config.run.out), [arguments[0]])
     return parsed, task_file
+
+
+def _folder_error(folder: Path) -> UserError:
+    """What to do instead of giving a folder as the task file. The config.toml of a run would not resume it."""
+    from loratory.storage import REQUESTED_SETTINGS, is_finished, is_run
+
+    expected = "a task file (.toml)"
+    if not is_run(folder):
+        names = ", ".join(sorted(str(file) for file in folder.glob("*.toml"))[:3])
+        found = f"a folder with {names}" if names else "a folder without .toml files"
+        fix = "give the path of the task file, or of a data file together with --answer COLUMN"
+        return UserError("The task file is a folder", str(folder), expected, found, fix)
+    found = "a finished run"
+    fix = f"to use the run: loratory predict {folder} DATA; to measure it again: loratory evaluate {folder}"
+    if not is_finished(folder):
+        found = "an unfinished run"
+        fix = "to resume the run, repeat the command that started it, with its task file and flags;"
+        fix += f" {folder / REQUESTED_SETTINGS} lists its settings"
+    return UserError("A run directory is not a task file", str(folder), expected, found, fix)
 
 
 def _is_data(name: str) -> bool:

@@ -113,8 +113,10 @@ def _checked_names(template: str, role: str, answer: str, columns: Sequence[str]
         if name == answer:
             raise UserError("The prompt shows the answer", place, found=f"{{{name}}}")
         if name not in (LABELS, MASK) and name not in columns:
-            fix = did_you_mean(name, columns) or f"columns: {', '.join(columns)}"
-            raise UserError(f"The placeholder {{{name}}} does not match a column", place, fix=fix)
+            others = [c for c in columns if c != answer]
+            fix = did_you_mean(name, others) or "write the name of a column in braces, or remove the placeholder"
+            expected = f"one of the columns {', '.join(others)}" if others else None
+            raise UserError(f"The placeholder {{{name}}} does not match a column", place, expected, fix=fix)
     return names
 
 

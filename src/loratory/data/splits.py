@@ -54,14 +54,17 @@ def load_split(
     if is_plain and data.answer:
         fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
         raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
-    if not data.answer and not (is_dialogue or is_plain):
-        raise UserError("No answer column is set", f"{where}, data.answer", expected="a column of the data")
     tables = [
         [read_table(name, data, part) for name in names]
         for part, names in (("train", data.train), ("validation", data.validation), ("test", data.test))
     ]
     train, validation, test = ([row for table in part for row in table.rows] for part in tables)
     findings = [finding for part in tables for table in part for finding in table.findings]
+    if not data.answer and not (is_dialogue or is_plain):
+        columns = ", ".join(dict.fromkeys(str(c) for row in train for c in row.values))
+        fix = 'add answer = "COLUMN" to [data], or --data.answer COLUMN to the command'
+        what = "No answer column is set"
+        raise UserError(what, f"{where}, data.answer", f"one of the columns {columns}", "no value", fix)
     rows = [*train, *validation, *test]
     answers = {} if is_dialogue or is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
 

@@ -59,7 +59,8 @@ def guess_task_file(
     rows = read_rows(data)
     columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
     if not answer:
-        raise UserError("No answer column is set", data, ", ".join(columns), fix=_answer_hint(columns))
+        expected, fix = f"--answer with one of the columns {', '.join(columns)}", f"add {_answer_flag(columns)}"
+        raise UserError("No answer column is set", data, expected, "no --answer", fix)
     if isinstance(rows[0].values.get(answer), list):
         return _dialogue_task_file(data, answer, model, path, rows)
     answers = [answer_of(row, answer) for row in rows]
@@ -115,7 +116,7 @@ def check_not_overwriting(task_file: TaskFile) -> None:
         raise UserError("A different task file for this data already exists", str(task_file.path), fix=fix)
 
 
-def _answer_hint(columns: Sequence[str]) -> str:
+def _answer_flag(columns: Sequence[str]) -> str:
     """The flag that names the most likely answer column."""
     likely = [c for word in ANSWER_WORDS for c in columns if word in c.lower()]
     return f"--answer {likely[0] if likely else 'COLUMN'}"

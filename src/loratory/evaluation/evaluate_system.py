@@ -3,6 +3,7 @@
 A system is anything that answers examples: a prompted model, label scoring, a linear model, the tuned model.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -63,17 +64,19 @@ def evaluate(
     make: Callable[[ProgressCallback], System],
     validation: Sequence[Example],
     test: Sequence[Example],
-    progress: ProgressCallback,
+    progress: Callable[[str, int, int], None],
 ) -> EvalRecord:
     """Makes the system, and answers the validation and test examples with it.
 
-    Raises NotMeasurable if it cannot be made from these examples, or if a score of an answer is NaN or infinite.
+    ``progress`` is called with the part of the work ("preparation", "validation" or "test"), the number of finished
+    examples of that part, and their total number. Raises NotMeasurable if the system cannot be made from these
+    examples, or if a score of an answer is NaN or infinite.
     """
     started = time.perf_counter()
-    system = make(progress)
-    on_validation = system.predict(validation, progress) if validation else []
+    system = make(functools.partial(progress, "preparation"))
+    on_validation = system.predict(validation, functools.partial(progress, "validation")) if validation else []
     before_test = time.perf_counter()
-    on_test = system.predict(test, progress)
+    on_test = system.predict(test, functools.partial(progress, "test"))
     ended = time.perf_counter()
     check_scores([*on_validation, *on_test], [*validation, *test])
     per_example = (ended - before_test) / max(len(test), 1)

@@ -40,7 +40,9 @@ class Machine:
         return str(self.dtype).removeprefix("torch.")
 
 
-def resolve_machine(device: str, dtype: str, threads: int, products: str | None = None) -> Machine:
+def resolve_machine(
+    device: str, dtype: str, threads: int, products: str | None = None, source: str = "as configured"
+) -> Machine:
     """Resolves ``device``, ``dtype`` and ``threads`` ("auto", "auto" and 0 choose for this machine).
 
     Sets PyTorch's thread count. On a CPU, bfloat16 is chosen only if a timed matrix product is faster with it: without
@@ -48,7 +50,7 @@ def resolve_machine(device: str, dtype: str, threads: int, products: str | None 
 
     ``products`` is the setting ``speed.products`` in full fine-tuning, otherwise None. If it is set, the dtype "auto"
     keeps the weights in float32, because updates are small relative to the weights, and ``products`` determines the
-    dtype of matrix products in training.
+    dtype of matrix products in training. ``source`` says where settings other than "auto" come from.
 
     Raises UserError if the device does not exist, or if weights that are all trained would be in float16.
     """
@@ -62,9 +64,9 @@ def resolve_machine(device: str, dtype: str, threads: int, products: str | None 
         )
     if threads:
         torch.set_num_threads(threads)
-    torch_device, device_reason = _device(device)
+    torch_device, device_reason = _device(device, source)
     if dtype != "auto":
-        weights, reason = DTYPES[dtype], f"{dtype}, as configured"
+        weights, reason = DTYPES[dtype], f"{dtype}, {source}"
     elif products:
         weights, reason = torch.float32, "weights in float32, because all of them are trained"
     else:
@@ -74,14 +76,14 @@ def resolve_machine(device: str, dtype: str, threads: int, products: str | None 
         if products == "auto":
             autocast_dtype, products_reason = _probe_dtype(torch_device)
         else:
-            autocast_dtype, products_reason = DTYPES[products], f"{products}, as configured"
+            autocast_dtype, products_reason = DTYPES[products], f"{products}, {source}"
         reason = f"{reason}; matrix products in {products_reason}"
     if autocast_dtype == weights:
         autocast_dtype = None
     return Machine(torch_device, weights, torch.get_num_threads(), f"{device_reason}; {reason}", autocast_dtype)
 
 
-def _device(name: str) -> tuple[torch.device, str]:
+def _device(name: str, source: str) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"GPU found ({torch.cuda.get_device_name()})"
@@ -105,7 +107,7 @@ def _device(name: str) -> tuple[torch.device, str]:
     if device is None or device.type not in ("cpu", "cuda", "mps") or (device.index or 0) >= count:
         expected = f"auto, cpu, cuda, cuda:N{f', where N is below {count}' if count > 1 else ''} or mps"
         raise UserError("Unknown device", "[model] device", expected, name)
-    return device, f"{name}, as configured"
+    return device, f"{name}, {source}"
 
 
 def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
@@ -117,10 +119,13 @@ def _probe_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "mps":
         return torch.float32, "float32, which every Apple GPU computes"
     single, half = (_matmul_seconds(t) for t in (torch.float32, torch.bfloat16))
-    measured = f"a bfloat16 matrix product takes {half / single:.2g} times as long as a float32 one on this machine"
-    if half * 1.5 < single:
-        return torch.bfloat16, f"bfloat16, because {measured}"
-    return torch.float32, f"float32, because {measured}"
+    ratio, product = half / single, "a bfloat16 matrix product"
+    if ratio < 1:
+        dtype, only = (torch.bfloat16, "") if ratio * 1.5 < 1 else (torch.float32, "only ")
+        measured = f"{product} is {only}{1 / ratio:.1f} times as fast as a float32 one on this machine"
+    else:
+        dtype, measured = torch.float32, f"{product} takes {ratio:.2g} times as long as a float32 one on this machine"
+    return dtype, f"{str(dtype).removeprefix('torch.')}, because {measured}"
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -19,8 +19,9 @@ from loratory.metrics.formatting import (
     size,
     spread,
 )
-from loratory.metrics.power import examples_needed
+from loratory.metrics.power import DIFFERENCE, detectable_difference, examples_needed
 from loratory.metrics.significance import (
+    LARGE_SAMPLE,
     holm,
     macro_f1_p_value,
     mcnemar_exact,
@@ -33,11 +34,14 @@ from loratory.metrics.tasks import TASKS, Lines, Task, parsed_answer, task_varia
 from loratory.metrics.texts import rouge_l
 
 __all__ = [
+    "DIFFERENCE",
+    "LARGE_SAMPLE",
     "TASKS",
     "Lines",
     "Number",
     "Task",
     "confusion",
+    "detectable_difference",
     "duration",
     "examples_needed",
     "holm",

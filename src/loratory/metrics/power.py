@@ -10,6 +10,7 @@ from loratory.metrics.significance import LARGE_SAMPLE
 LEVEL = 0.05
 POWER = 0.8
 DIFFERENCE = 0.1
+"""The difference of two systems that a test set should be large enough to show."""
 MOST_EXAMPLES = 2_000  # more than any discordance needs for a difference of 0.1
 
 
@@ -29,6 +30,16 @@ def examples_needed(differences: np.ndarray, is_binary: bool) -> int:
     # The last term corrects the normal approximation for the estimated variance.
     needed = quantiles**2 * variance / DIFFERENCE**2 + norm.isf(LEVEL / 2) ** 2 / 2
     return max(LARGE_SAMPLE, math.ceil(needed))
+
+
+def detectable_difference(num_examples: int) -> float | None:
+    """The smallest difference of two accuracies that can be shown with a probability of 0.8, at a level of 0.05.
+
+    This is the best case, in which the worse system is never right where the better one is wrong (McNemar's test). In
+    hundredths, rounded up; None if not even a difference of 1 could be significant.
+    """
+    differences = (percent / 100 for percent in range(1, 101))
+    return next((d for d in differences if mcnemar_power(d, d, num_examples) >= POWER), None)
 
 
 def _smallest_with_power(discordant: float) -> int:

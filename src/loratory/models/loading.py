@@ -38,14 +38,14 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-# Open chat models to suggest, by size: name and billions of parameters.
+# Chat models to suggest, by size: name and billions of parameters. Anyone can download them without accepting terms.
 KNOWN_MODELS = (
     ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
     ("HuggingFaceTB/SmolLM2-360M-Instruct", 0.36),
     ("Qwen/Qwen2.5-0.5B-Instruct", 0.49),
-    ("meta-llama/Llama-3.2-1B-Instruct", 1.24),
     ("Qwen/Qwen2.5-1.5B-Instruct", 1.54),
-    ("meta-llama/Llama-3.2-3B-Instruct", 3.2),
+    ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71),
+    ("Qwen/Qwen3-4B-Instruct-2507", 4.02),
     ("Qwen/Qwen2.5-7B-Instruct", 7.6),
     ("Qwen/Qwen2.5-14B-Instruct", 14.8),
 )
@@ -195,7 +195,10 @@ def find_files(config: ModelConfig) -> tuple[Path, str | None]:
     try:
         fetched = Path(snapshot_download(config.name, revision=config.revision, allow_patterns=FILES))
     except GatedRepoError as error:
-        fix = "accept the terms on the model's hub page, then run: hf auth login"
+        fix = (
+            "accept the terms on the model's hub page and run: hf auth login; or choose a model without terms, such as"
+        )
+        fix += " Qwen/Qwen2.5-0.5B-Instruct"
         raise UserError("The model is gated", where, fix=fix) from error
     except RepositoryNotFoundError as error:
         fix = "check the spelling; for a private model, run: hf auth login"

@@ -241,7 +241,14 @@ def _trained_folder(path: Path) -> Path:
     for folder in (path, path / "adapter", path / "model"):
         if (folder / CARD).exists():
             return folder
-    raise UserError("No tuned model found", str(path), expected="a run directory or its adapter folder")
+    expected = "a run directory or its adapter folder"
+    found, fix = "nothing at this path", "check the path; a run is in the folder that [run] out names"
+    if is_run(path):
+        found = "a run whose training has not finished, or whose tuned model was removed"
+        fix = "repeat the command that started the run, without --overwrite; it resumes where it stopped"
+    elif path.exists():
+        found = "another folder" if path.is_dir() else "a file"
+    raise UserError("No tuned model found", str(path), expected, found, fix)
 
 
 def check_max_new_tokens(max_new_tokens: int) -> None:

@@ -70,7 +70,7 @@ def write_verdict(
 
 
 def _state(prompting: dict[str, Any], simple: list[dict[str, Any]], examples: tuple[int, int]) -> str:
-    """The state, from the comparisons of the tuned system with the best prompting and with the simple systems."""
+    """The state, from the comparisons of the tuned system with "before" and with the simple systems."""
     if is_better(prompting):
         return "best" if all(is_better(c) for c in simple) else "helped"
     if is_significant(prompting):
@@ -110,15 +110,14 @@ def overlooked_prompting(run: Run, systems: list[dict[str, Any]], before: str) -
     if not better:
         return ""
     best = max(better, key=lambda s: s["value"])
-    few = f"{run.data['validation_examples']:,} validation examples"
-    return (
-        f" On the test examples, {best['name']} was the best prompting ({task.headline(best)}); {few} did not show it."
-    )
+    count = run.data["validation_examples"]
+    why = f"{count:,} validation examples did not show it" if count else "there were no validation examples to show it"
+    return f" On the test examples, {best['name']} was the best prompting ({task.headline(best)}); {why}."
 
 
 def _against_prompting(c: dict[str, Any], state: str, by_name: dict[str, dict], tested: str, task: Task) -> str:
-    values = f"{task.headline(by_name[c['b']])} against {task.format_value(by_name[c['a']])} for the best prompting"
-    values += f" ({c['a']}) on {tested}"
+    values = f"{task.headline(by_name[c['b']])} against {task.format_value(by_name[c['a']])}"
+    values += f" for {_prompting_in_words(c['a'], by_name)} on {tested}"
     p = p_text(c["p_value"])
     return {
         "best": f"Tuning helped: {values} ({p})",
@@ -127,6 +126,15 @@ def _against_prompting(c: dict[str, Any], state: str, by_name: dict[str, dict], 
         "no_change": f"Tuning did not help: {values}, no significant difference ({p})",
         "cannot_tell": f"Cannot tell: {values}, no significant difference ({p})",
     }[state]
+
+
+def _prompting_in_words(before: str, by_name: dict[str, dict]) -> str:
+    """The prompting that the tuned model is compared with, and how it was chosen if several were measured."""
+    if sum(name in PROMPTING for name in by_name) == 1:
+        return f"prompting ({before})"
+    if by_name[before]["validation_value"] is None:
+        return f"prompting ({before}, the default without validation examples)"
+    return f"the prompting chosen on validation ({before})"
 
 
 def _against_simple_baseline(c: dict[str, Any], rule: dict[str, Any], helped: bool) -> str:

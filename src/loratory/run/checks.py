@@ -35,7 +35,7 @@ def check_words(words: Mapping[str, str], labels: Sequence[str]) -> None:
             fix = 'set task = "classification"'
             raise UserError("Label words need labels, and this task has none", "[prompt] words", fix=fix)
         if label not in labels:
-            fix = did_you_mean(label, labels) or f"labels: {', '.join(labels)[:200]}"
+            fix = did_you_mean(label, labels) or f"use one of the labels {', '.join(labels)[:200]}"
             raise UserError(
                 "A label word is set for something that is not a label", "[prompt] words", found=repr(label), fix=fix
             )

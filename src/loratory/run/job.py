@@ -60,8 +60,11 @@ class Job:
     """Seconds taken by loading and checking."""
 
 
-def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
-    """Loads data and model, checks that they fit together, and resolves automatic settings. Raises UserError."""
+def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "as configured") -> Job:
+    """Loads data and model, checks that they fit together, and resolves automatic settings. Raises UserError.
+
+    ``source`` says where the settings of device and dtype come from, in the message that shows them.
+    """
     started = time.perf_counter()
     if is_demonstration(config):
         on_event(Event("message", demonstration_text(config.model.name == BUILTIN_MASKED)))
@@ -75,7 +78,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
         )
     full = config.adapter.kind == "full"
     products = config.speed.products if full else None
-    machine = resolve_machine(config.model.device, config.model.dtype, config.run.threads, products)
+    machine = resolve_machine(config.model.device, config.model.dtype, config.run.threads, products, source)
     on_event(
         Event(
             "message",

@@ -159,7 +159,7 @@ def _resume(run: Path, config: Config | None, on_event: EventCallback, force: bo
         fix = "install these versions, or add --force; the results are then not bit for bit those of one run"
         raise UserError("The run started with other package versions", str(run), found=different, fix=fix)
     settings = config if config is not None and "config.toml" in damaged else read_config(run)
-    job = load_job(settings, run, on_event)
+    job = load_job(settings, run, on_event, "as configured" if settings is config else "as when the run started")
     base = dict(record.base) if record else {WEIGHTS: _read_json(run / "environment.json")["model"]["weights_sha256"]}
     if (different := differing_files(base, job.base.hashes)) and not force:
         fix = f"restore the files of {job.base.name}, or start over with --overwrite"

@@ -8,7 +8,7 @@ import torch
 from loratory.data import stratified_sample
 from loratory.evaluation import NotMeasurable, evaluate
 from loratory.events import ignore_progress
-from loratory.metrics import duration
+from loratory.metrics import DIFFERENCE, LARGE_SAMPLE, TASKS, detectable_difference, duration, task_variant
 from loratory.run.job import Job
 from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, selected_systems, unusable_systems
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
@@ -47,7 +47,8 @@ def make_plan(job: Job, baselines: bool) -> Plan:
             **seconds,
             "evaluate": job.config.train.seeds * total[TUNED],
         }
-    return Plan((*_sentences(job, probed), _time(seconds)), seconds)
+    warning = few_test_examples(job) if baselines else []
+    return Plan((*_sentences(job, probed), *warning, _time(seconds)), seconds)
 
 
 def _try_training(job: Job) -> StepResult:
@@ -105,6 +106,27 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         f"{probed.tokens:,} tokens per step{saving}",
         *(f"Few-shot prompting is skipped: {why}" for why in {*unusable_systems(job).values()}),
     ]
+
+
+def few_test_examples(job: Job) -> list[str]:
+    """A warning if the test set is too small to show a difference of 10 points even in the best case.
+
+    For graded scores, where that depends on their variance, a warning if there are fewer than 30 test examples.
+    """
+    count, data = len(job.split.test), job.config.data
+    if TASKS[task_variant(job.config)].is_binary:
+        shown = detectable_difference(count)
+        if shown is not None and shown <= DIFFERENCE:
+            return []
+        what = "no difference between two systems can be significant"
+        if shown is not None:
+            what = f"even in the best case, a difference below {100 * shown:.0f} points cannot be shown reliably"
+    elif count < LARGE_SAMPLE:
+        what = f"with fewer than {LARGE_SAMPLE} graded examples, a difference is rarely significant"
+    else:
+        return []
+    remedy = "use more" if data.folds or data.test else "use more, or test every row with --data.folds 5"
+    return [f"Only {count} test examples: {what}; {remedy}"]
 
 
 def _time(seconds: dict[str, float]) -> str:
