@@ -28,7 +28,7 @@ def make_columns(count: int, **more: list[str]) -> dict[str, list[str]]:
 
 
 def guessed_config(path: Path, answer: str = "color") -> Config:
-    task_file = guess_task_file(str(path), answer, is_masked)
+    task_file = guess_task_file([str(path)], answer, is_masked)
     return Config.parse(task_file.toml, task_file.path)
 
 
@@ -51,7 +51,7 @@ def change_directory(tmp_path, monkeypatch):
 )
 def test_columns_that_are_useless_or_reveal_the_answer_are_left_out(tmp_path, name: str, values: list[str]):
     path = write_csv(tmp_path / "things.csv", make_columns(240, **{name: values}))
-    task_file = guess_task_file(str(path), "color", is_masked)
+    task_file = guess_task_file([str(path)], "color", is_masked)
     assert task_file.shown == ("text",)
     assert set(task_file.left_out) == {name}
     assert f"# not shown: {name} ({task_file.left_out[name]})" in task_file.toml
@@ -96,7 +96,7 @@ def test_few_rows_are_cross_validated_and_many_are_limited(tmp_path):
 @pytest.mark.thorough
 def test_mostly_different_answers_are_free_text(tmp_path):
     path = write_csv(tmp_path / "things.csv", make_columns(240))
-    task_file = guess_task_file(str(path), "text", is_masked)
+    task_file = guess_task_file([str(path)], "text", is_masked)
     config = Config.parse(task_file.toml, task_file.path)
     assert config.task == "text" and config.prompt.system == "Write the text that belongs to this text."
     split = load_split(config.data, config.prompt, 0, task=config.task)
@@ -107,9 +107,9 @@ def test_mostly_different_answers_are_free_text(tmp_path):
 def test_a_missing_or_misspelled_answer_column_is_reported(tmp_path):
     path = write_csv(tmp_path / "things.csv", make_columns(240))
     with pytest.raises(UserError, match="did you mean 'color'"):
-        guess_task_file(str(path), "colour", is_masked)
+        guess_task_file([str(path)], "colour", is_masked)
     with pytest.raises(UserError, match="text, color"):
-        guess_task_file(str(path), "", is_masked)
+        guess_task_file([str(path)], "", is_masked)
 
 
 def test_data_with_only_an_answer_column_is_rejected(tmp_path):
@@ -120,7 +120,7 @@ def test_data_with_only_an_answer_column_is_rejected(tmp_path):
 
 
 def test_a_modified_task_file_is_not_overwritten(tmp_path):
-    task_file = guess_task_file(str(write_csv(tmp_path / "things.csv", make_columns(240))), "color", is_masked)
+    task_file = guess_task_file([str(write_csv(tmp_path / "things.csv", make_columns(240)))], "color", is_masked)
     task_file.path.write_text(task_file.toml)
     check_not_overwriting(task_file)
     task_file.path.write_text(task_file.toml + "# mine\n")

@@ -567,7 +567,7 @@ def test_masks_are_not_filled_with_special_tokens(masked_folder):
 
 
 def test_a_guessed_task_file_has_an_answer_slot(masked_folder, pets):
-    found = guess_task_file(str(pets), "sound", is_masked, str(masked_folder))
+    found = guess_task_file([str(pets)], "sound", is_masked, str(masked_folder))
     config = Config.parse(found.toml, found.path)
     assert config.task == "classification" and config.prompt.system is None
     assert config.prompt.user == "{text}\nSound: {mask}"

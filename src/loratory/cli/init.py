@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from loratory.cli.output import print_json, print_text, print_tokens
-from loratory.cli.task_arguments import render_examples
+from loratory.cli.task_arguments import is_masked_model, print_findings, render_examples
 from loratory.cli.verb import Verb
 from loratory.config import Config
 from loratory.settings import ModelConfig
@@ -18,10 +18,10 @@ EXAMPLES_SHOWN = 3
 class InitFlags:
     """Guesses a task file from data: which columns the prompt shows, what it says, how the data is split."""
 
-    data: tyro.conf.Positional[str]
-    """A csv, tsv, json, jsonl or parquet file, or hub:owner/name."""
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """Data files, or hub:owner/name."""
     answer: str = ""
-    """The answer column."""
+    """The answer column. Conversations, instructions and plain texts need none."""
     model: str = ModelConfig().name
     """Hub id or folder of the model."""
     out: Path | None = None
@@ -35,11 +35,10 @@ class InitFlags:
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
     from loratory.data import check_not_overwriting, draw_few_shot, guess_task_file
-    from loratory.models import is_masked
     from loratory.storage import check_replaceable, write_text
 
-    task_file = guess_task_file(flags.data, flags.answer, is_masked, flags.model, flags.out)
-    check_replaceable(task_file.path, [Path(flags.data)])
+    task_file = guess_task_file(flags.data, flags.answer, is_masked_model, flags.model, flags.out)
+    check_replaceable(task_file.path, [Path(name) for name in flags.data])
     if not flags.overwrite:
         check_not_overwriting(task_file)
     config = Config.parse(task_file.toml, task_file.path)
@@ -49,6 +48,7 @@ def execute(arguments: list[str]) -> None:
         columns = {"shown": task_file.shown, "left_out": task_file.left_out}
         print_json({"task_file": str(task_file.path), **columns, "toml": task_file.toml})
         return
+    print_findings(task_file.findings)
     print_text(task_file.toml)
     print_tokens(sequences)
     print_text(f"Written: {task_file.path}\nNext: loratory run {task_file.path.name}")
@@ -56,7 +56,7 @@ def execute(arguments: list[str]) -> None:
 
 VERB = Verb(
     "init",
-    "DATA --answer COLUMN",
+    "DATA... [--answer COLUMN]",
     InitFlags,
     ("loratory init papers.csv --answer category --model Qwen/Qwen2.5-0.5B-Instruct",),
     None,

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.resources
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from loratory.printable import printable
 from loratory.settings import ModelConfig
 
 if TYPE_CHECKING:
-    from loratory.data import Example, TaskFile
+    from loratory.data import Example, Finding, TaskFile
     from loratory.text import Renderer, TokenizedExample
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --section.key
@@ -50,26 +51,28 @@ def builtin_task() -> Path:
 def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "TaskFile | None"]:
     """Parses flags over the settings of the task file or data file that the first argument names.
 
-    The default is the built-in task. For a data file, the guessed task file is returned too; it has not been written.
+    The default is the built-in task. For data files, the guessed task file is returned too; it has not been written.
     """
-    has_name = bool(arguments) and not arguments[0].startswith("-")
-    if has_name and Path(arguments[0]).is_dir():
-        raise _folder_error(Path(arguments[0]))
-    rest, task_file = arguments[1:] if has_name else arguments, None
-    if has_name and Path(arguments[0]).suffix.lower() != ".toml" and (_is_data(arguments[0]) or "--answer" in rest):
-        rest, task_file = _guess(arguments[0], rest)
+    names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    if names and Path(names[0]).is_dir():
+        raise _folder_error(Path(names[0]))
+    rest, task_file = arguments[len(names) :], None
+    if names and Path(names[0]).suffix.lower() != ".toml" and (_is_data(names[0]) or "--answer" in rest):
+        rest, task_file = _guess(names, rest)
         config = Config.parse(task_file.toml, task_file.path)
     else:
-        config = Config.load(arguments[0] if has_name else builtin_task())
+        if len(names) > 1:
+            raise UserError("Too many arguments", found=" ".join(names), expected="one task file, or data files")
+        config = Config.load(names[0] if names else builtin_task())
     parsed = tyro.cli(
         flags, args=rest, default=flags(config=config), prog=f"loratory {verb}", config=(tyro.conf.FlagCreatePairsOff,)
     )
     parsed = dataclasses.replace(parsed, config=_with_booleans(parsed.config))
     check_config(parsed.config, "command line")
-    if has_name and getattr(parsed, "overwrite", False):
+    if names and getattr(parsed, "overwrite", False):
         from loratory.storage import check_place
 
-        check_place(Path(parsed.config.run.out), [arguments[0]])
+        check_place(Path(parsed.config.run.out), names)
     return parsed, task_file
 
 
@@ -92,22 +95,45 @@ def _folder_error(folder: Path) -> UserError:
     return UserError("A run directory is not a task file", str(folder), expected, found, fix)
 
 
+def check_data(config: Config) -> None:
+    """Reads the data and fills in the prompts, so that a mistake in them is told before PyTorch is loaded.
+
+    Raises UserError. Datasets of the hub are left to the run, which downloads them.
+    """
+    from loratory.data import HUB, load_split
+
+    if not any(name.startswith(HUB) for name in (*config.data.train, *config.data.validation, *config.data.test)):
+        load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
+
+
 def _is_data(name: str) -> bool:
     from loratory.data import is_data
 
     return is_data(name)
 
 
-def _guess(data: str, arguments: list[str]) -> tuple[list[str], "TaskFile"]:
-    """The guessed task file for a data file, and the arguments that are left. Raises UserError."""
-    from loratory.data import check_not_overwriting, guess_task_file
+def is_masked_model(model: ModelConfig) -> bool:
+    """Whether a model is a masked language model. Loads PyTorch, so the data should be checked before."""
     from loratory.models import is_masked
+
+    return is_masked(model)
+
+
+def print_findings(findings: "Sequence[Finding]") -> None:
+    """Prints how data was read, one line each."""
+    for finding in findings:
+        print(printable(f"  {finding.message}"), file=sys.stderr)
+
+
+def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile"]:
+    """The guessed task file for data files, and the arguments that are left. Raises UserError."""
+    from loratory.data import check_not_overwriting, guess_task_file
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--answer", default="")
     parser.add_argument("--model.name", dest="model", default=ModelConfig().name)
     given, rest = parser.parse_known_args(arguments)
-    task_file = guess_task_file(data, given.answer, is_masked, given.model)
+    task_file = guess_task_file(names, given.answer, is_masked_model, given.model)
     check_not_overwriting(task_file)
     return [*rest, "--model.name", given.model], task_file
 
@@ -141,6 +167,7 @@ def render_examples(
     config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
+    check_data(config)
     from loratory.data import load_split
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind

@@ -38,6 +38,22 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return PIECES.sub(replacement, template)
 
 
+def filled_lines(template: str, values: Mapping[str, str]) -> str:
+    """``fill``, without the lines of which every placeholder is empty.
+
+    So a heading such as "Input: {input}" does not stand alone in rows that have no input.
+    """
+
+    def is_shown(line: str) -> bool:
+        names = [piece[1:-1] for piece in PIECES.findall(line) if piece[0] == "{" and piece != "{{"]
+        return not names or any(values[name].strip() for name in names)
+
+    lines = template.split("\n")
+    shown = [line for line in lines if is_shown(line)]
+    text = fill("\n".join(shown), values)
+    return text if len(shown) == len(lines) else text.strip("\n")
+
+
 def default_user_prompt(columns: Sequence[str], answer: str, where: str = "task file") -> str:
     """A template with every column except the answer, one per line.
 
@@ -95,7 +111,7 @@ def prompt_writer(
 
     def write(row: Row) -> tuple[Message, ...]:
         values = {name: reserved[name] if name in reserved else shown(row, name) for name in names}
-        return tuple(Message(role, fill(template, values)) for role, template in parts)
+        return tuple(Message(role, filled_lines(template, values)) for role, template in parts)
 
     return write
 

@@ -1,8 +1,9 @@
-"""Guesses a task file from data: the task, the columns in the prompt, and how the data is split.
+"""Writes a task file for data: the guessed task, the columns in the prompt, and how the data is split.
 
 The reason for each guess is written into the task file, as a comment on the setting.
 """
 
+import glob
 import os
 import re
 from collections import Counter
@@ -13,22 +14,26 @@ from typing import Any
 
 import tomli_w
 
-from loratory.data.answers import answer_of
-from loratory.data.prompts import MASK
-from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, data_suffix, read_rows
-from loratory.errors import UserError
-from loratory.settings import BUILTIN, BUILTINS, ModelConfig
+from loratory.data.answers import is_missing
+from loratory.data.findings import Finding
+from loratory.data.guessing import INSTRUCTION, PROMPT, Kind, choose_columns, recognize
+from loratory.data.prompts import MASK, TEXT_COLUMN
+from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, columns_of, data_suffix, read_table
+from loratory.errors import UserError, did_you_mean
+from loratory.settings import BUILTIN, BUILTINS, DataConfig, ModelConfig
 
 # Words that replace "train" in the names of the other files of a data set.
 SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
 GENERIC_STEMS = {"train", "training", "data", "dataset", "examples"}
-ANSWER_WORDS = ("label", "category", "answer", "intent", "class", "target", "topic", "sentiment")
 LONGEST_LABEL_LIST = 4_000  # characters; longer lists of labels are not part of the prompt
 # Maximum number of examples: a first run should finish while the user waits.
 LIMITS = {"train": 2_000, "validation": 200, "test": 500}
-FEW_ROWS = 200  # with fewer rows, a single test set is too small for a reliable result
+FEW_ROWS, FOLDS = 200, 5  # with fewer rows, a single test set is too small for a reliable result
 LONGEST_INLINE = 70  # a comment follows settings up to this length and precedes longer ones
 MIN_STEPS, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
+READING = DataConfig(missing="skip")  # how the data is read
+PART = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a file in several parts
+UNKNOWN = "-1"  # the label of rows whose label is not published
 
 
 @dataclass(frozen=True)
@@ -43,65 +48,61 @@ class TaskFile:
     """The columns shown in the prompt."""
     left_out: dict[str, str]
     """The columns not shown in the prompt, with the reason."""
+    findings: tuple[Finding, ...]
+    """How the files were read."""
 
 
 def guess_task_file(
-    data: str, answer: str, is_masked: Callable[[ModelConfig], bool], model: str = BUILTIN, path: Path | None = None
+    names: Sequence[str],
+    answer: str,
+    is_masked: Callable[[ModelConfig], bool],
+    model: str = BUILTIN,
+    path: Path | None = None,
 ) -> TaskFile:
-    """Guesses a task file from a data file (or "hub:owner/name") and its answer column.
+    """Guesses a task file from data files (or "hub:owner/name") and their answer column.
 
-    If there are more than half as many different answers as rows, the answers are free text, otherwise labels.
-    ``is_masked`` returns whether a model is a masked language model. ``path`` is where the task file will be written;
-    by default in the current directory, named after the data. Raises UserError if the file or the column does not
-    exist.
+    Conversations, instructions and plain texts are recognized and need no ``answer``. If there are more than half as
+    many different answers as rows, or if they are sentences, the answers are free text, otherwise labels. ``is_masked``
+    returns whether a model is a masked language model; it is called after the data has been checked. ``path`` is where
+    the task file will be written; by default in the current directory, named after the data. Raises UserError if a file
+    or the column does not exist.
     """
-    path = (path or Path(f"{_name(data)}.toml")).resolve()
-    rows = read_rows(data)
-    columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
-    if not answer:
-        expected, fix = f"--answer with one of the columns {', '.join(columns)}", f"add {_answer_flag(columns)}"
-        raise UserError("No answer column is set", data, expected, "no --answer", fix)
-    if isinstance(rows[0].values.get(answer), list):
-        return _dialogue_task_file(data, answer, model, path, rows)
-    answers = [answer_of(row, answer) for row in rows]
-    free_text = len(set(answers)) > len(answers) / 2
-    shown, left_out = _choose_columns(rows, answers, columns, answer, free_text)
-    if not shown:
+    path = (path or Path(f"{_name(names[0])}.toml")).resolve()
+    tables = [read_table(name, READING) for name in names]
+    rows, findings = [r for table in tables for r in table.rows], tuple(f for table in tables for f in table.findings)
+    columns, where = columns_of(rows), ", ".join(names)
+    if answer and answer not in columns:
+        fix = did_you_mean(answer, columns) or "give one of these columns as --answer"
+        found = f"columns {', '.join(columns)}"
+        raise UserError(f"The answer column {answer!r} is missing", rows[0].source, found=found, fix=fix)
+    kind = recognize(rows, columns, answer, where)
+    labeled = [row for row in rows if not kind.answer or not is_missing(row.value(kind.answer), READING.missing_texts)]
+    if not labeled:
+        raise UserError("Every answer is missing", where, found=f"column {kind.answer!r}", fix="fill it in")
+    shown, left_out = ([], {}) if kind.task == "dialogue" else choose_columns(labeled, columns, kind)
+    if kind.task != "dialogue" and not shown:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "there is no other column"
-        raise UserError(
-            "No column is left for the prompt to show", data, found=reasons, fix="write a task file by hand"
-        )
-    other = {split: _sibling(data, split, answer) for split in SPLIT_WORDS}
+        fix = "write a task file by hand"
+        raise UserError("No column is left for the prompt to show", where, found=reasons, fix=fix)
     masked = is_masked(ModelConfig(model))
+    answers = [cell_text(row.value(kind.answer)).strip() for row in labeled] if kind.answer else []
+    header = [_line("header", False, "the first row is data")] if any(f.name == NO_HEADER for f in findings) else []
     parts = [
-        *_model_lines(
-            model,
-            ("fill" if masked else "text") if free_text else "classification",
-            "most answers are different, so they are free text" if free_text else "answers repeat, so they are labels",
-        ),
-        *_data_lines(data, answer, answers, other, path.parent, free_text),
-        *_prompt_lines(shown, left_out, answers, answer, free_text, masked),
-        *_train_lines(min(len(rows), LIMITS["train"])),
+        *_model_lines(model, _task(kind, masked), kind.reason),
+        *_data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent),
+        *_prompt_lines(shown, left_out, answers, kind, masked),
+        *_train_lines(min(len(labeled), LIMITS["train"])),
         "[run]",
-        _line("out", f"runs/{_name(data)}"),
+        _line("out", f"runs/{_name(names[0])}"),
     ]
-    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out)
+    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out, findings)
 
 
-def _dialogue_task_file(data: str, answer: str, model: str, path: Path, rows: Sequence[Row]) -> TaskFile:
-    """The task file for a column of conversations."""
-    parts = [
-        *_model_lines(model, "dialogue", "the answer column contains lists of turns"),
-        "[data]",
-        _line("train", _data_path(data, path.parent), f"{len(rows)} rows"),
-        _line("answer", answer),
-        *([FOLDS_LINE] if len(rows) < FEW_ROWS else []),
-        "",
-        *_train_lines(min(len(rows), LIMITS["train"])),
-        "[run]",
-        _line("out", f"runs/{_name(data)}"),
-    ]
-    return TaskFile(path, "\n".join(parts) + "\n", (answer,), {})
+def _task(kind: Kind, masked: bool) -> str:
+    """The name of the task for a causal or a masked model."""
+    if kind.task == "plain":
+        return "fill" if masked else "pretrain"
+    return "fill" if masked and kind.task == "text" else kind.task
 
 
 def is_data(name: str) -> bool:
@@ -116,61 +117,15 @@ def check_not_overwriting(task_file: TaskFile) -> None:
         raise UserError("A different task file for this data already exists", str(task_file.path), fix=fix)
 
 
-def _answer_flag(columns: Sequence[str]) -> str:
-    """The flag that names the most likely answer column."""
-    likely = [c for word in ANSWER_WORDS for c in columns if word in c.lower()]
-    return f"--answer {likely[0] if likely else 'COLUMN'}"
-
-
 def _name(data: str) -> str:
     """A name for the task: that of the file, or of its folder if the file has a generic name such as train."""
     path = Path(data.removeprefix(HUB))
-    stem = path.stem
-    if stem.lower() in GENERIC_STEMS and not data.startswith(HUB) and path.resolve().parent.name:
+    stem = path.name.removesuffix("".join(path.suffixes)) if data_suffix(path.name) in SUFFIXES else path.stem
+    stem = PART.sub("", stem)
+    is_generic = stem.lower() in GENERIC_STEMS or not re.search(r"\w", stem)
+    if is_generic and not data.startswith(HUB) and path.resolve().parent.name:
         stem = path.resolve().parent.name
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "task"
-
-
-# ---- columns ---------------------------------------------------------------------------------------------------------
-
-
-def _choose_columns(
-    rows: Sequence[Row], answers: Sequence[str], columns: Sequence[str], answer: str, free_text: bool
-) -> tuple[list[str], dict[str, str]]:
-    """The columns to show in the prompt, and those to leave out with the reason."""
-    shown, left_out = [], {}
-    for column in columns:
-        if column == answer:
-            continue
-        reason = _reason_to_leave_out([row.values.get(column) for row in rows], answers, column, free_text)
-        if reason:
-            left_out[column] = reason
-        else:
-            shown.append(column)
-    return shown, left_out
-
-
-def _reason_to_leave_out(cells: Sequence[Any], answers: Sequence[str], column: str, free_text: bool) -> str | None:
-    """Why the prompt should not show a column, or None if it should."""
-    values = [cell_text(cell).strip() for cell in cells]
-    different = set(values)
-    if set(column) & set("{}"):
-        return "its name contains braces"
-    if different == {""}:
-        return "empty"
-    if len(different) == 1:
-        return "the same value in every row"
-    if any(isinstance(cell, (list, dict)) for cell in cells):
-        return "lists or objects, not text"
-    pairs = set(zip(values, answers, strict=True))
-    if not free_text and len(pairs) == len(different) == len(set(answers)):
-        return "encodes the answer: one value per label"
-    words = {"train", "training", "test", *SPLIT_WORDS["validation"]}
-    if {value.lower() for value in different} <= words:
-        return "names a split of the data"
-    if len(different) == len(values) and all(re.fullmatch(r"\S{1,64}", value) for value in values):
-        return "a different word or number in every row, probably an identifier"
-    return None
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -178,14 +133,15 @@ def _reason_to_leave_out(cells: Sequence[Any], answers: Sequence[str], column: s
 
 def _line(key: str, value: Any, comment: str = "") -> str:
     """A setting in TOML with its comment."""
-    text = tomli_w.dumps({key: value}).strip()
+    text = tomli_w.dumps({key: value}).strip() if not isinstance(value, list) else f"{key} = {_list(value)}"
     if not comment:
         return text
     return f"{text:<40} # {comment}" if len(text) <= LONGEST_INLINE else f"# {comment}\n{text}"
 
 
-FOLDS = 5
-FOLDS_LINE = _line("folds", FOLDS, "few rows: each is tested by a model trained on the other folds")
+def _list(values: list[str]) -> str:
+    """A list of texts in TOML, on one line."""
+    return "[" + ", ".join(tomli_w.dumps({"k": value}).strip().removeprefix("k = ") for value in values) + "]"
 
 
 def _model_lines(model: str, task: str, reason: str) -> list[str]:
@@ -204,29 +160,47 @@ def _data_path(name: str, folder: Path) -> str:
 
 
 def _data_lines(
-    data: str, answer: str, answers: Sequence[str], other: dict[str, str | None], folder: Path, free_text: bool
+    names: Sequence[str],
+    kind: Kind,
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    missing: int,
+    header: list[str],
+    folder: Path,
 ) -> list[str]:
+    """The section [data]. ``rows`` are those with an answer, ``missing`` is the number of the others."""
+    paths = [_data_path(name, folder) for name in names]
+    lines = ["[data]", _line("train", paths[0] if len(paths) == 1 else paths, f"{len(rows) + missing} rows"), *header]
     counts = Counter(answers)
-    rare, common = min(counts.values()), max(counts.values())
-    per_label = f"{rare}" if rare == common else f"{rare} to {common}"
-    lines = ["[data]", _line("train", _data_path(data, folder), f"{len(answers)} rows")]
-    kinds = f"{len(counts)} different answers" if free_text else f"{len(counts)} labels with {per_label} rows each"
-    lines += [_line("answer", answer, kinds)]
-    sizes = {"train": len(answers), "validation": round(0.1 * len(answers)), "test": round(0.2 * len(answers))}
-    folds = other["test"] is None and FOLDS <= len(answers) < FEW_ROWS and (free_text or rare >= FOLDS)
-    for split, name in other.items():
+    rare, common = (min(counts.values()), max(counts.values())) if counts else (0, 0)
+    if kind.answer:
+        per_label = f"{rare}" if rare == common else f"{rare} to {common}"
+        is_label = kind.task == "classification"
+        shown = f"{len(counts)} labels with {per_label} rows each" if is_label else f"{len(counts)} different answers"
+        lines.append(_line("answer", kind.answer, shown if answers else ""))
+        comment = (
+            f"{missing} rows without an answer are set aside" if missing else "rows without an answer are set aside"
+        )
+        lines.append(_line("missing", "skip", comment))
+    sizes = {"train": len(rows), "validation": round(0.1 * len(rows)), "test": round(0.2 * len(rows))}
+    others = {split: _sibling(names, split, kind) for split in SPLIT_WORDS}
+    folds = others["test"][0] is None and FOLDS <= len(rows) < FEW_ROWS
+    folds = folds and (kind.task != "classification" or rare >= FOLDS)
+    for split, (name, labeled, unlabeled) in others.items():
         if name is not None:
-            sizes[split] = len(read_rows(name, split))
-            lines.append(_line(split, _data_path(name, folder), f"{sizes[split]} rows"))
+            sizes[split] = labeled
+            lines.append(_line(split, _data_path(name, folder), f"{labeled} rows"))
         elif not (folds and split == "test"):
-            lines.append(f"# {split}: no {split} file found, so {_rows(sizes[split])} split off train")
+            why = f"{unlabeled} has no answers" if unlabeled else f"no {split} file found"
+            lines.append(f"# {split}: {why}, so {_rows(sizes[split])} split off train")
+        elif unlabeled:
+            lines.append(f"# test: {unlabeled} has no answers, so it is not used")
     if folds:
-        lines.append(FOLDS_LINE)
+        lines.append(_line("folds", FOLDS, "few rows: each is tested by a model trained on the other folds"))
     for split, limit in LIMITS.items():
         if sizes[split] > limit:
-            lines.append(
-                _line(f"limit_{split}", limit, f"of {sizes[split]}, for a fast first run; remove for the final run")
-            )
+            comment = f"of {sizes[split]}, for a fast first run; remove for the final run"
+            lines.append(_line(f"limit_{split}", limit, comment))
     return [*lines, ""]
 
 
@@ -235,32 +209,44 @@ def _rows(count: int) -> str:
 
 
 def _prompt_lines(
-    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], answer: str, free_text: bool, masked: bool
+    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], kind: Kind, masked: bool
 ) -> list[str]:
-    labels = ", ".join(sorted(set(answers)))
-    names_labels = len(labels) <= LONGEST_LABEL_LIST
-    system = "Sort the text into one of these categories: {labels}. Answer with the category alone."
-    comment = "{labels} is replaced by the names of all labels"
-    if not names_labels:
-        system, comment = "Sort the text into its category. Answer with the category alone.", "too many labels to list"
-    if free_text:
-        name = re.sub(r"[{}]", "", answer).replace("_", " ").strip()
-        system, comment = f"Write the {name} that belongs to this text.", "describe the answer here"
-    fields = [f"{{{column}}}" for column in shown]
-    headed = [f"{_heading(column)}: {field}" for column, field in zip(shown, fields, strict=True)]
-    user = fields[0] if len(shown) == 1 else "\n".join(headed)
-    lines = ["[prompt]", *([] if masked else [_line("system", system, comment)])]
-    if masked:
+    """The section [prompt]; none for conversations."""
+    if kind.task == "dialogue":
+        return []
+    lines, user = ["[prompt]"], _user_prompt(shown)
+    if kind.inputs:  # a text as it stands, or an instruction, which says what to do by itself
+        user = f"{{{shown[0]}}}" + "".join(f"\n\n{{{column}}}" for column in shown[1:])
+    elif not masked:
+        lines.append(_line("system", *_system_prompt(answers, kind)))
+    if masked and kind.answer:
         lines.append("# {mask} is the answer slot; the words around it should read like ordinary text.")
-        user = f"{user}\n{_heading(re.sub(r'[{}]', '', answer))}: {{{MASK}}}"
-    if len(shown) > 1:
+        user = f"{user}\n{_heading(re.sub(r'[{}]', '', kind.answer))}: {{{MASK}}}"
+    if len(shown) > 1 and not kind.inputs:
         lines.append("# Remove columns that are not known when the model is used.")
     lines.append(_line("user", user))
     return [*lines, *(f"# not shown: {column} ({reason})" for column, reason in left_out.items()), ""]
 
 
+def _system_prompt(answers: Sequence[str], kind: Kind) -> tuple[str, str]:
+    """The system message and a comment on it."""
+    if kind.task == "text":
+        name = re.sub(r"[{}]", "", kind.answer).replace("_", " ").strip()
+        return f"Write the {name} that belongs to this text.", "describe the answer here"
+    if len(", ".join(sorted(set(answers)))) > LONGEST_LABEL_LIST:
+        return "Sort the text into its category. Answer with the category alone.", "too many labels to list"
+    text = "Sort the text into one of these categories: {labels}. Answer with the category alone."
+    return text, "{labels} is replaced by the names of all labels"
+
+
+def _user_prompt(shown: Sequence[str]) -> str:
+    if len(shown) == 1:
+        return f"{{{shown[0]}}}"
+    return "\n".join(f"{_heading(column)}: {{{column}}}" for column in shown)
+
+
 def _heading(column: str) -> str:
-    words = column.replace("_", " ").strip()
+    words = column.replace("_", " ").replace(".", " ").strip()
     return words[:1].upper() + words[1:]
 
 
@@ -274,15 +260,35 @@ def _train_lines(rows: int) -> list[str]:
 # ---- the other files of a data set -----------------------------------------------------------------------------------
 
 
-def _sibling(data: str, split: str, answer: str) -> str | None:
-    """The file with the validation or test data that belongs to ``data``, if it exists and has the answer column."""
-    for name in _sibling_names(data, split):
+def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, int, str]:
+    """The file with the validation or test data that belongs to the data, and its number of rows with an answer.
+
+    Without such a file, None, 0 and the name of a file whose answers are all missing, if there is one.
+    """
+    unlabeled = ""
+    for name in _sibling_names(names[0], split) if len(names) == 1 else []:
         try:
-            if answer in read_rows(name, split)[0].values:
-                return name
+            rows = read_table(name, READING, split).rows
         except UserError:
             continue
-    return None
+        columns = columns_of(rows)
+        if not kind.answer:
+            if _is_of_kind(rows, columns, kind, name):
+                return name, len(rows), ""
+        elif kind.answer in columns:
+            answers = [row.value(kind.answer) for row in rows]
+            given = [cell_text(cell).strip() for cell in answers if not is_missing(cell, READING.missing_texts)]
+            if set(given) - {UNKNOWN}:
+                return name, len(given), ""
+            unlabeled = name
+    return None, 0, Path(unlabeled).name
+
+
+def _is_of_kind(rows: Sequence[Row], columns: Sequence[str], kind: Kind, name: str) -> bool:
+    try:
+        return recognize(rows, columns, "", name).task == kind.task
+    except UserError:
+        return False
 
 
 def _sibling_names(data: str, split: str) -> list[str]:
@@ -293,4 +299,7 @@ def _sibling_names(data: str, split: str) -> list[str]:
     if not re.search("train", path.stem, re.IGNORECASE):
         return []
     stems = [re.sub("train(ing)?", word, path.stem, flags=re.IGNORECASE) for word in SPLIT_WORDS[split]]
-    return [str(path.with_stem(stem)) for stem in stems if path.with_stem(stem).is_file()]
+    # Another part of the data may have another number of parts.
+    patterns = [PART.sub("-*-of-*", glob.escape(path.with_stem(stem).name)) for stem in stems]
+    found = [sorted(path.parent.glob(pattern)) for pattern in patterns]
+    return [str(files[0]) for files in found if files and files[0].is_file()]
