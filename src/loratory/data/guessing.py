@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratory.data.conversations import CONVERSATION_COLUMNS
+from loratory.data.conversations import ANSWER_COLUMNS, CONVERSATION_COLUMNS, conversation_columns
 from loratory.data.prompts import TEXT_COLUMN
 from loratory.data.rows import Row, cell_text
 from loratory.errors import UserError
@@ -34,7 +34,7 @@ class Kind:
 
 def recognize(rows: Sequence[Row], columns: Sequence[str], answer: str, where: str) -> Kind:
     """What the rows are. ``answer`` is the column that the user named, or empty. Raises UserError if that is needed."""
-    if kind := _conversations(rows, columns, answer):
+    if kind := _conversations(rows, answer):
         return kind
     answer = answer or _usual_answer(columns)
     others = [column for column in columns if column != answer]
@@ -54,19 +54,14 @@ def recognize(rows: Sequence[Row], columns: Sequence[str], answer: str, where: s
     return Kind("classification", "answers repeat, so they are labels", answer, None)
 
 
-def _conversations(rows: Sequence[Row], columns: Sequence[str], answer: str) -> Kind | None:
-    """The kind of rows with lists of turns, in the column named or in one of the usual ones."""
-    usual = (*CONVERSATION_COLUMNS, "completion", "chosen")
-    name = answer or next((c for c in usual if c in columns and _is_turns(rows[0].value(c))), "")
-    if name not in columns or not _is_turns(rows[0].value(name)):
+def _conversations(rows: Sequence[Row], answer: str) -> Kind | None:
+    """The kind of rows with lists of turns, if the user named such a column or none."""
+    found = conversation_columns(rows)
+    if not found or answer not in ("", *found):
         return None
-    return Kind("dialogue", f"the column {name!r} contains lists of turns", "" if name in usual else name, None)
-
-
-def _is_turns(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return bool(re.match(r"\s*\[\s*\{", cell)) and bool(re.search(r'"(role|from)"', cell))
-    return isinstance(cell, list) and all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in cell)
+    name = found[-1]
+    usual = name in (*CONVERSATION_COLUMNS, *ANSWER_COLUMNS)
+    return Kind("dialogue", f"the column {name!r} contains lists of turns", "" if usual else name, None)
 
 
 def _usual_answer(columns: Sequence[str]) -> str:
