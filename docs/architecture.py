@@ -22,8 +22,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
     "data": (
-        "findings", "limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits",
-        "task_file",
+        "findings", "limits", "parquet", "rows", "examples", "answers", "missing", "labels", "prompts", "conversations",
+        "splits", "task_file",
     ),
     "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
