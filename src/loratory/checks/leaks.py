@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from loratory.checks.material import Material, finding
 from loratory.checks.similar import TOKENS, normalized
@@ -43,16 +44,11 @@ def leaks(material: Material) -> dict[str, str]:
 
 def _equal_share(cells: Sequence[str], examples: Sequence[Example], answers: Sequence[str], task: str) -> float:
     """The share of cells that are the answer or, for the task choice, its number from 0 or from 1."""
-    shares = [_share(normalized(c) == normalized(a) for c, a in zip(cells, answers, strict=True))]
+    shares = [fmean(normalized(c) == normalized(a) for c, a in zip(cells, answers, strict=True))]
     if task == "choice":
         numbers = [e.candidates.index(e.answer) for e in examples]
-        shares += [_share(c == str(n + first) for c, n in zip(cells, numbers, strict=True)) for first in (0, 1)]
+        shares += [fmean(c == str(n + first) for c, n in zip(cells, numbers, strict=True)) for first in (0, 1)]
     return max(shares)
-
-
-def _share(hits: Iterator[bool]) -> float:
-    values = list(hits)
-    return sum(values) / len(values)
 
 
 def _encodes(cells: Sequence[str], answers: Sequence[str]) -> bool:
@@ -94,7 +90,7 @@ def answers_in_prompt(material: Material) -> Iterator[Finding]:
         different = [words[label] in text for label in compared if label not in example.answers]
         others += [sum(different) / len(different)] if different else []
     # The mean over the labels: a frequent label that is a common word does not count.
-    rate, chance = sum(map(_mean, own.values())) / len(own), _mean(others)
+    rate, chance = fmean(map(fmean, own.values())), fmean(others or [0.0])
     if rate >= OFTEN and rate >= TIMES_CHANCE * chance:
         message = (
             f"the text of {percent(rate)} of the training examples contains their label, of others {percent(chance)}"
@@ -105,7 +101,3 @@ def answers_in_prompt(material: Material) -> Iterator[Finding]:
 def _words(text: str) -> str:
     """The words and signs of a text, each between spaces."""
     return f" {' '.join(TOKENS.findall(normalized(text)))} "
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
