@@ -22,8 +22,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
     "data": (
-        "findings", "limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits",
-        "task_file",
+        "findings", "limits", "parquet", "rows", "examples", "answers", "missing", "labels", "prompts", "conversations",
+        "splits", "task_file",
     ),
     "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
@@ -33,6 +33,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "training": ("speed", "optimizer", "loop", "checkpoints"),
     "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
+    "checks": ("similar", "material", "repetition", "leaks", "balance", "rendered", "registry"),
     "evaluation": (
         "calls", "confinement", "judge", "sandbox", "evaluate_system", "baselines", "systems", "records", "forgetting",
     ),
@@ -41,8 +42,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "finetune": (),
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),
     "cli": (
-        "verb", "output", "progress", "task_arguments", "run", "init", "train", "evaluate", "predict", "ask", "fill",
-        "chat", "compare", "show", "help", "allocator", "crash", "main", "__main__",
+        "verb", "output", "progress", "task_arguments", "run", "init", "check", "train", "evaluate", "predict", "ask",
+        "fill", "chat", "compare", "show", "help", "allocator", "crash", "main", "__main__",
     ),
 }  # fmt: skip
 

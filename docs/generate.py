@@ -2,6 +2,7 @@
 
 - docs/task-file.md: keys, types, defaults and meanings of all settings, from the dataclasses of settings.py.
 - docs/command-line.md: what ``--help`` prints for each verb.
+- docs/data-checks.md: the table of checks, from loratory.checks.
 - docs/architecture.md, and the table of packages in README.md: from the docstrings, in the order of architecture.py.
 - docs/decisions/README.md: the list of decisions.
 
@@ -15,6 +16,7 @@ from unittest import mock
 
 import architecture
 
+from loratory.checks import CHECKS
 from loratory.cli.help import Flag, all_settings, verb_help
 from loratory.cli.main import HELP, VERBS
 from loratory.schema import type_in_words
@@ -23,7 +25,9 @@ FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 REQUIRED = ("data.train", "data.answer")
 WIDTH = "88"  # of a code block on the site
+DATA_CHECKS = FOLDER / "data-checks.md"
 TABLE_START, TABLE_END = "<!-- packages: generated -->\n\n", "\n<!-- end of packages -->"
+CHECKS_START, CHECKS_END = "<!-- checks: generated -->\n\n", "\n<!-- end of checks -->"
 
 EXAMPLE = """\
 task = "classification"
@@ -83,7 +87,7 @@ accepted where a number is expected; a string is not.
 **Paths.** Paths in `[data]`, and a folder in `model.name`, are relative to the task file. `run.out` and paths given
 as flags are relative to the current directory.
 
-**Flags.** Every key is a flag of `run`, `train` and `show`, and a flag overrides the task file.
+**Flags.** Every key is a flag of `run`, `train`, `check` and `show`, and a flag overrides the task file.
 `train.learning_rate` becomes `--train.learning-rate`, with hyphens instead of underscores. A list takes its values
 one after another (`--train.learning-rate 1e-4 3e-4`). A boolean takes no value (`--adapter.rslora`;
 `--adapter.no-rslora` if the task file says true). A table takes names and values in turn (`--prompt.template-kwargs
@@ -102,8 +106,8 @@ enable_thinking false`).
 COMMAND_LINE_TOP = """\
 # Command line reference
 
-`loratory VERB --help` prints an example and the common flags of a verb. For `run`, `train` and `show`, `--help-all`
-prints every setting of a [task file](task-file.md) as a flag.
+`loratory VERB --help` prints an example and the common flags of a verb. For `run`, `train`, `check` and `show`,
+`--help-all` prints every setting of a [task file](task-file.md) as a flag.
 """
 
 ARCHITECTURE_TOP = """\
@@ -159,7 +163,7 @@ def command_line_page() -> str:
         for verb in VERBS.values():
             parts.append(f"## `loratory {verb.name}`\n\n{_block(verb_help(verb, everything=False))}")
         whole = verb_help(VERBS["run"], everything=True)
-    heading = "## Settings as flags\n\nWhat `--help-all` adds for `run`, `train` and `show`:\n"
+    heading = "## Settings as flags\n\nWhat `--help-all` adds for `run`, `train`, `check` and `show`:\n"
     settings = whole[whole.index("\nSettings:\n") :]
     return "\n".join([*parts, f"{heading}\n{_block(settings)}"])
 
@@ -177,9 +181,20 @@ def architecture_page() -> str:
 
 def readme() -> str:
     """README.md with its table of packages brought up to date."""
-    text = README.read_text(encoding="utf-8")
-    start = text.index(TABLE_START) + len(TABLE_START)
-    return text[:start] + architecture.package_table() + text[text.index(TABLE_END) :]
+    return _with_table(README, TABLE_START, architecture.package_table(), TABLE_END)
+
+
+def _with_table(page: Path, start: str, table: str, end: str) -> str:
+    """A page with what stands between two marks replaced."""
+    text = page.read_text(encoding="utf-8")
+    return text[: text.index(start) + len(start)] + table + text[text.index(end) :]
+
+
+def data_checks_page() -> str:
+    """data-checks.md with its table of checks brought up to date."""
+    rows = ["| name | severity | what it finds |", "| --- | --- | --- |"]
+    rows += [f"| `{check.name}` | {check.severity} | {check.finds} |" for check in CHECKS]
+    return _with_table(DATA_CHECKS, CHECKS_START, "\n".join(rows) + "\n", CHECKS_END)
 
 
 def decisions_page() -> str:
@@ -193,6 +208,7 @@ def decisions_page() -> str:
 PAGES = {
     FOLDER / "task-file.md": task_file_page,
     FOLDER / "command-line.md": command_line_page,
+    DATA_CHECKS: data_checks_page,
     FOLDER / "architecture.md": architecture_page,
     FOLDER / "decisions" / "README.md": decisions_page,
     README: readme,

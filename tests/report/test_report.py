@@ -337,7 +337,8 @@ def test_all_text_is_escaped(tmp_path):
     for name in ("environment", "data"):
         value = json.loads((run / f"{name}.json").read_text())
         value = value | ({"why": evil, "cpu": evil} if name == "environment" else {"test_prompts": [evil] * 200})
-        value |= {"checks": [{"name": evil, "count": 1, "message": evil}]} if name == "data" else {}
+        check = {"name": evil, "severity": evil, "count": 1, "message": evil, "places": [evil]}
+        value |= {"checks": [check]} if name == "data" else {}
         value |= {"rendered": [{"source": evil, "tokens": [[evil, True], [evil, False]]}], "completion": evil}
         write_json(run / f"{name}.json", value)
     with (run / "metrics.jsonl").open("a") as file:
@@ -347,7 +348,7 @@ def test_all_text_is_escaped(tmp_path):
     report = write_report(run)
     page = page_of(run)
     assert not [tag for tag, attrs in page.tags if tag == "script" or "onload" in attrs]
-    assert page.text.count(evil) >= 9 and "{{ 7 * 7 }}" in page.text
+    assert page.text.count(evil) >= 11 and "{{ 7 * 7 }}" in page.text
     assert "[bold]" in table_of(report)
 
 

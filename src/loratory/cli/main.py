@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 
-from loratory.cli import ask, chat, compare, evaluate, fill, init, predict, run, show, train
+from loratory.cli import ask, chat, check, compare, evaluate, fill, init, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
 from loratory.cli.crash import crash_report, memory_problem, whole_traceback
 from loratory.cli.help import verb_help
@@ -20,7 +20,7 @@ from loratory.errors import (
 from loratory.printable import printable
 from loratory.signals import termination_raised
 
-MODULES = (run, init, train, evaluate, predict, ask, fill, chat, compare, show)
+MODULES = (run, init, check, train, evaluate, predict, ask, fill, chat, compare, show)
 VERBS = {module.VERB.name: module.VERB for module in MODULES}
 COMPUTING = ("run", "train", "evaluate", "predict")
 HELP_FLAGS = {"-h", "--help", "--help-all"}
@@ -31,6 +31,7 @@ Fine-tunes a language model on your own examples and measures whether that helpe
   run [TASK.toml]         baselines, fine-tuning, evaluation, report; the default is built in
   run DATA --answer COL   the same for a data file; guesses and writes the task file
   init DATA --answer COL  only guess the task file, and show three rendered examples
+  check [TASK.toml]       look for faults of the data: duplicates, leaks, inconsistent labels
   train TASK.toml         only fine-tune: write the adapter, measure nothing
   evaluate RUN            measure all systems of a run again and rewrite its report
   predict RUN DATA        answer every row of a file, as JSON lines
@@ -43,7 +44,7 @@ Fine-tunes a language model on your own examples and measures whether that helpe
 `loratory VERB --help` shows the common flags of a verb, `--help-all` every flag.
 Every key of a task file is a flag, as in --train.learning-rate 2e-4.
 Data files: csv, tsv, json, jsonl, parquet, or hub:owner/name.
-Exit codes: 0 success, 1 failure, 2 invalid input, 130 interrupted and 143 terminated (resumable).
+Exit codes: 0 success, 1 failure (check: faulty data), 2 invalid input, 130 interrupted and 143 terminated (resumable).
 """
 
 
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
     _silence_libraries()
     try:
         with termination_raised():
-            verb.execute(arguments[1:])
+            code = verb.execute(arguments[1:])
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
@@ -92,7 +93,7 @@ def main(arguments: list[str]) -> int:
         text = whole_traceback(error) or (f"error: {problem}" if problem else crash_report(error))
         print(printable(text), file=sys.stderr)
         return problem.exit_code if problem else FAILED
-    return DONE
+    return DONE if code is None else code
 
 
 def _silence_libraries() -> None:

@@ -17,7 +17,7 @@ from loratory.printable import printable
 from loratory.settings import ModelConfig
 
 if TYPE_CHECKING:
-    from loratory.data import Example, Finding, TaskFile
+    from loratory.data import Example, Finding, Split, TaskFile
     from loratory.text import Renderer, TokenizedExample
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --section.key
@@ -163,21 +163,30 @@ def confirmation(yes: bool, task_file: "TaskFile | None") -> Callable[[], bool]:
     return confirm
 
 
-def render_examples(
-    config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
-) -> tuple[list["TokenizedExample"], "Renderer"]:
-    """Some of the training examples as the model sees them."""
-    check_data(config)
+def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
+    """The examples of a task, the renderer, and the context in tokens, without loading weights. Raises UserError."""
     from loratory.data import load_split
+
+    # A mistake in the data is told before PyTorch is loaded.
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_for, start_template_process, tokenize, with_mask_count
+    from loratory.text import check_system_is_shown, renderer_for, start_template_process, with_mask_count
 
     start_template_process()
-    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = load_tokenizer(config.model)
     check_model_kind(config, text, config.model.name)
     renderer = with_mask_count([*split.train, *split.validation], renderer_for(text, split.prompt))
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
+    return split, renderer, text.max_length
+
+
+def render_examples(
+    config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
+) -> tuple[list["TokenizedExample"], "Renderer"]:
+    """Some of the training examples as the model sees them."""
+    from loratory.text import tokenize
+
+    split, renderer, _ = load_examples(config)
     return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer

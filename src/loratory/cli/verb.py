@@ -16,4 +16,5 @@ class Verb:
     examples: tuple[str, ...]
     common: tuple[str, ...] | None
     """The settings that ``--help`` lists, as in "train.epochs"; None for a verb that takes no settings of a run."""
-    execute: Callable[[list[str]], None]
+    execute: Callable[[list[str]], int | None]
+    """Runs the verb; returns the exit code, or None for success."""

@@ -7,6 +7,7 @@ validation and test sets, or a task file guessed from the data. Read ``examples.
 from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
 from loratory.data.conversations import question, turns_of, with_tools
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
+from loratory.data.findings import MOST_PLACES, Finding, Severity
 from loratory.data.prompts import (
     ANSWER_SLOT,
     LABELS,
@@ -27,10 +28,13 @@ __all__ = [
     "LABELS",
     "LABEL_SEPARATOR",
     "MASK",
+    "MOST_PLACES",
     "TOOLS",
     "Example",
+    "Finding",
     "Message",
     "Row",
+    "Severity",
     "Split",
     "TaskFile",
     "Tests",

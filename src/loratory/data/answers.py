@@ -1,5 +1,9 @@
 """Reads the answer of a row as each task stores it: a label, a set of labels, a choice, or a program with tests."""
 
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from loratory.data.examples import Tests
 from loratory.data.rows import Row, cell_text, column_text, parse_json
 from loratory.errors import UserError, did_you_mean
@@ -8,6 +12,15 @@ from loratory.settings import CodeConfig
 TEST_COLUMNS = ("test_list", "test")
 LABEL_SEPARATOR = "; "
 FIXED_LABEL_TASKS = ("classification", "labels")  # the tasks in which all rows have the same candidates
+
+
+def is_missing(value: Any, texts: Iterable[str] = ()) -> bool:
+    """Whether a cell is None, NaN, white space, one of ``texts``, or a list of nothing but such cells."""
+    if isinstance(value, (list, tuple)):
+        return all(is_missing(item, texts) for item in value)
+    if isinstance(value, str):
+        return not value.strip() or value.strip() in texts
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def candidates_of(row: Row, column: str) -> tuple[str, ...]:
@@ -37,11 +50,14 @@ def choice_of(row: Row, answer: str, candidates: str) -> str:
     return text
 
 
-def labels_of(row: Row, column: str) -> tuple[str, ...]:
-    """The sorted labels of a row, given as a list or separated by semicolons. Raises UserError if there are none."""
+def labels_of(row: Row, column: str, missing_texts: Sequence[str] = ()) -> tuple[str, ...]:
+    """The sorted labels of a row, given as a list or separated by semicolons, without those that are missing.
+
+    Raises UserError if there are none.
+    """
     value = row.values.get(column)
     parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(LABEL_SEPARATOR.strip())
-    labels = tuple(sorted({cell_text(part).strip() for part in parts} - {""}))
+    labels = tuple(sorted({cell_text(part).strip() for part in parts if not is_missing(part, missing_texts)}))
     if not labels:
         raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")
     for label in labels:

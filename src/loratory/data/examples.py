@@ -43,6 +43,8 @@ class Example:
     """Where the example comes from, as file:line."""
     tests: "Tests | None" = None
     """For code: the tests that an answer has to pass."""
+    cells: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """The texts of the row that the prompt shows, for the checks of the data; empty if there are no columns."""
 
     @property
     def answer(self) -> str:

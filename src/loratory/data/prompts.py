@@ -70,6 +70,13 @@ def default_user_prompt(columns: Sequence[str], answer: str, where: str = "task 
     return "\n".join(f"{c}: {{{c}}}" for c in shown)
 
 
+def shown_columns(prompt: PromptConfig, where: str) -> list[str]:
+    """The placeholders of a prompt that stand for columns, each once. Raises UserError if a template is malformed."""
+    parts = (("system", prompt.system), ("user", prompt.user))
+    names = [name for role, text in parts for name in placeholders(text or "", f"{where}, prompt.{role}")]
+    return [name for name in dict.fromkeys(names) if name not in (LABELS, MASK)]
+
+
 def has_answer_slot(prompt: PromptConfig) -> bool:
     """Whether the answer is inside the user message instead of after it."""
     return MASK in placeholders(prompt.user or "", "prompt.user")

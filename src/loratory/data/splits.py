@@ -11,8 +11,10 @@ from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, c
 from loratory.data.conversations import conversation, turns_of, with_tools
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
-from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
-from loratory.data.rows import Row, read_table
+from loratory.data.labels import label_findings, normalized_answers, spelling_key
+from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
+from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer, shown_columns
+from loratory.data.rows import Row, cell_text, read_table
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig, DataConfig, PromptConfig
 
@@ -32,6 +34,8 @@ class Split:
     """How the data was read, and what is wrong with it."""
     files: tuple[str, ...] = ()
     """The files that the examples come from."""
+    columns: tuple[str, ...] = ()
+    """The columns that prompts show, without those of candidates: the names of ``Example.cells``."""
 
 
 def load_split(
@@ -54,19 +58,35 @@ def load_split(
     if is_plain and data.answer:
         fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
         raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
-    tables = [
-        [read_table(name, data, part) for name in names]
+    tables = {
+        part: [read_table(name, data, part) for name in names]
         for part, names in (("train", data.train), ("validation", data.validation), ("test", data.test))
-    ]
-    train, validation, test = ([row for table in part for row in table.rows] for part in tables)
-    findings = [finding for part in tables for table in part for finding in table.findings]
+    }
+    parts = {part: [row for table in files for row in table.rows] for part, files in tables.items()}
+    findings = [finding for files in tables.values() for table in files for finding in table.findings]
+    columns = list(dict.fromkeys(str(c) for row in parts["train"] for c in row.values))
     if not data.answer and not (is_dialogue or is_plain):
-        columns = ", ".join(dict.fromkeys(str(c) for row in train for c in row.values))
         fix = 'add answer = "COLUMN" to [data], or --data.answer COLUMN to the command'
-        what = "No answer column is set"
-        raise UserError(what, f"{where}, data.answer", f"one of the columns {columns}", "no value", fix)
+        expected = f"one of the columns {', '.join(columns)}"
+        raise UserError("No answer column is set", f"{where}, data.answer", expected, "no value", fix)
+    shown: tuple[str, ...] = ()
+    if not (is_dialogue or is_plain):
+        check_answers_exist(tables, data, task)
+        parts, found = without_missing_answers(parts, data, task)
+        findings += found
+    if not is_dialogue:
+        prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
+        shown = tuple(c for c in shown_columns(prompt, where) if c in columns and c != data.candidates)
+        parts, found = without_empty_prompts(parts, shown, data)
+        findings += found
+    train, validation, test = parts.values()
     rows = [*train, *validation, *test]
     answers = {} if is_dialogue or is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
+    if task in FIXED_LABEL_TASKS:
+        if data.normalize_labels:
+            answers, found = normalized_answers(rows, answers)
+            findings += found
+        findings += label_findings(rows, answers)
 
     def label(row: Row) -> str:
         return answers[id(row)][0] if task == "classification" else ""
@@ -81,18 +101,20 @@ def load_split(
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
     if not is_dialogue:
-        columns = list(dict.fromkeys(str(c) for row in train for c in row.values))
-        prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
         write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
         if is_dialogue:
             return with_tools(conversation(turns_of(row, data.answer, prompt.system), row.source), row)
         if is_plain:
-            return Example(messages := write(row), (messages[-1].content,), (), row.source)
+            messages = write(row)
+            return Example(messages, (messages[-1].content,), (), row.source, cells=cells(row))
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         tests = row_tests(row, code) if code and task == "code" else None
-        return Example(write(row), answers[id(row)], candidates, row.source, tests)
+        return Example(write(row), answers[id(row)], candidates, row.source, tests, cells(row))
+
+    def cells(row: Row) -> tuple[str, ...]:
+        return tuple(cell_text(row.values[name]) for name in shown)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
@@ -105,13 +127,14 @@ def load_split(
         tuple(labels),
         prompt,
         tuple(findings),
-        tuple(name for part in tables for table in part for name in table.files),
+        tuple(name for files in tables.values() for table in files for name in table.files),
+        shown,
     )
 
 
 def _correct_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
     if task == "labels":
-        return labels_of(row, data.answer)
+        return labels_of(row, data.answer, data.missing_texts)
     return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
 
 
@@ -124,7 +147,9 @@ def _check_labels(
         )
     for row, name in ((other, name) for other in others for name in answers[id(other)]):
         if name not in labels:
-            fix = did_you_mean(name, labels)
+            alike = [label for label in labels if spelling_key(label) == spelling_key(name)]
+            fix = f"correct it to {alike[0]!r}, or set [data] normalize_labels = true" if alike else None
+            fix = fix or did_you_mean(name, labels)
             raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
 
 

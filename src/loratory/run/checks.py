@@ -4,10 +4,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from loratory.config import Config
-from loratory.data import TOOLS, Example, Split
+from loratory.data import TOOLS, Finding, Split
 from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
 from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
@@ -78,47 +77,26 @@ def chooses_on_validation(config: Config) -> bool:
     return isinstance(config.train.learning_rate, tuple) or config.train.early_stopping > 0
 
 
-def fit_split(
-    split: Split, renderer: Renderer, limit: int, overlong: str, folds: bool = False
-) -> tuple[Split, list[dict[str, Any]]]:
-    """Drops or cuts over-long examples as ``overlong`` says, and checks the data.
+def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tuple[Split, list[Finding]]:
+    """Drops or cuts over-long examples as ``overlong`` says; ``limit`` is the model's context length in tokens.
 
-    ``limit`` is the model's context length in tokens. With ``folds``, the test examples are all examples, and each fold
-    trains on some of them. Returns the split and the findings of the checks. Raises UserError if no examples are left.
+    Returns the split and what was dropped or cut. Raises UserError if no examples are left.
     """
-    parts, checks = {}, []
+    parts, found = {}, []
     for name in ("train", "validation", "test"):
         fitted = fit_to_context(getattr(split, name), renderer, limit, overlong)
         parts[name] = fitted.examples
         for action, count in (("dropped", fitted.dropped), ("cut", fitted.cut)):
             if count:
                 message = f"{count} {name} examples longer than {limit} tokens were {action}"
-                checks.append({"name": f"overlong_{action}", "count": count, "message": message})
+                found.append(Finding(f"overlong_{action}", "note", message, count))
     if not parts["train"] or not parts["test"]:
         raise UserError("No examples are left", "[data] overlong", fix="use a model with a longer context")
-    split = dataclasses.replace(split, **parts)
-    repeated = _repeated(split, folds)
-    if repeated:
-        message = f"{repeated} test examples have the same text as a training example"
-        checks.append({"name": "test_in_train", "count": repeated, "message": message})
-    with_special = sum(_has_special_text(e, renderer) for name in parts for e in parts[name])
-    if with_special:
-        message = f"{with_special} examples contain the text of a special token, which the model reads as that token"
-        checks.append({"name": "special_tokens_in_data", "count": with_special, "message": message})
-    text = " ".join(m.content for m in parts["train"][0].messages)
-    unnamed = sum(label not in text for label in split.labels)
-    if unnamed and not renderer.is_masked_lm:
-        message = f"The prompt does not name {unnamed} of {len(split.labels)} labels, so prompting cannot know them"
-        checks.append({"name": "labels_not_in_prompt", "count": unnamed, "message": f"{message}: use {{labels}}"})
-    return split, checks
+    return dataclasses.replace(split, **parts), found
 
 
-def _has_special_text(example: Example, renderer: Renderer) -> bool:
-    texts = [m.content for m in example.messages if m.role not in ("system", TOOLS)] + list(example.answers)
-    return any(special in text for text in texts for special in renderer.special_texts)
-
-
-def _repeated(split: Split, folds: bool) -> int:
-    """How many test examples have the same text as a training example, or as any other example with ``folds``."""
-    counts = Counter(example.messages for example in (split.test if folds else split.train))
-    return sum(counts[example.messages] > folds for example in split.test)
+def without_cells(split: Split) -> Split:
+    """The split without the cells of its examples, which only the checks of the data need."""
+    parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
+    bare = {name: tuple(dataclasses.replace(e, cells=()) for e in part) for name, part in parts.items()}
+    return dataclasses.replace(split, **bare)

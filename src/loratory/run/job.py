@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratory.checks import Material, check_data, refuse_errors, with_waivers
 from loratory.config import Config
-from loratory.data import ANSWER_SLOT, Example, Split, fold_splits, load_split
+from loratory.data import ANSWER_SLOT, Example, Finding, Split, fold_splits, load_split
 from loratory.errors import UserError
 from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
@@ -24,6 +25,7 @@ from loratory.run.checks import (
     fit_split,
     is_demonstration,
     template_notes,
+    without_cells,
 )
 from loratory.settings import BUILTIN_MASKED
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
@@ -55,7 +57,7 @@ class Job:
     train_sequences: tuple[tuple[TokenizedExample, ...], ...]
     """The token sequences of each training example."""
     checks: tuple[dict[str, Any], ...]
-    """Findings of the data checks: name, count and message."""
+    """Findings of the data checks, as dictionaries."""
     seconds: dict[str, float]
     """Seconds taken by loading and checking."""
 
@@ -101,8 +103,10 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
 
     loaded = time.perf_counter()
     on_event(Event("stage", "check"))
-    found = [{"name": f.name, "count": f.count, "message": f.message} for f in split.findings]
-    split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
+    found = _check(split, renderer, config, on_event)
+    split, fitted = fit_split(without_cells(split), renderer, base.text.max_length, config.data.overlong)
+    for finding in fitted:
+        on_event(_event_of(finding))
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
@@ -116,9 +120,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     )
     for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
         on_event(Event("message", sentence))
-    checks = [*found, *checks]
-    for check in checks:
-        on_event(Event("message", check["message"], check))
+    checks = [dataclasses.asdict(f) for f in (*found, *fitted)]
     model = dataclasses.replace(
         config.model,
         device=str(machine.device),
@@ -130,6 +132,21 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     resolved = dataclasses.replace(config, model=model, prompt=prompt, speed=speed, run=run_settings)
     seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
     return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, tuple(checks), seconds)
+
+
+def _check(split: Split, renderer: Renderer, config: Config, on_event: EventCallback) -> list[Finding]:
+    """Checks the data and reports what is wrong with it, and how it was read. Raises UserError for errors."""
+    material = Material(split, renderer, config.task, config.data.folds > 0, bool(config.data.test))
+    found = with_waivers(check_data(material), config.data.waive)
+    for finding in found:
+        if finding.severity == "warning" or finding in split.findings:
+            on_event(_event_of(finding))
+    refuse_errors(found, config.data.waive)
+    return found
+
+
+def _event_of(finding: Finding) -> Event:
+    return Event("message", finding.message, dataclasses.asdict(finding))
 
 
 def _choose_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], config: Config) -> Layout:

@@ -1,0 +1,67 @@
+"""Checks of the labels by themselves: how often each occurs, and which begin alike."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+from loratory.checks.material import Material, finding
+from loratory.data import Finding
+from loratory.metrics import percent
+
+LARGEST_SHARE = 0.8  # of the training examples that a label may have without a finding
+FEWEST_EXAMPLES = 5  # of a label in training
+SHOWN = 5
+
+
+def imbalanced_labels(material: Material) -> Iterator[Finding]:
+    counts = Counter(e.answer for e in material.train) if material.task == "classification" else Counter()
+    label, count = max(counts.items(), key=lambda pair: pair[1], default=("", 0))
+    if count > LARGEST_SHARE * len(material.train):
+        shares = ", ".join(f"{name!r} {percent(n / len(material.train))}" for name, n in counts.most_common(SHOWN))
+        message = f"the labels are imbalanced, so that always answering {label!r} looks good: {shares}"
+        yield finding("imbalanced_labels", "warning", message, [], count)
+
+
+def rare_labels(material: Material) -> Iterator[Finding]:
+    counts = Counter(label for e in material.train for label in e.answers)
+    rare = sorted((counts[label], label) for label in material.split.labels if counts[label] < FEWEST_EXAMPLES)
+    if rare:
+        names = _listed(f"{label!r} ({count})" for count, label in rare)
+        message = f"{len(rare)} labels have fewer than {FEWEST_EXAMPLES} training examples: {names}"
+        involved = [e for e in material.train if {label for _, label in rare}.intersection(e.answers)]
+        yield finding("rare_labels", "warning", message, involved, len(rare))
+
+
+def labels_begin_alike(material: Material) -> Iterator[Finding]:
+    labels = sorted(material.split.labels)
+    beginnings: list[str] = []  # the labels that begin the current one, shortest first
+    pairs = []
+    for label in labels:
+        while beginnings and not label.startswith(beginnings[-1]):
+            beginnings.pop()
+        if beginnings:
+            pairs.append((beginnings[-1], label))
+        beginnings.append(label)
+    if pairs:
+        names = _listed(f"{short!r} and {long!r}" for short, long in pairs)
+        message = f"{len(pairs)} labels begin with another label: {names}; a reply that is cut short names the other"
+        yield finding("labels_begin_alike", "note", message, [], len(pairs))
+
+
+def labels_share_tokens(material: Material) -> Iterator[Finding]:
+    groups: dict[int, list[str]] = defaultdict(list)
+    space = "" if material.renderer.is_masked_lm else material.renderer.leading_space
+    for label in material.split.labels:
+        ids = material.renderer.encode_part(space + material.renderer.label_words.get(label, label))[0]
+        if len(ids):
+            groups[int(ids[0])].append(label)
+    shared = [group for group in groups.values() if len(group) > 1]
+    if shared:
+        names = _listed(", ".join(map(repr, group[:SHOWN])) for group in shared)
+        count = sum(map(len, shared))
+        message = f"{count} labels share their first token with another one: {names}; the later tokens decide"
+        yield finding("labels_share_tokens", "note", message, [], count)
+
+
+def _listed(texts: Iterable[str]) -> str:
+    items = list(texts)
+    return "; ".join(items[:SHOWN]) + (f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
