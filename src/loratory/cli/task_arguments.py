@@ -122,13 +122,13 @@ def render_examples(
     from loratory.data import load_split
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_for, start_template_process, tokenize, with_mask_count
+    from loratory.text import check_system_is_shown, renderer_of_task, start_template_process, tokenize, with_mask_count
 
     start_template_process()
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     text = load_tokenizer(config.model)
     check_model_kind(config, text, config.model.name)
-    renderer = with_mask_count([*split.train, *split.validation], renderer_for(text, split.prompt))
+    renderer = with_mask_count([*split.train, *split.validation], renderer_of_task(config.task, text, split.prompt))
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
     return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer
