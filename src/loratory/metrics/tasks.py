@@ -37,6 +37,8 @@ class Task:
     """The headline's name in a sentence; empty if its value speaks for itself."""
     format_value: Callable[[Mapping[str, Any]], str]
     """Formats the headline of a described system for a sentence."""
+    has_answers: bool = True
+    """Whether a system answers the examples; otherwise it is only measured on their texts."""
 
     def headline(self, system: Mapping[str, Any]) -> str:
         """The headline of a described system, with its name."""
@@ -190,7 +192,7 @@ TASKS = {
     ),
     "pretrain": Task(
         "token_probability", "token probability", token_probability, False, plain_text_metrics,
-        ("perplexity", "perplexity"), "perplexity", _perplexity_of,
+        ("perplexity", "perplexity"), "perplexity", _perplexity_of, has_answers=False,
     ),
     "code": Task(
         "edit_similarity", "edit similarity", code_similarity, False, code_metrics, ("exact match", "exact_match"),
