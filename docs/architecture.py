@@ -26,7 +26,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "splits", "task_file",
     ),
     "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
-    "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
+    "text": ("template_process", "template_runner", "template", "masking", "documents", "rendering", "context"),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",
         "generation", "scoring", "fill_mask",

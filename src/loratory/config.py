@@ -29,7 +29,8 @@ class Config:
     task: str = "classification"
     """classification: one of the labels. labels: a set of labels. choice: one of the candidates of the row. text: free
     text. dialogue: every assistant turn of a conversation. code: a program, or the rest of one. fill (masked language
-    models): the words at {mask} or, if the prompt has no {mask}, any word of the text."""
+    models): the words at {mask} or, if the prompt has no {mask}, any word of the text. pretrain: plain text, of which
+    every token is learned."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -23,6 +23,7 @@ SYSTEMS = {
     "dialogue": ("prompt", "tuned"),
     "code": ("prompt", "few-shot", "tuned"),
     "fill": ("prompt", "tuned"),
+    "pretrain": ("prompt", "tuned"),
 }
 """The systems of each task, in the order of the report."""
 

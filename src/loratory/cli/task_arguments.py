@@ -171,12 +171,12 @@ def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_for, start_template_process, with_mask_count
+    from loratory.text import check_system_is_shown, renderer_of_task, start_template_process, with_mask_count
 
     start_template_process()
     text = load_tokenizer(config.model)
     check_model_kind(config, text, config.model.name)
-    renderer = with_mask_count([*split.train, *split.validation], renderer_for(text, split.prompt))
+    renderer = with_mask_count([*split.train, *split.validation], renderer_of_task(config.task, text, split.prompt))
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
     return split, renderer, text.max_length

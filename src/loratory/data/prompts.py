@@ -83,13 +83,27 @@ def has_answer_slot(prompt: PromptConfig) -> bool:
 
 
 def is_plain_text(task: str, data: DataConfig, prompt: PromptConfig) -> bool:
-    """Whether rows are plain texts in which any token may be masked, instead of prompts with an answer."""
-    return task == "fill" and (not has_answer_slot(prompt) if prompt.user else not data.answer)
+    """Whether rows are plain texts of which any token is learned, instead of prompts with an answer."""
+    return task == "pretrain" or (task == "fill" and (not has_answer_slot(prompt) if prompt.user else not data.answer))
+
+
+def check_pretraining(data: DataConfig, prompt: PromptConfig, where: str) -> None:
+    """Raises UserError for settings that a text without question and answer cannot have."""
+    if data.answer:
+        fix = "remove [data] answer; [prompt] user says which columns are the text"
+        raise UserError("Pretraining has no answer column: all of a text is learned", f"{where}, data.answer", fix=fix)
+    for key in ("system", "template_kwargs"):
+        if getattr(prompt, key) not in (None, {}):
+            fix = "remove it; text that belongs to every document can be part of [prompt] user"
+            raise UserError("Pretraining uses no chat template", f"{where}, prompt.{key}", fix=fix)
+    if has_answer_slot(prompt):
+        fix = 'remove {mask}, or set task = "fill" with a masked language model'
+        raise UserError("Pretraining has no answer slot", f"{where}, prompt.user", found="{mask}", fix=fix)
 
 
 def default_prompt(columns: Sequence[str], answer: str, where: str, task: str) -> str:
     """The template of the user message if the settings have none."""
-    if task == "fill" and not answer and TEXT_COLUMN in columns:
+    if task in ("fill", "pretrain") and not answer and TEXT_COLUMN in columns:
         return f"{{{TEXT_COLUMN}}}"
     shown = default_user_prompt(columns, answer, where)
     return f"{shown}\n{answer}: {{{MASK}}}" if task == "fill" and answer else shown

@@ -13,7 +13,7 @@ from loratory.data.examples import Example
 from loratory.data.findings import Finding
 from loratory.data.labels import label_findings, normalized_answers, spelling_key
 from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
-from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer, shown_columns
+from loratory.data.prompts import check_pretraining, default_prompt, is_plain_text, prompt_writer, shown_columns
 from loratory.data.rows import Row, cell_text, read_table
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig, DataConfig, PromptConfig
@@ -55,6 +55,8 @@ def load_split(
     if not data.train:
         raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
     is_dialogue, is_plain = task == "dialogue", is_plain_text(task, data, prompt)
+    if task == "pretrain":
+        check_pretraining(data, prompt, where)
     if is_plain and data.answer:
         fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
         raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)

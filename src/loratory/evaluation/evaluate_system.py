@@ -29,7 +29,8 @@ class Prediction:
     probabilities: dict[str, float] | None
     """The probability of each label after the system's rule; None if the system gives no probabilities."""
     turns: tuple[tuple[float, int], ...] | None = None
-    """Log-probability and number of tokens of each reference assistant turn, or of each masked part of a text."""
+    """Log-probability and number of tokens of each reference assistant turn, of each masked part of a text, or of each
+    window of a document."""
     failure: str | None = None
     """Why the answer failed its tests, empty if it passed; None if no tests were run."""
 

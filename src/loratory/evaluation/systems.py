@@ -47,6 +47,19 @@ class PromptedModel:
     token_budget: int
 
 
+def continuation_system(prompting: PromptedModel) -> System:
+    """Continues each text greedily; white space at the start of the continuation is kept."""
+
+    def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
+        p = prompting
+        ids = [render_prompt(e.messages, p.renderer, e.source).token_ids for e in examples]
+        budget = GENERATION_BUDGET_FACTOR * p.token_budget
+        texts = generate(p.model, ids, p.renderer, p.max_answer_tokens, budget, progress)
+        return [Prediction(text, None, None) for text in texts]
+
+    return System(predict, None, None)
+
+
 def generation_system(prompting: PromptedModel, note: str | None) -> System:
     """Greedy generation. If an example has candidates, ``parse_label`` reads the chosen one from the generated text."""
 
@@ -97,6 +110,18 @@ def masked_text_system(prompting: PromptedModel) -> System:
         turns = group_log_probs(p.model, masked, len(masked), p.layout, p.token_budget, progress)
         texts = predict_masked_tokens(p.model, p.renderer, [group[0] for group in masked], p.layout, p.token_budget)
         return [Prediction(text, None, None, tuple(group)) for text, group in zip(texts, turns, strict=True)]
+
+    return System(predict, None, None)
+
+
+def document_system(prompting: PromptedModel) -> System:
+    """Measures the log-probabilities of all tokens of each document, window by window; generates nothing."""
+
+    def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
+        p = prompting
+        windows = (tokenize(e, p.renderer) for e in examples)
+        turns = group_log_probs(p.model, windows, len(examples), p.layout, p.token_budget, progress)
+        return [Prediction("", None, None, tuple(group)) for group in turns]
 
     return System(predict, None, None)
 

@@ -37,6 +37,8 @@ class Task:
     """The headline's name in a sentence; empty if its value speaks for itself."""
     format_value: Callable[[Mapping[str, Any]], str]
     """Formats the headline of a described system for a sentence."""
+    has_answers: bool = True
+    """Whether a system answers the examples; otherwise it is only measured on their texts."""
 
     def headline(self, system: Mapping[str, Any]) -> str:
         """The headline of a described system, with its name."""
@@ -52,7 +54,7 @@ def rouge_l_score(line: Mapping[str, Any], answers: Sequence[str]) -> float:
 
 
 def token_probability(line: Mapping[str, Any], answers: Sequence[str]) -> float:
-    """The geometric mean of the token probabilities of one example's reference turns: 1 / its own perplexity."""
+    """The geometric mean of the probabilities of one example's measured tokens: 1 / its own perplexity."""
     return math.exp(sum(value for value, _ in line["turns"]) / sum(count for _, count in line["turns"]))
 
 
@@ -113,10 +115,11 @@ def fill_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
     return {"edit_similarity": float(np.mean(similarities))}
 
 
-def pseudo_perplexity(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
-    """``perplexity`` of all tokens, each masked once, a seventh of a text at a time.
+def plain_text_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
+    """``perplexity``: exp of the mean negative log-probability of all tokens of all texts.
 
-    A pseudo-perplexity: Salazar et al. ("Masked Language Model Scoring", ACL 2020) mask one token at a time.
+    Of a masked language model, a pseudo-perplexity: each token is masked once, a seventh of a text at a time, while
+    Salazar et al. ("Masked Language Model Scoring", ACL 2020) mask one token at a time.
     """
     return {"perplexity": _perplexity([turn for line in lines for turn in line["turns"]])}
 
@@ -145,7 +148,7 @@ def multilabel_metrics(lines: Lines, labels: Sequence[str]) -> dict[str, float]:
 
 def task_variant(config: Config) -> str:
     """The key in TASKS that measures a run: its task, or a variant of it."""
-    if is_plain_text(config.task, config.data, config.prompt):
+    if config.task == "fill" and is_plain_text(config.task, config.data, config.prompt):
         return "fill-text"
     return "code-tests" if config.task == "code" and config.code.run else config.task
 
@@ -184,8 +187,12 @@ TASKS = {
         "", _value_as_percent,
     ),
     "fill-text": Task(
-        "token_probability", "token probability", token_probability, False, pseudo_perplexity,
+        "token_probability", "token probability", token_probability, False, plain_text_metrics,
         ("pseudo-perplexity", "perplexity"), "pseudo-perplexity", _perplexity_of,
+    ),
+    "pretrain": Task(
+        "token_probability", "token probability", token_probability, False, plain_text_metrics,
+        ("perplexity", "perplexity"), "perplexity", _perplexity_of, has_answers=False,
     ),
     "code": Task(
         "edit_similarity", "edit similarity", code_similarity, False, code_metrics, ("exact match", "exact_match"),

@@ -105,6 +105,9 @@ def open_chat(
         raise UserError(
             "A masked language model cannot hold a conversation", chat_model.name, fix="use 'loratory fill'"
         )
+    if chat_model.renderer.reads_documents:
+        fix = f"use 'loratory ask TEXT --run {run}', which continues the text"
+        raise UserError("This model was tuned on plain texts and holds no conversation", chat_model.name, fix=fix)
     if conversation.system:
         check_system_is_shown(chat_model.renderer)
     return chat_model, conversation

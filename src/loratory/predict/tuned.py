@@ -25,7 +25,15 @@ from loratory.data import (
     with_tools,
 )
 from loratory.errors import UserError
-from loratory.evaluation import Prediction, PromptedModel, choices, code_system, fill_mask_system, generation_system
+from loratory.evaluation import (
+    Prediction,
+    PromptedModel,
+    choices,
+    code_system,
+    continuation_system,
+    fill_mask_system,
+    generation_system,
+)
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import different_versions, resolve_machine
 from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
@@ -38,6 +46,7 @@ from loratory.text import (
     fit_to_context,
     render_prompt,
     renderer_for,
+    renderer_of_task,
     start_template_process,
     tokenize,
 )
@@ -89,6 +98,8 @@ class Tuned:
             return self._fill(rows, progress)
         examples = self._examples(rows)
         prompting = self._prompting(Layout("padded", "generation only"))
+        if self.renderer.reads_documents:
+            return continuation_system(prompting).predict(examples, progress)
         system = code_system(prompting, None, None) if self.task == "code" else generation_system(prompting, None)
         return system.predict(examples, progress)
 
@@ -122,8 +133,12 @@ class Tuned:
         """Streams the answer to a text, with the system message used in training or the one given.
 
         If the training prompt has exactly one column, the text fills it; otherwise the text is the whole message.
-        Raises UserError for a masked language model.
+        After pretraining, the text is continued as it is. Raises UserError for a masked language model.
         """
+        if self.renderer.reads_documents:
+            if system is not None:
+                raise UserError("A model tuned on plain texts takes no system message", "--system", fix="remove it")
+            return ask(self.model, self.renderer, text, None, max_new_tokens)
         system = self.training_system_message() if system is None else system
         filled = fill_only_column(self.prompt.user, text, self.labels)
         return ask(self.model, self.renderer, text if filled is None else filled, system, max_new_tokens)
@@ -187,7 +202,8 @@ def load(
     machine = resolve_machine(device, dtype, 0)
     base = load_model(ModelConfig(name, revision, device), machine)
     model = base.model if card["adapter"] == "full" else load_adapter(base, folder, force)
-    renderer = renderer_for(base.text, prompt, str(folder / CARD))
+    task = str(card.get("task", "classification"))
+    renderer = renderer_of_task(task, base.text, prompt, str(folder / CARD))
     labels = tuple(map(str, card["labels"]))
     candidates = card.get("candidates")
     choose = card.get("choose") or {"rule": "sum", "prior": [0.0] * len(labels), "best": bool(labels or candidates)}
@@ -197,7 +213,6 @@ def load(
         raise UserError("The adapter's card is damaged", str(folder / CARD), "longest_answer in tokens", str(longest))
     renderer = dataclasses.replace(renderer, slot_length=longest) if renderer.is_masked_lm else renderer
     answer, best = card["answer"], bool(choose.get("best"))
-    task = str(card.get("task", "classification"))
     files = hashes_of(folder, [*(card.get("files") or {}), CARD])
     identity = sha256_of_text(json_text([files, dict(base.hashes)]))
     return Tuned(model, base, renderer, prompt, task, answer, labels, candidates, longest, rule, best, identity)

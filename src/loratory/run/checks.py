@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loratory.config import Config
-from loratory.data import TOOLS, Finding, Split
+from loratory.data import TOOLS, Finding, Split, is_plain_text
 from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
 from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
@@ -19,11 +19,14 @@ def check_model_kind(config: Config, text: LoadedTokenizer, name: str) -> None:
     where = f"task = {config.task!r}"
     if text.is_masked_lm and config.task not in MASKED_TASKS:
         expected = " or ".join(MASKED_TASKS)
-        raise UserError("A masked language model cannot do this task", where, expected, fix="choose a causal model")
+        fix = 'set task = "fill" without an answer' if config.task == "pretrain" else "choose a causal model"
+        raise UserError("A masked language model cannot do this task", where, expected, fix=fix)
     if not text.is_masked_lm and config.prompt.words:
         raise UserError("Label words are only for masked language models", "[prompt] words", fix="remove them")
     if not text.is_masked_lm and config.task == "fill":
         fix = f"choose one, such as answerdotai/ModernBERT-base or {BUILTIN_MASKED}"
+        if is_plain_text(config.task, config.data, config.prompt):
+            fix = f'set task = "pretrain", which trains causal models on plain text, or {fix}'
         raise UserError("This task needs a masked language model", where, found=name, fix=fix)
 
 
@@ -48,6 +51,11 @@ def template_notes(renderer: Renderer, config: Config, split: Split) -> list[str
     """Sentences on how prompts and answers are rendered. Raises UserError if the template drops a part of them."""
     if renderer.is_masked_lm:
         return ["This is a masked language model: it fills in masked tokens"]
+    if renderer.reads_documents:
+        end = (
+            f"each ends with {renderer.ending_text!r}" if renderer.ending else "the tokenizer has no token to end them"
+        )
+        return [f"Texts are read without a chat template, {renderer.max_length} tokens at a time; {end}"]
     if config.prompt.system is not None:
         check_system_is_shown(renderer)
     if any(m.role == TOOLS for e in split.train for m in e.messages):

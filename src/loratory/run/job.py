@@ -32,7 +32,7 @@ from loratory.storage import append_metric, file_records, json_text, sha256_of_t
 from loratory.text import (
     Renderer,
     TokenizedExample,
-    renderer_for,
+    renderer_of_task,
     start_template_process,
     template_deviation,
     token_texts,
@@ -94,7 +94,9 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     check_targets(base.model, config.adapter)
     if base.text.plain_template:
         on_event(Event("message", "The model has no chat template; Loratory uses a plain one (docs/rendering.md)"))
-    renderer = with_mask_count([*split.train, *split.validation], renderer_for(base.text, split.prompt))
+    renderer = with_mask_count(
+        [*split.train, *split.validation], renderer_of_task(config.task, base.text, split.prompt)
+    )
     if config.code.run and (problem := sandbox_problem()):
         fix = "set [code] run = false, which compares answers as texts"
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
@@ -190,7 +192,7 @@ def data_record(job: Job) -> dict[str, Any]:
         "rendered": [
             {"source": s.source, "tokens": [list(pair) for pair in token_texts(s)]} for s in job.train_sequences[0][-1:]
         ],
-        "completion": None if job.renderer.is_masked_lm else template_deviation(job.renderer),
+        "completion": template_deviation(job.renderer),
     }
 
 

@@ -13,6 +13,7 @@ from loratory.evaluation import (
     conversation_system,
     copy_rule,
     copy_system,
+    document_system,
     embedding_classifier,
     fill_mask_system,
     generation_system,
@@ -101,6 +102,8 @@ def prompted(
     prompting = PromptedModel(model, job.renderer, job.layout, shots, longest, budget)
     if task_variant(job.config) == "fill-text":
         return masked_text_system(prompting)
+    if job.config.task == "pretrain":
+        return document_system(prompting)
     if job.config.task == "code":
         return code_system(prompting, job.config.code.seconds if job.config.code.run else None, note)
     if job.config.task == "dialogue":

@@ -5,6 +5,7 @@ or the prompt for inference; both come from the same functions. Read ``rendering
 """
 
 from loratory.text.context import example_length, fit_to_context, longest_answer
+from loratory.text.documents import renderer_of_task
 from loratory.text.masking import (
     MaskedText,
     SlottedText,
@@ -48,6 +49,7 @@ __all__ = [
     "normalize_masks",
     "render_prompt",
     "renderer_for",
+    "renderer_of_task",
     "split_at_slot",
     "start_template_process",
     "template_deviation",

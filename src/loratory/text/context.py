@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from loratory.data import ANSWER_SLOT, Example
 from loratory.errors import UserError
+from loratory.text.documents import CONTINUATION_TOKENS
 from loratory.text.masking import split_at_slot, with_masks
 from loratory.text.rendering import completion_ids, is_plain_text_example, label_word, render_prompt
 from loratory.text.template import Renderer
@@ -21,7 +22,12 @@ class Fitted:
 
 
 def example_length(example: Example, renderer: Renderer) -> int:
-    """The length in tokens of the prompt followed by its longest candidate or answer, including the ending."""
+    """The length in tokens of the prompt followed by its longest candidate or answer, including the ending.
+
+    0 for a plain text, which always fits because it is split. Raises UserError if a plain text is empty.
+    """
+    if renderer.reads_documents or (renderer.is_masked_lm and is_plain_text_example(example)):
+        return _plain_text_length(example, renderer)
     if renderer.is_masked_lm:
         return _masked_length(example, renderer)
     prompt = render_prompt(example.messages, renderer, example.source)
@@ -31,15 +37,15 @@ def example_length(example: Example, renderer: Renderer) -> int:
     return len(prompt.token_ids) + max((len(completion_ids(prompt, a, renderer)[0]) for a in answers), default=0)
 
 
-def _masked_length(example: Example, renderer: Renderer) -> int:
-    """``example_length`` for masked language models; 0 for a plain text, which always fits because it is split.
+def _plain_text_length(example: Example, renderer: Renderer) -> int:
+    text = example.messages[-1].content
+    if not text.strip() or not len(renderer.encode_part(text)[0]):
+        raise UserError("The text is empty, so there is nothing to learn from", example.source, fix="remove the row")
+    return 0
 
-    Raises UserError if a plain text is empty.
-    """
-    if is_plain_text_example(example):
-        if not len(renderer.encode_part(example.messages[-1].content)[0]):
-            raise UserError("The text is empty, so there is nothing to mask", example.source, fix="remove the row")
-        return 0
+
+def _masked_length(example: Example, renderer: Renderer) -> int:
+    """``example_length`` for the prompts of masked language models."""
     slotted = split_at_slot(example.messages[-1].content, example.source)
     answers = example.candidates or example.answers
     texts = (slotted.leading_space + label_word(answer, renderer) for answer in answers)
@@ -116,7 +122,12 @@ LONGEST_TRIED = 100  # how many texts are measured in tokens: those with the mos
 
 
 def longest_answer(examples: Sequence[Example], renderer: Renderer) -> int:
-    """The length in tokens of the examples' longest candidate or answer, including the ending."""
+    """The length in tokens of the examples' longest candidate or answer, including the ending.
+
+    For pretraining, where no example has an answer, how far a text is continued.
+    """
+    if renderer.reads_documents:
+        return CONTINUATION_TOKENS
     if renderer.is_masked_lm:
         return renderer.slot_length
     texts = {text for e in examples for text in e.candidates or e.answers}

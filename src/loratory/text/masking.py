@@ -57,7 +57,7 @@ def with_masks(tokenizer: PreTrainedTokenizerBase, slotted: SlottedText, count: 
     """The text with ``count`` mask tokens in its answer slot; only these count as masked."""
     mask = str(tokenizer.mask_token)
     text = slotted.before + mask * count + slotted.after
-    ids, spans = _with_special_tokens(tokenizer, *_encode(tokenizer, text))
+    ids, spans = _withspecial_tokens(tokenizer, *_encode(tokenizer, text))
     start, end = len(slotted.before), len(slotted.before) + count * len(mask)
     in_slot = (ids == tokenizer.mask_token_id) & (spans[:, 1] > start) & (spans[:, 1] <= end)
     return MaskedText(ids, ids, in_slot, text, spans)
@@ -100,14 +100,14 @@ def masked_rounds(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -
     Yields one list per chunk; across its sequences, every token is masked exactly once. Which tokens are masked
     together depends only on the text.
     """
-    start, end = _special_tokens(tokenizer)
+    start, end = special_tokens(tokenizer)
     size = longest - len(start) - len(end)
     ids, spans = _encode(tokenizer, text)
     rng = np.random.default_rng(zlib.crc32(text.encode()))
     for first in range(0, len(ids), size):
         chunk_spans = spans[first : first + size]
         text_start, text_end = int(chunk_spans[0, 0]), int(chunk_spans[-1, 1])
-        chunk_ids, chunk_spans = _with_special_tokens(tokenizer, ids[first : first + size], chunk_spans - text_start)
+        chunk_ids, chunk_spans = _withspecial_tokens(tokenizer, ids[first : first + size], chunk_spans - text_start)
         order = len(start) + rng.permutation(len(chunk_ids) - len(start) - len(end))
         sequences = []
         for positions in np.array_split(order, min(ROUNDS, len(order))):
@@ -129,7 +129,7 @@ def masked_prompt(tokenizer: PreTrainedTokenizerBase, text: str, source: str) ->
     """The text with one mask token in its answer slot, if it has one; nothing else is masked."""
     if ANSWER_SLOT in text:
         return with_masks(tokenizer, split_at_slot(text, source), 1)
-    ids, spans = _with_special_tokens(tokenizer, *_encode(tokenizer, text))
+    ids, spans = _withspecial_tokens(tokenizer, *_encode(tokenizer, text))
     return MaskedText(ids, ids, np.zeros(len(ids), dtype=bool), text, spans)
 
 
@@ -139,10 +139,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Int64[np.nda
     return np.array(encoding["input_ids"], dtype=np.int64), spans
 
 
-def _with_special_tokens(
+def _withspecial_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: Int64[np.ndarray, "T"], spans: Int64[np.ndarray, "T 2"]
 ) -> tuple[Int64[np.ndarray, "_"], Int64[np.ndarray, "_ 2"]]:
-    start, end = _special_tokens(tokenizer)
+    start, end = special_tokens(tokenizer)
     last = int(spans[-1, 1]) if len(spans) else 0
     edges = [np.zeros((len(start), 2), dtype=np.int64), np.full((len(end), 2), last, dtype=np.int64)]
     whole = np.concatenate([np.array(start, dtype=np.int64), ids, np.array(end, dtype=np.int64)])
@@ -150,7 +150,7 @@ def _with_special_tokens(
 
 
 @cache
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
     """The special tokens that the tokenizer adds before and after a text."""
     bare, whole = (tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (False, True))
     starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 
 from loratory.data import ANSWER_SLOT, Example, Message
 from loratory.errors import UserError
+from loratory.text.documents import document_prompt, document_windows
 from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, split_at_slot, with_answer
 from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments
 
@@ -67,6 +68,9 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     if renderer.is_masked_lm:
         masked = masked_prompt(renderer.tokenizer, messages[-1].content, source)
         return RenderedPrompt(masked.text, masked.token_ids, masked.char_spans, None, "")
+    if renderer.reads_documents:
+        begun = document_prompt(messages[-1].content, renderer, source)
+        return RenderedPrompt(begun.text, begun.token_ids, begun.char_spans, None, "")
     if ANSWER_SLOT in messages[-1].content:
         text = _fim_prompt(messages, renderer, source)
         return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(fim_tokens(renderer)[2]) :], "")
@@ -135,9 +139,13 @@ def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> t
 def template_deviation(renderer: Renderer) -> str | None:
     """How prompt, answer and ending differ from the template's own rendering; None if that rendering begins with them.
 
+    None if no template is used.
+
     A deviation is not an error, because training and inference see the same bytes, but the base model has not seen text
     in this form before.
     """
+    if renderer.is_masked_lm or renderer.reads_documents:
+        return None
     question, answer = Message("user", PROBE["user"]), PROBE["assistant"]
     prompt = render_prompt([question], renderer)
     ids = [*prompt.token_ids.tolist(), *completion_ids(prompt, answer, renderer)[0]]
@@ -156,10 +164,13 @@ def template_deviation(renderer: Renderer) -> str | None:
 def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
     """Returns one sequence per assistant turn and one per correct answer, each rendered as inference would see it.
 
-    Raises UserError if a turn or an answer has no tokens to train on.
+    For pretraining, one sequence per window of the document. Raises UserError if a turn, an answer or a document has no
+    tokens to train on.
     """
     if renderer.is_masked_lm:
         return _tokenize_masked(example, renderer)
+    if renderer.reads_documents:
+        return _tokenize_document(example, renderer)
     turns, sequences = example.messages, []
     for i, turn in enumerate(turns):
         if turn.role == "assistant":
@@ -168,6 +179,20 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
     prompt = render_prompt(turns, renderer, example.source)
     answers = (answer.strip() for answer in example.answers)
     return [*sequences, *(join_completion(prompt, answer, renderer, example.source) for answer in answers)]
+
+
+def _tokenize_document(example: Example, renderer: Renderer) -> list[TokenizedExample]:
+    """The windows of a document; together, they train each of its tokens once."""
+    text, source = example.messages[-1].content, example.source
+    windows = list(document_windows(text, renderer))
+    if all(len(window.token_ids) <= window.context for window in windows):
+        raise UserError("The text has no tokens, so there is nothing to train on", source, found=repr(text[:80]))
+    sequences = []
+    for window in windows:
+        weights = np.ones(len(window.token_ids), dtype=np.float32)
+        weights[: window.context] = 0
+        sequences.append(TokenizedExample(window.token_ids, weights, window.text, window.char_spans, source))
+    return sequences
 
 
 def with_mask_count(examples: Sequence[Example], renderer: Renderer) -> Renderer:

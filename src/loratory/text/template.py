@@ -59,6 +59,13 @@ class Renderer:
     """How many mask tokens an answer slot has."""
     max_length: int = 2**31
     """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
+    document_start: tuple[int, ...] | None = None
+    """The tokens that begin a document, if texts are documents without a chat template (pretraining); else None."""
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether texts are documents for pretraining, and no chat template is applied."""
+        return self.document_start is not None
 
     @property
     def name(self) -> str:
