@@ -122,7 +122,14 @@ def render_examples(
     from loratory.data import load_split
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_for, start_template_process, tokenize, with_mask_count
+    from loratory.text import (
+        check_system_is_shown,
+        check_turns_are_shown,
+        renderer_for,
+        start_template_process,
+        tokenize,
+        with_mask_count,
+    )
 
     start_template_process()
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
@@ -131,4 +138,7 @@ def render_examples(
     renderer = with_mask_count([*split.train, *split.validation], renderer_for(text, split.prompt))
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
+    left_out = [] if renderer.is_masked_lm else check_turns_are_shown(split.train, renderer)
+    for sentence in (*(finding.message for finding in split.findings), *left_out):
+        print(printable(sentence), file=sys.stderr)
     return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer

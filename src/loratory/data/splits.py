@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
-from loratory.data.conversations import conversation, turns_of, with_tools
+from loratory.data.conversations import read_conversations
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
 from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
@@ -62,6 +62,11 @@ def load_split(
     ]
     train, validation, test = ([row for table in part for row in table.rows] for part in tables)
     findings = [finding for part in tables for table in part for finding in table.findings]
+    chats = {}
+    if is_dialogue:
+        read = read_conversations([train, validation, test], data.answer, prompt.system)
+        (train, validation, test), chats = read.parts, read.examples
+        findings += read.findings
     rows = [*train, *validation, *test]
     answers = {} if is_dialogue or is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
 
@@ -84,7 +89,7 @@ def load_split(
 
     def example(row: Row) -> Example:
         if is_dialogue:
-            return with_tools(conversation(turns_of(row, data.answer, prompt.system), row.source), row)
+            return chats[id(row)]
         if is_plain:
             return Example(messages := write(row), (messages[-1].content,), (), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
