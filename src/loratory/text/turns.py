@@ -17,10 +17,10 @@ from loratory.text.template import (
     call_form,
     check_system_is_shown,
     check_tools_are_shown,
-    template_source,
 )
 
-PROBE_RESULT = "probe-of-the-result"
+PROBE_TEXT = "probe-of-a-text"
+RESULT_KEYS = {"tool_call_id": PROBE_CALL["id"], "name": PROBE_FUNCTION}
 
 
 @dataclass(frozen=True)
@@ -79,63 +79,82 @@ def with_rendered_answers(split: Split, renderer: Renderer) -> Split:
 
 
 def check_turns_are_shown(examples: Iterable[Example], renderer: Renderer) -> list[str]:
-    """Sentences on parts of conversations that the template leaves out.
+    """Sentences on parts of turns that the template leaves out.
 
-    Raises UserError if it leaves out or rejects system messages, tools, tool calls, results of tools, or a first turn
-    of the assistant.
+    Raises UserError if it leaves out or rejects system messages, tools, tool calls, turns of tools, or an assistant
+    turn at the beginning.
     """
-    turns, begins, beside = Counter(), False, 0
-    keys: Counter[str] = Counter()
+    roles: Counter[str] = Counter()
+    keys: Counter[tuple[str, str]] = Counter()
+    begins, beside = False, 0
     for example in examples:
-        spoken = [m for m in example.messages if m.role not in (TOOLS, "system")]
-        begins = begins or (bool(spoken) and spoken[0].role == "assistant")
+        spoken = next((m.role for m in example.messages if m.role not in (TOOLS, "system")), "")
+        begins = begins or spoken == "assistant"
         for message in (*example.messages, *([example.turn] if example.turn else [])):
-            turns[message.role] += 1
-            if message.fields:
-                keys.update(list(message.further))
-                beside += CALLS in message.further and bool(message.content.strip())
-    if turns["system"]:
+            roles[message.role] += 1
+            further = message.further
+            keys.update((message.role, key) for key in further)
+            beside += CALLS in further and bool(message.content.strip())
+    if roles["system"]:
         check_system_is_shown(renderer)
-    has_tools = bool(turns[TOOLS])
-    if has_tools:
+    if roles[TOOLS]:
         check_tools_are_shown(renderer)
-    has_calls = keys.pop(CALLS, 0) > 0
-    if has_calls:
-        call_form(renderer, has_tools)
-    if turns["tool"]:
-        _check_results_are_shown(renderer, has_tools, has_calls)
+    probe = _Probe(renderer, bool(roles[TOOLS]), ("assistant", CALLS) in keys)
+    if probe.has_calls:
+        call_form(renderer, probe.has_tools)
+    if roles["tool"]:
+        _check_results_are_shown(probe)
     if begins:
         _check_greeting_is_shown(renderer)
     sentences = []
-    if beside and not _shows_text_beside_calls(renderer, has_tools):
+    if beside and PROBE_TEXT not in probe.text(_calling(PROBE_TEXT)):
         sentences.append(f"The chat template leaves out the text beside tool calls, which {beside} turns have")
-    source = template_source(renderer.tokenizer)
-    unused = {key: count for key, count in keys.items() if key not in source}
-    if unused:
-        names = ", ".join(f"{key} ({count} turns)" for key, count in unused.items())
-        sentences.append(f"The chat template does not use these keys of turns: {names}")
+    for (role, key), count in keys.items():
+        if key not in (CALLS, "tool_call_id") and not _shows_key(probe, role, key):
+            sentences.append(f"The chat template does not show {key!r} of {role} turns, which {count} turns have")
     return sentences
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Renders probe turns in the circumstances of the data."""
+
+    renderer: Renderer
+    has_tools: bool
+    has_calls: bool
+
+    def text(self, turn: Message) -> str:
+        """The rendering of a conversation that ends with the turn. Raises UserError if the template rejects it."""
+        tools = [Message(TOOLS, json.dumps([PROBE_TOOL]))] if self.has_tools else []
+        user, answer = Message("user", PROBE["user"]), Message("assistant", PROBE["assistant"])
+        before = [user, _calling("") if self.has_calls else answer] if turn.role == "tool" else [user]
+        turns = [*before, turn]
+        if turn.role in ("system", "user"):
+            turns = [turn, user, answer] if turn.role == "system" else [turn, answer]
+        return apply_template(self.renderer, [*tools, *turns], prompt=False)
+
+
+def _check_results_are_shown(probe: _Probe) -> None:
+    fix = "choose another model, or give the results in the turns of the user"
+    try:
+        text = probe.text(Message("tool", PROBE_TEXT, json.dumps(RESULT_KEYS)))
+    except UserError as error:
+        what = "The chat template rejects the turns of tools"
+        raise UserError(what, probe.renderer.name, found=error.found, fix=fix) from error
+    if PROBE_TEXT not in text:
+        raise UserError("The chat template leaves out the turns of tools", probe.renderer.name, fix=fix)
+
+
+def _shows_key(probe: _Probe, role: str, key: str) -> bool:
+    fields = {**(RESULT_KEYS if role == "tool" else {}), key: PROBE_TEXT}
+    try:
+        return PROBE_TEXT in probe.text(Message(role, PROBE["assistant"], json.dumps(fields)))
+    except UserError:
+        return True  # a template that rejects the value does use the key
 
 
 def _calling(content: str) -> Message:
     return Message("assistant", content, json.dumps({CALLS: [PROBE_CALL]}))
-
-
-def _probe(renderer: Renderer, has_tools: bool, *turns: Message) -> str:
-    tools = [Message(TOOLS, json.dumps([PROBE_TOOL]))] if has_tools else []
-    return apply_template(renderer, [*tools, Message("user", PROBE["user"]), *turns], prompt=False)
-
-
-def _check_results_are_shown(renderer: Renderer, has_tools: bool, has_calls: bool) -> None:
-    call = _calling("") if has_calls else Message("assistant", PROBE["assistant"])
-    result = Message("tool", PROBE_RESULT, json.dumps({"tool_call_id": PROBE_CALL["id"], "name": PROBE_FUNCTION}))
-    if PROBE_RESULT not in _probe(renderer, has_tools, call, result):
-        fix = "choose another model, or give the results in the turns of the user"
-        raise UserError("The chat template does not show the turns of tools", renderer.name, fix=fix)
-
-
-def _shows_text_beside_calls(renderer: Renderer, has_tools: bool) -> bool:
-    return PROBE["assistant"] in _probe(renderer, has_tools, _calling(PROBE["assistant"]))
 
 
 def _check_greeting_is_shown(renderer: Renderer) -> None:
