@@ -159,6 +159,7 @@ keys = st.sampled_from(
 turn_values = st.sampled_from(["user", "gpt", "function_call", "observation", "x", '{"name": "f"}', 0, 1]) | json_values
 
 
+@pytest.mark.thorough
 @given(st.lists(st.dictionaries(keys, turn_values) | json_values, max_size=4), json_values, json_values)
 @settings(derandomize=True, deadline=None, max_examples=150)
 def test_any_turns_give_an_example_or_an_error_that_names_the_row(turns: list, tools: Any, system: Any):
@@ -336,9 +337,9 @@ def test_what_is_left_out_is_counted_in_one_line_each(tmp_path):
         "1 of 20 conversations begin with an assistant turn; it is context and not trained",
         "2 of 20 conversations have no assistant turn to train on; they are set aside",
         "1 of 20 conversations have a system turn and another system text in their row; the turn is used",
-        "Turns have keys that are not used: timestamp (2 turns), id (1 turns)",
-        "Rows have columns that are not used: rejected (1 rows)",
-        "Only assistant turns are trained, but other turns are marked for it: weight (1 turns)",
+        "Keys of turns that are not used, with the number of turns: timestamp (2), id (1)",
+        "Columns that are not used, with the number of rows: rejected (1)",
+        "Only assistant turns are trained. Other turns are marked for it by: weight (1)",
     ]
     assert split.findings[0].places == tuple(f"{tmp_path / 'chats.jsonl'}:{n}" for n in (4, 5, 6))
     assert len(split.train) + len(split.validation) + len(split.test) == 18

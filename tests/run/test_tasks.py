@@ -370,6 +370,34 @@ def test_a_run_on_conversations(dialogue_config):
     assert json.loads((run / "data.json").read_text())["task"] == "dialogue"
 
 
+TOOLS_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for call in message.tool_calls or [] %}"
+    "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{{ message.content or '' }}<|im_end|>\n"
+    "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% endif %}"
+)
+
+
+@pytest.mark.thorough
+def test_a_run_on_tool_calls(dialogue_config, tiny_folder, tmp_path):
+    folder, path = tmp_path / "model", tmp_path / "calls.jsonl"
+    copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+    tools = [{"name": "buy", "description": "d", "parameters": {}}]
+    with path.open("w") as file:
+        for n in range(48):
+            call = {"name": "buy", "arguments": json.dumps({"what": THINGS[n % 3]})}
+            turns = [{"from": "human", "value": f"{n}, please"}, {"from": "function_call", "value": json.dumps(call)}]
+            file.write(json.dumps({"conversations": turns, "tools": tools}) + "\n")
+    model, data = ModelConfig(str(folder)), DataConfig((str(path),))
+    run = finetune(dataclasses.replace(dialogue_config, model=model, data=data))
+    row = predictions(run, "tuned")[0]
+    assert row["expected"].startswith('buy{"what": "') and len(row["turns"]) == 1
+    before, after = report_of(run)["systems"]
+    assert after["metrics"]["perplexity"] < before["metrics"]["perplexity"]
+    assert isinstance(load(run).answer({"messages": OPENAI[:1], "tools": json.dumps(tools)}), str)
+
+
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 MBPP = {

@@ -128,7 +128,7 @@ def test_calls_are_given_in_the_form_that_the_template_takes(calls: str, text: s
 def test_the_text_beside_a_call_is_shown_or_its_loss_is_said():
     example = chat(ASK, {**CALLING, "content": "Let me see."}, RESULT, REPLY)
     [said] = check_turns_are_shown([example], renderer_of())
-    assert "leaves out the text beside tool calls, which 1 turns have" in said
+    assert "leaves out the text beside tool calls (1 in the data)" in said
     both = renderer_of(CONTENT + AS_OBJECT)
     assert check_turns_are_shown([example], both) == [] and targets(example, both)[0].startswith("Let me see.CALL")
 

@@ -229,14 +229,14 @@ def _findings(remarks: Remarks, total: int) -> list[Finding]:
             severity = "warning" if kind == "untrained" else "note"
             name = NAMES.get(kind, "system_turns")
             findings.append(Finding(name, severity, text, len(places), tuple(places[:MOST_PLACES])))
-    for kind, name, text, unit in (
-        ("key", "unused_keys", "Turns have keys that are not used", "turns"),
-        ("column", "unused_columns", "Rows have columns that are not used", "rows"),
-        ("marked", "trained_marks", "Only assistant turns are trained, but other turns are marked for it", "turns"),
+    for kind, name, text in (
+        ("key", "unused_keys", "Keys of turns that are not used, with the number of turns"),
+        ("column", "unused_columns", "Columns that are not used, with the number of rows"),
+        ("marked", "trained_marks", "Only assistant turns are trained. Other turns are marked for it by"),
     ):
         found = {subject: places for (other, subject), places in remarks.items() if other == kind}
         if found:
-            counts = ", ".join(f"{subject} ({len(places)} {unit})" for subject, places in found.items())
+            counts = ", ".join(f"{subject} ({len(places)})" for subject, places in found.items())
             places = tuple(places[0] for places in found.values())[:MOST_PLACES]
             findings.append(Finding(name, "note", f"{text}: {counts}", max(map(len, found.values())), places))
     return findings

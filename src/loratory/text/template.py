@@ -168,8 +168,8 @@ def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool
     except TemplateFailure as error:  # a template is third-party code: it can divide by zero or recurse infinitely
         has_system = any(t["role"] == "system" for t in turns)
         fix = "move the system text to [prompt] user" if has_system else None
-        if has_system and len(turns) > 2:
-            fix = "remove the system text, or choose a model whose chat template takes these turns"
+        if len(turns) > 2:
+            fix = "remove the row, or choose a model whose chat template takes such a conversation"
         raise UserError(
             "The chat template rejects these messages", source or None, found=str(error), fix=fix
         ) from error

@@ -108,10 +108,10 @@ def check_turns_are_shown(examples: Iterable[Example], renderer: Renderer) -> li
         _check_greeting_is_shown(renderer)
     sentences = []
     if beside and PROBE_TEXT not in probe.text(_calling(PROBE_TEXT)):
-        sentences.append(f"The chat template leaves out the text beside tool calls, which {beside} turns have")
+        sentences.append(f"The chat template leaves out the text beside tool calls ({beside} in the data)")
     for (role, key), count in keys.items():
         if key not in (CALLS, "tool_call_id") and not _shows_key(probe, role, key):
-            sentences.append(f"The chat template does not show {key!r} of {role} turns, which {count} turns have")
+            sentences.append(f"The chat template does not show {key!r} of {role} turns ({count} in the data)")
     return sentences
 
 
