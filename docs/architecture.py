@@ -22,11 +22,14 @@ ORDER: dict[str, tuple[str, ...]] = {
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
     "data": (
-        "findings", "limits", "parquet", "rows", "examples", "answers", "missing", "labels", "prompts", "conversations",
-        "splits", "task_file",
+        "findings", "limits", "parquet", "rows", "examples", "answers", "missing", "labels", "prompts", "turns",
+        "conversations", "splits", "guessing", "task_file",
     ),
     "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
-    "text": ("template_process", "template_runner", "template", "masking", "documents", "rendering", "context"),
+    "text": (
+        "template_process", "template_runner", "renderer", "template", "turns", "masking", "documents", "rendering",
+        "context",
+    ),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",
         "generation", "scoring", "fill_mask",

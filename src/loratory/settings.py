@@ -57,7 +57,7 @@ class DataConfig:
     test: tuple[str, ...] = ()
     """Test data, in the same formats as train. Not set: a share of train, see test_share."""
     answer: str = ""
-    """Column with the answer. For dialogue: column with the turns, by default "messages" or "conversations"."""
+    """Column with the answer. For dialogue: column with the turns; not set: messages, conversations, or the like."""
     header: Literal["auto"] | bool = "auto"
     """Whether the first row of a csv file, tsv file or spreadsheet names the columns. auto: it does, unless it looks
     like data. Without a header, the columns are column_1, column_2, and so on."""

@@ -15,7 +15,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loratory.data.answers import answer_of
-from loratory.data.conversations import conversation
 from loratory.data.examples import Example, Message, with_shots
 from loratory.data.prompts import default_user_prompt, fill, placeholders, prompt_writer, records_to_examples
 from loratory.data.rows import Row, read_rows
@@ -429,46 +428,7 @@ def test_the_split_contains_the_default_prompt(tmp_path):
     ]
 
 
-# ---- conversations and few-shot --------------------------------------------------------------------------------------
-
-
-def turn(role: Any, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def test_the_last_turn_of_a_conversation_is_the_answer():
-    result = conversation([turn("system", "S"), turn("user", "Q"), turn("assistant", " A \n")], "a.jsonl:1")
-    assert result == Example((Message("system", "S"), Message("user", "Q")), ("A",), (), "a.jsonl:1")
-
-
-def test_a_misspelled_role_suggests_the_most_similar_one():
-    with pytest.raises(UserError, match="Unknown role") as caught:
-        conversation([turn("user", "Q"), turn("asistant", "A")], "a.jsonl:4")
-    assert caught.value.where == "a.jsonl:4, turn 2"
-    assert (caught.value.found, caught.value.fix) == ("'asistant'", "did you mean 'assistant'?")
-
-
-@pytest.mark.parametrize(
-    "turns",
-    [
-        [turn("user", "Q")],
-        [turn("assistant", "A"), turn("user", "Q")],
-        [turn("user", "Q"), turn("assistant", " \n")],
-        [turn("user", "Q"), turn("assistant", None)],
-        [turn("user", "Q"), {"role": "assistant"}],
-        [turn(None, "Q"), turn("assistant", "A")],
-        [turn(["user"], "Q"), turn("assistant", "A")],
-        ["Q", "A"],
-        [],
-        {},
-        None,
-        "Q",
-    ],
-)
-def test_an_invalid_conversation_is_rejected_with_its_source(turns: Any):
-    with pytest.raises(UserError) as caught:
-        conversation(turns, "a.jsonl:4")
-    assert str(caught.value.where).startswith("a.jsonl:4")
+# ---- few-shot --------------------------------------------------------------------------------------------------------
 
 
 def solved(labels: Sequence[str]) -> list[Example]:

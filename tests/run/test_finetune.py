@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from tiny import ANIMALS
 
 from loratory.config import Config
-from loratory.data.conversations import conversation
 from loratory.data.examples import Example, Message
 from loratory.data.splits import fold_splits, load_split
 from loratory.errors import Interrupted, UserError
@@ -31,7 +30,6 @@ from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
-ROUNDS = [{"role": "user", "content": "The cow"}, {"role": "assistant", "content": "Moo"}]
 EIGHT = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose")
 
 
@@ -192,7 +190,8 @@ def test_a_loaded_model_gives_the_answers_that_were_measured(config):
     for record, row in zip(records[:3], measured[:3], strict=True):
         assert tuned.probabilities(record) == pytest.approx(row["probabilities"], abs=1e-5)
     assert tuned.answers([]) == []
-    sequences = tokenize(conversation(ROUNDS, "here"), tuned.renderer)
+    example = Example((Message("user", "The cow"),), ("Moo",), (), "here")
+    sequences = tokenize(example, tuned.renderer)
     assert choose_layout(tuned.base.model, sequences, "auto").kind == "tree"
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from test_finetune import changed, predictions
-from tiny import CHATML, byte_tokenizer
+from tiny import byte_tokenizer
 
 from loratory.config import Config
 from loratory.data.answers import candidates_of, choice_of, labels_of, row_tests
-from loratory.data.conversations import conversation, question, tools_of, turns_of
+from loratory.data.conversations import conversation
 from loratory.data.examples import Example, Message
 from loratory.data.prompts import ANSWER_SLOT
 from loratory.data.rows import Row, read_rows
@@ -44,7 +44,7 @@ from loratory.settings import (
 )
 from loratory.text.context import fit_to_context
 from loratory.text.rendering import token_texts, tokenize
-from loratory.text.template import check_tools_are_shown, make_renderer
+from loratory.text.template import make_renderer
 from loratory.tree.scoring import group_log_probs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -304,7 +304,6 @@ OPENAI = [
     {"role": "user", "content": "and you?"},
     {"role": "assistant", "content": "fine"},
 ]
-SHAREGPT = [{"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]} for t in OPENAI]
 
 
 @pytest.fixture
@@ -320,31 +319,10 @@ def dialogue_config(tiny_folder, tmp_path) -> Config:
     return config_of("dialogue", DataConfig((str(path),)), PromptConfig(), tiny_folder, tmp_path)
 
 
-def test_openai_and_sharegpt_conversations_give_the_same_example():
-    rows = [{"messages": OPENAI}, {"conversations": SHAREGPT}, {"messages": json.dumps(OPENAI)}]
-    found = [conversation(turns_of(Row(row, "f:1"), "", None), "f:1") for row in rows]
-    assert found[0] == found[1] == found[2]
-    assert [m.role for m in found[0].messages] == ["user", "assistant", "user"] and found[0].answer == "fine"
-
-
-def test_a_system_prompt_goes_before_conversations_that_have_none():
-    own = [{"role": "system", "content": "own"}, *OPENAI]
-    for turns, expected in ((OPENAI, "given"), (own, "own")):
-        example = conversation(turns_of(Row({"messages": turns}, "f:1"), "", "given"), "f:1")
-        assert example.messages[0] == Message("system", expected)
-
-
-def test_a_row_without_a_conversation_is_the_persons_error():
-    with pytest.raises(UserError, match="no conversation"):
-        turns_of(Row({"text": "x"}, "f:1"), "", None)
-    with pytest.raises(UserError, match="no conversation"):
-        turns_of(Row({"messages": OPENAI}, "f:1"), "chat", None)
-    with pytest.raises(UserError, match="no user turn"):
-        question([{"role": "system", "content": "x"}], "f:1")
-
-
-def test_a_question_is_the_conversation_up_to_its_last_users_turn():
-    assert question(OPENAI, "f").messages == question(OPENAI[:3], "f").messages == conversation(OPENAI, "f").messages
+def chat(turns: list) -> Example:
+    example = conversation(Row({"messages": turns}, "f"))
+    assert example is not None
+    return example
 
 
 def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
@@ -354,7 +332,7 @@ def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
 
     base = load_model(dialogue_config.model, resolve_machine("cpu", "float64", 0))
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
-    groups = [tokenize(conversation(OPENAI, "f"), renderer), tokenize(conversation(OPENAI[:2], "f"), renderer)]
+    groups = [tokenize(chat(OPENAI), renderer), tokenize(chat(OPENAI[:2]), renderer)]
     found = group_log_probs(base.model, groups, 2, Layout("tree", ""), 1000, ignore_event)
     assert [[count for _, count in turns] for turns in found] == [
         [int(s.loss_weights.sum()) for s in group] for group in groups
@@ -370,7 +348,7 @@ def test_turns_scored_in_a_tree_are_those_scored_one_by_one(dialogue_config):
 
 
 def test_the_headline_metric_of_conversations_is_one_over_perplexity():
-    example = conversation(OPENAI, "f")
+    example = chat(OPENAI)
     turns = ((math.log(0.5) * 2, 2), (math.log(0.25) * 2, 2))
     name, value = headline([example], [Prediction("fine", None, None, turns)], "dialogue")
     assert name == "token probability" and value == pytest.approx(math.sqrt(0.5 * 0.25))
@@ -390,6 +368,34 @@ def test_a_run_on_conversations(dialogue_config):
     assert row["worth"] == pytest.approx(math.exp(sum(values) / sum(counts)))
     assert isinstance(load(run).answer({"messages": OPENAI[:3]}), str)
     assert json.loads((run / "data.json").read_text())["task"] == "dialogue"
+
+
+TOOLS_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for call in message.tool_calls or [] %}"
+    "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{{ message.content or '' }}<|im_end|>\n"
+    "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% endif %}"
+)
+
+
+@pytest.mark.thorough
+def test_a_run_on_tool_calls(dialogue_config, tiny_folder, tmp_path):
+    folder, path = tmp_path / "model", tmp_path / "calls.jsonl"
+    copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+    tools = [{"name": "buy", "description": "d", "parameters": {}}]
+    with path.open("w") as file:
+        for n in range(48):
+            call = {"name": "buy", "arguments": json.dumps({"what": THINGS[n % 3]})}
+            turns = [{"from": "human", "value": f"{n}, please"}, {"from": "function_call", "value": json.dumps(call)}]
+            file.write(json.dumps({"conversations": turns, "tools": tools}) + "\n")
+    model, data = ModelConfig(str(folder)), DataConfig((str(path),))
+    run = finetune(dataclasses.replace(dialogue_config, model=model, data=data))
+    row = predictions(run, "tuned")[0]
+    assert row["expected"].startswith('buy{"what": "') and len(row["turns"]) == 1
+    before, after = report_of(run)["systems"]
+    assert after["metrics"]["perplexity"] < before["metrics"]["perplexity"]
+    assert isinstance(load(run).answer({"messages": OPENAI[:1], "tools": json.dumps(tools)}), str)
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------
@@ -554,7 +560,7 @@ def test_a_run_on_sets_of_labels(labels_config):
     assert set(tuned.answer({"text": "7: lamp, boat"}).split("; ")) <= set(THINGS[:4])
 
 
-# ---- fill in the middle, and tools -----------------------------------------------------------------------------------
+# ---- fill in the middle -----------------------------------------------------------------------------------
 
 
 def middle_tokenizer():
@@ -617,53 +623,6 @@ def test_a_run_that_fills_in_the_middle(tiny_folder, tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert [s["name"] for s in report["systems"]] == ["prompt", "tuned"]  # no few-shot prompting with an answer slot
     assert json.loads((run / "data.json").read_text())["test_prompts"][0].endswith("    {mask}\n")
-
-
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Says it", "parameters": {}}}
-TOOL_TEMPLATE = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
-
-
-def test_tools_and_tool_messages_are_passed_to_the_template():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TOOL_TEMPLATE
-    r = make_renderer(tokenizer, (2,), PromptConfig())
-    check_tools_are_shown(r)
-    turns = [
-        {"role": "user", "content": "Rain?"},
-        {"role": "assistant", "content": "weather()"},
-        {"role": "tool", "content": "sun"},
-        {"role": "assistant", "content": "No."},
-    ]
-    row = Row({"messages": turns, "tools": json.dumps([TOOL])}, "a.jsonl:1")
-    example = conversation(turns_of(row, "", None), row.source)
-    first, last = tokenize(dataclasses.replace(example, messages=(*tools_of(row), *example.messages)), r)
-    assert first.text.startswith('<|im_start|>tools\n[{"type": "function"') and first.text.endswith(
-        "weather()<|im_end|>"
-    )
-    assert "<|im_start|>tool\nsun<|im_end|>" in last.text and last.text.endswith("No.<|im_end|>")
-
-
-def test_a_template_that_drops_tools_is_rejected():
-    with pytest.raises(UserError, match="does not support tools"):
-        check_tools_are_shown(make_renderer(byte_tokenizer(), (2,), PromptConfig()))
-
-
-@pytest.mark.parametrize("value", ['{"name": "weather"}', [1], "["])
-def test_tools_that_are_not_a_list_of_objects_are_rejected(value):
-    with pytest.raises(UserError, match=r"list of objects|Malformed JSON"):
-        tools_of(Row({"tools": value}, "a.jsonl:1"))
-
-
-def test_tool_calls_outside_the_content_are_rejected():
-    turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]
-    with pytest.raises(UserError, match="only read from a turn's content"):
-        conversation(turns, "a.jsonl:1")
-
-
-def test_a_conversation_that_ends_with_a_tool_message_can_be_answered():
-    turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "weather()"}]
-    turns += [{"role": "tool", "content": "sun"}, {"role": "assistant", "content": "No."}]
-    assert [m.role for m in question(turns, "a.jsonl:1").messages] == ["user", "assistant", "tool"]
 
 
 def test_the_task_fill_needs_an_answer_slot_in_the_prompt(texts_file):

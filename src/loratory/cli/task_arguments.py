@@ -186,7 +186,10 @@ def render_examples(
     config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
-    from loratory.text import tokenize
+    from loratory.text import check_turns_are_shown, tokenize
 
     split, renderer, _ = load_examples(config)
+    print_findings(split.findings)
+    for sentence in [] if renderer.is_masked_lm else check_turns_are_shown(split.train, renderer):
+        print(printable(f"  {sentence}"), file=sys.stderr)
     return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer

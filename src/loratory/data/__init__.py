@@ -5,7 +5,7 @@ validation and test sets, or a task file guessed from the data. Read ``examples.
 """
 
 from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
-from loratory.data.conversations import question, turns_of, with_tools
+from loratory.data.conversations import question
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
 from loratory.data.findings import MOST_PLACES, Finding, Severity
 from loratory.data.prompts import (
@@ -21,9 +21,11 @@ from loratory.data.prompts import (
 from loratory.data.rows import Row, cell_text, read_rows
 from loratory.data.splits import Split, draw_few_shot, fold_splits, load_split, stratified_sample
 from loratory.data.task_file import TaskFile, check_not_overwriting, guess_task_file, is_data
+from loratory.data.turns import CALLS
 
 __all__ = [
     "ANSWER_SLOT",
+    "CALLS",
     "FIXED_LABEL_TASKS",
     "LABELS",
     "LABEL_SEPARATOR",
@@ -53,7 +55,5 @@ __all__ = [
     "read_rows",
     "records_to_examples",
     "stratified_sample",
-    "turns_of",
     "with_shots",
-    "with_tools",
 ]

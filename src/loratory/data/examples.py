@@ -1,8 +1,10 @@
 """The types of an example: its messages, answers, candidates and tests."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 TOOLS = "tools"
 
@@ -13,6 +15,15 @@ class Message:
 
     role: str
     content: str
+    fields: str = ""
+    """What else the chat template gets of the turn, such as tool calls, as a JSON object; empty if there is nothing."""
+    trained: bool = True
+    """Whether an assistant turn is trained; otherwise it is only context for later turns."""
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The values in ``fields``."""
+        return json.loads(self.fields) if self.fields else {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,9 @@ class Example:
     """For code: the tests that an answer has to pass."""
     cells: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """The texts of the row that the prompt shows, for the checks of the data; empty if there are no columns."""
+    turn: Message | None = None
+    """The answer as a turn, if it has more than its text, such as tool calls. The answer is then what the chat template
+    writes for this turn: see ``loratory.text.with_rendered_answers``."""
 
     @property
     def answer(self) -> str:

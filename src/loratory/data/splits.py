@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
-from loratory.data.conversations import conversation, turns_of, with_tools
+from loratory.data.conversations import read_conversations
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
 from loratory.data.labels import label_findings, normalized_answers, spelling_key
@@ -72,11 +72,16 @@ def load_split(
         expected = f"one of the columns {', '.join(columns)}"
         raise UserError("No answer column is set", f"{where}, data.answer", expected, "no value", fix)
     shown: tuple[str, ...] = ()
+    chats: dict[int, Example] = {}
     if not (is_dialogue or is_plain):
         check_answers_exist(tables, data, task)
         parts, found = without_missing_answers(parts, data, task)
         findings += found
-    if not is_dialogue:
+    if is_dialogue:
+        read = read_conversations(list(parts.values()), data.answer, prompt.system)
+        parts, chats = dict(zip(parts, read.parts, strict=True)), read.examples
+        findings += read.findings
+    else:
         prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
         shown = tuple(c for c in shown_columns(prompt, where) if c in columns and c != data.candidates)
         parts, found = without_empty_prompts(parts, shown, data)
@@ -107,7 +112,7 @@ def load_split(
 
     def example(row: Row) -> Example:
         if is_dialogue:
-            return with_tools(conversation(turns_of(row, data.answer, prompt.system), row.source), row)
+            return chats[id(row)]
         if is_plain:
             messages = write(row)
             return Example(messages, (messages[-1].content,), (), row.source, cells=cells(row))

@@ -16,8 +16,8 @@ import tomli_w
 
 from loratory.data.answers import is_missing
 from loratory.data.findings import Finding
-from loratory.data.guessing import INSTRUCTION, PROMPT, Kind, choose_columns, recognize
-from loratory.data.prompts import MASK, TEXT_COLUMN
+from loratory.data.guessing import Kind, choose_columns, recognize
+from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, columns_of, data_suffix, read_table
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import BUILTIN, BUILTINS, DataConfig, ModelConfig

@@ -21,8 +21,6 @@ from loratory.data import (
     placeholders,
     question,
     records_to_examples,
-    turns_of,
-    with_tools,
 )
 from loratory.errors import UserError
 from loratory.evaluation import (
@@ -43,6 +41,7 @@ from loratory.storage import hashes_of, is_finished, is_run, json_text, sha256_o
 from loratory.text import (
     Renderer,
     check_system_is_shown,
+    check_turns_are_shown,
     fit_to_context,
     render_prompt,
     renderer_for,
@@ -163,8 +162,8 @@ class Tuned:
 
     def _examples(self, rows: Sequence[Row]):
         if self.task == "dialogue":
-            questions = [question(turns_of(r, self.answer_column, self.prompt.system), r.source) for r in rows]
-            examples = [with_tools(e, r) for e, r in zip(questions, rows, strict=True)]
+            examples = [question(row, self.answer_column, self.prompt.system) for row in rows]
+            check_turns_are_shown(examples, self.renderer)
         else:
             examples = records_to_examples(rows, self.prompt, self.answer_column, self.labels, self.candidates)
         return fit_to_context(examples, self.renderer, self.base.text.max_length, "cut_prompt").examples

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loratory.config import Config
-from loratory.data import TOOLS, Finding, Split, is_plain_text
+from loratory.data import Finding, Split, is_plain_text
 from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
 from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
 from loratory.settings import BUILTIN_MASKED, BUILTINS, MASKED_TASKS
-from loratory.text import Renderer, check_system_is_shown, check_tools_are_shown, fit_to_context, template_deviation
+from loratory.text import Renderer, check_system_is_shown, check_turns_are_shown, fit_to_context, template_deviation
 
 
 def check_model_kind(config: Config, text: LoadedTokenizer, name: str) -> None:
@@ -58,9 +58,8 @@ def template_notes(renderer: Renderer, config: Config, split: Split) -> list[str
         return [f"Texts are read without a chat template, {renderer.max_length} tokens at a time; {end}"]
     if config.prompt.system is not None:
         check_system_is_shown(renderer)
-    if any(m.role == TOOLS for e in split.train for m in e.messages):
-        check_tools_are_shown(renderer)
-    sentences = [f"Answers end with {renderer.ending_text!r}: {renderer.note}", template_deviation(renderer)]
+    left_out = check_turns_are_shown([*split.train, *split.validation, *split.test], renderer)
+    sentences = [f"Answers end with {renderer.ending_text!r}: {renderer.note}", template_deviation(renderer), *left_out]
     return [sentence for sentence in sentences if sentence]
 
 

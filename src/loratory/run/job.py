@@ -10,7 +10,7 @@ from typing import Any
 
 from loratory.checks import Material, check_data, refuse_errors, with_waivers
 from loratory.config import Config
-from loratory.data import ANSWER_SLOT, Example, Finding, Split, fold_splits, load_split
+from loratory.data import ANSWER_SLOT, Example, Finding, Message, Split, fold_splits, load_split
 from loratory.errors import UserError
 from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
@@ -38,6 +38,7 @@ from loratory.text import (
     token_texts,
     tokenize,
     with_mask_count,
+    with_rendered_answers,
 )
 from loratory.training import resolve_speed
 from loratory.tree import Layout, Mismatch, choose_layout
@@ -102,6 +103,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
         raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
     for sentence in template_notes(renderer, config, split):
         on_event(Event("message", sentence))
+    split = with_rendered_answers(split, renderer)
 
     loaded = time.perf_counter()
     on_event(Event("stage", "check"))
@@ -198,7 +200,12 @@ def data_record(job: Job) -> dict[str, Any]:
 
 def _hash_of(examples: Sequence[Example]) -> str:
     """The hash of what the model sees and is to answer, which also covers hub datasets."""
-    parts = [[[[m.role, m.content] for m in e.messages], e.answers, e.candidates] for e in examples]
+
+    def part(message: Message) -> list[Any]:
+        further = [message.fields, message.trained] if message.fields or not message.trained else []
+        return [message.role, message.content, *further]
+
+    parts = [[[part(m) for m in e.messages], e.answers, e.candidates] for e in examples]
     return sha256_of_text(json_text(parts))
 
 

@@ -15,6 +15,7 @@ from loratory.text.masking import (
     split_at_slot,
     with_masks,
 )
+from loratory.text.renderer import Renderer, decode
 from loratory.text.rendering import (
     RenderedPrompt,
     TokenizedExample,
@@ -27,8 +28,9 @@ from loratory.text.rendering import (
     tokenizer_round_trip,
     with_mask_count,
 )
-from loratory.text.template import Renderer, check_system_is_shown, check_tools_are_shown, decode, renderer_for
+from loratory.text.template import check_system_is_shown, renderer_for
 from loratory.text.template_runner import start_template_process
+from loratory.text.turns import check_turns_are_shown, with_rendered_answers
 
 __all__ = [
     "MaskedText",
@@ -38,7 +40,7 @@ __all__ = [
     "TokenizedExample",
     "answer_end_id",
     "check_system_is_shown",
-    "check_tools_are_shown",
+    "check_turns_are_shown",
     "completion_ids",
     "decode",
     "example_length",
@@ -58,4 +60,5 @@ __all__ = [
     "tokenizer_round_trip",
     "with_mask_count",
     "with_masks",
+    "with_rendered_answers",
 ]

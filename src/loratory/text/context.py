@@ -8,8 +8,8 @@ from loratory.data import ANSWER_SLOT, Example
 from loratory.errors import UserError
 from loratory.text.documents import CONTINUATION_TOKENS
 from loratory.text.masking import split_at_slot, with_masks
+from loratory.text.renderer import Renderer
 from loratory.text.rendering import completion_ids, is_plain_text_example, label_word, render_prompt
-from loratory.text.template import Renderer
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _cut_prompt(example: Example, excess: int, renderer: Renderer, limit: int) -
     Cuts the end of the message or, if it contains an answer slot, the part chosen by ``_cuttable``. Raises UserError if
     no text would be left.
     """
-    last = max(i for i, m in enumerate(example.messages) if m.role == "user")
+    last = max((i for i, m in enumerate(example.messages) if m.role == "user"), default=len(example.messages) - 1)
     content = example.messages[last].content
     before, content, after, from_end = _cuttable(content) if ANSWER_SLOT in content else ("", content, "", True)
     spans = renderer.encode(content)[1]

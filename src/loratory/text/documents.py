@@ -17,7 +17,8 @@ from loratory.errors import UserError
 from loratory.models import LoadedTokenizer
 from loratory.settings import PromptConfig
 from loratory.text.masking import special_tokens
-from loratory.text.template import Renderer, decode, renderer_for
+from loratory.text.renderer import Renderer, decode
+from loratory.text.template import renderer_for
 
 MAX_WINDOW = 1024  # tokens; a longer context is not used in full, which would take time quadratic in its length
 CONTEXT_SHARE = 8  # a later window repeats the last eighth of a window's tokens, untrained, as context

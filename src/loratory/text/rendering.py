@@ -17,7 +17,9 @@ from loratory.data import ANSWER_SLOT, Example, Message
 from loratory.errors import UserError
 from loratory.text.documents import document_prompt, document_windows
 from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, split_at_slot, with_answer
-from loratory.text.template import PROBE, Renderer, apply_template, decode, template_arguments
+from loratory.text.renderer import PROBE, Renderer, decode
+from loratory.text.template import apply_template, template_arguments
+from loratory.text.turns import rendered_turn
 
 # Fill-in-the-middle tokens of model families: those before the prefix, before the suffix, and before the middle.
 FIM_TOKENS = (
@@ -74,7 +76,7 @@ def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str =
     if ANSWER_SLOT in messages[-1].content:
         text = _fim_prompt(messages, renderer, source)
         return RenderedPrompt(text, *renderer.encode(text), text[text.rindex(fim_tokens(renderer)[2]) :], "")
-    text = apply_template(renderer, messages, prompt=True)
+    text = apply_template(renderer, messages, prompt=True, source=source)
     ids, spans = renderer.encode(text)
     bos = renderer.tokenizer.bos_token_id
     if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
@@ -162,7 +164,8 @@ def template_deviation(renderer: Renderer) -> str | None:
 
 
 def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
-    """Returns one sequence per assistant turn and one per correct answer, each rendered as inference would see it.
+    """Returns one sequence per trained assistant turn and one per correct answer, each rendered as inference would see
+    it. A turn with more than text, such as tool calls, is trained as the template itself writes it after the prompt.
 
     For pretraining, one sequence per window of the document. Raises UserError if a turn, an answer or a document has no
     tokens to train on.
@@ -173,9 +176,10 @@ def tokenize(example: Example, renderer: Renderer) -> list[TokenizedExample]:
         return _tokenize_document(example, renderer)
     turns, sequences = example.messages, []
     for i, turn in enumerate(turns):
-        if turn.role == "assistant":
-            prompt = render_prompt(turns[:i], renderer, example.source)
-            sequences.append(join_completion(prompt, turn.content.strip(), renderer, example.source))
+        if turn.role == "assistant" and turn.trained:
+            sequences.append(_tokenize_turn(turns[:i], turn, renderer, example.source))
+    if example.turn is not None:
+        return [*sequences, _tokenize_turn(turns, example.turn, renderer, example.source)]
     prompt = render_prompt(turns, renderer, example.source)
     answers = (answer.strip() for answer in example.answers)
     return [*sequences, *(join_completion(prompt, answer, renderer, example.source) for answer in answers)]
@@ -193,6 +197,15 @@ def _tokenize_document(example: Example, renderer: Renderer) -> list[TokenizedEx
         weights[: window.context] = 0
         sequences.append(TokenizedExample(window.token_ids, weights, window.text, window.char_spans, source))
     return sequences
+
+
+def _tokenize_turn(before: Sequence[Message], turn: Message, renderer: Renderer, source: str) -> TokenizedExample:
+    prompt = render_prompt(before, renderer, source)
+    if not turn.fields:
+        return join_completion(prompt, turn.content.strip(), renderer, source)
+    target = rendered_turn(before, turn, renderer, source)
+    prompt = dataclasses.replace(prompt, leading_space=target.leading_space)
+    return join_completion(prompt, target.text, renderer.ending_with(target.ending), source)
 
 
 def with_mask_count(examples: Sequence[Example], renderer: Renderer) -> Renderer:

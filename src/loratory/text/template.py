@@ -1,33 +1,34 @@
 """Chat templates: checks a tokenizer's template on probe messages and renders messages with it.
 
 All rendering goes through this module, so training and inference get the same bytes.
-
-T: tokens of a text.
 """
 
+import copy
 import dataclasses
 import datetime
 import functools
-import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from loratory.data import TOOLS, Message
+from loratory.data import CALLS, TOOLS, Message
 from loratory.errors import UserError, did_you_mean
 from loratory.models import LoadedTokenizer
 from loratory.settings import PromptConfig
+from loratory.text.renderer import PROBE, Renderer
 from loratory.text.template_runner import TemplateFailure, template_runner
 
-# Texts that no template contains itself, used to find where a template puts the text it is given.
-PROBE = {"system": "probe-of-the-system-text", "user": "probe-of-the-user-text", "assistant": "probe-of-the-answer"}
-CONTEXT = 64  # tokens
+# Contains no text of a template either. Some templates demand ids of nine characters.
+PROBE_FUNCTION, PROBE_VALUE = "probe_call", "probe-value"
+PROBE_CALL = {
+    "id": "probecall",
+    "type": "function",
+    "function": {"name": PROBE_FUNCTION, "arguments": {"probe": PROBE_VALUE}},
+}
+PROBE_TOOL = {"type": "function", "function": {"name": "probe_tool", "description": "", "parameters": {}}}
 # Variables that Transformers itself passes to every template; users cannot set them.
 RESERVED = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
@@ -35,121 +36,19 @@ RESERVED = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Renderer:
-    """A tokenizer with all settings that determine how messages are rendered and tokenized."""
+@dataclass(frozen=True)
+class CallForm:
+    """How a chat template takes a turn with tool calls and no text. Templates differ, and fail or write "None" for
+    another form."""
 
-    tokenizer: PreTrainedTokenizerBase
-    template_kwargs: Mapping[str, Any]
-    date: str
-    """The date, YYYY-MM-DD, shown by templates that include one."""
-    ending: tuple[int, ...]
-    """The tokens after an answer. They are trained; the last one stops generation."""
-    stop_ids: tuple[int, ...]
-    """The ids that stop generation."""
-    note: str
-    """How the ending was determined."""
-    leading_space: str = ""
-    """White space that the template puts between prompt and answer. It is trained and scored with the answer."""
-    is_masked_lm: bool = False
-    """Whether the model is a masked language model, which has no template and no ending."""
-    label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """The text that fills the answer slot for a label; a label without an entry stands for itself."""
-    slot_length: int = 1
-    """How many mask tokens an answer slot has."""
-    max_length: int = 2**31
-    """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
-    document_start: tuple[int, ...] | None = None
-    """The tokens that begin a document, if texts are documents without a chat template (pretraining); else None."""
-
-    @property
-    def reads_documents(self) -> bool:
-        """Whether texts are documents for pretraining, and no chat template is applied."""
-        return self.document_start is not None
-
-    @property
-    def name(self) -> str:
-        """The model's name or folder."""
-        return str(getattr(self.tokenizer, "name_or_path", ""))
-
-    @functools.cached_property
-    def ending_text(self) -> str:
-        """The text of the ending, decoded after an answer: on its own, some tokenizers drop its first space."""
-        before = self.encode(PROBE["assistant"])[0].tolist()
-        return decode(self.tokenizer, [*before, *self.ending])[len(decode(self.tokenizer, before)) :]
-
-    @functools.cached_property
-    def special_texts(self) -> tuple[str, ...]:
-        """The tokenizer's added tokens, longest first; it splits them off before it tokenizes the rest."""
-        return tuple(sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))  # type: ignore[operator]
-
-    @functools.lru_cache(maxsize=10_000)  # noqa: B019 - one Renderer lives as long as a run
-    def tail_answer_ids(self, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """The ids of ``tail``, and the ids of ``answer`` after it, or None if the two would merge into one token."""
-        alone, both = self.encode(tail)[0], self.encode(tail + answer)[0]
-        if both[: len(alone)].tolist() != alone.tolist():
-            return tuple(alone.tolist()), None
-        return tuple(alone.tolist()), tuple(both[len(alone) :].tolist())
-
-    @functools.lru_cache(maxsize=100)  # noqa: B019
-    def longest_answer(self, tail: str, answers: tuple[str, ...]) -> int:
-        """The length in tokens of the longest of the answers after ``tail``, including the leading space."""
-        texts = [self.leading_space + answer for answer in answers]
-        ids = (self.tail_answer_ids(tail, text)[1] or self.encode(text)[0] for text in texts)
-        return max(map(len, ids), default=0)
-
-    @functools.lru_cache(maxsize=10_000)  # noqa: B019
-    def text_lengths(self, token_ids: tuple[int, ...]) -> list[int]:
-        """How many characters the first 0, 1, 2, ... tokens decode to.
-
-        Decodes each prefix from ``CONTEXT`` to twice as many tokens before its end, because whole prefixes would take
-        time quadratic in their length; what a token decodes to depends on few tokens before it.
-        """
-        lengths = [0]
-        for start in range(0, len(token_ids), CONTEXT):
-            first = max(0, start - CONTEXT)
-            before = lengths[start] - len(decode(self.tokenizer, token_ids[first:start]))
-            ends = range(start + 1, min(start + CONTEXT, len(token_ids)) + 1)
-            lengths += [before + len(decode(self.tokenizer, token_ids[first:end])) for end in ends]
-        return np.minimum.accumulate(lengths[::-1])[::-1].tolist()
-
-    def encode(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
-        """Ids and character spans of a rendered text; its special tokens come from the template."""
-        if self.boundary is None:
-            return self.encode_part(text)
-        cuts = [0, *(m.start() for m in self.boundary.finditer(text) if m.start()), len(text)]
-        parts = [self.encode_part(text[a:b]) for a, b in itertools.pairwise(cuts)]
-        spans = [span + start for (_, span), start in zip(parts, cuts, strict=False)]
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate(spans)
-
-    @functools.cached_property
-    def boundary(self) -> re.Pattern[str] | None:
-        """Matches the special tokens before which a text can be split without changing its ids.
-
-        These are the tokens that do not depend on the text to their left. The tokenizer splits them off before anything
-        else, so recurring parts of a text are encoded only once. None if there are none.
-        """
-        tokens = self.tokenizer.added_tokens_decoder.values()
-        splitting = [t.content for t in tokens if t.special and not (t.lstrip or t.single_word or t.normalized)]
-        return re.compile("|".join(map(re.escape, sorted(splitting, key=len, reverse=True)))) if splitting else None
-
-    @functools.lru_cache(maxsize=10_000)  # noqa: B019
-    def encode_part(self, text: str) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T 2"]]:
-        """Ids and character spans of a text, from one call of the tokenizer."""
-        try:
-            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        except BaseException as error:  # a regular expression that gives up; it is not an Exception
-            if type(error).__name__ != "PanicException":
-                raise
-            fix = "choose another model, or remove the row"
-            raise UserError("The tokenizer fails on a text", self.name, found=str(error)[:200], fix=fix) from error
-        spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        return np.array(encoding["input_ids"], dtype=np.int64), spans
+    content: Mapping[str, str | None]
+    """The key "content": null, absent or empty."""
+    arguments_as_text: bool
+    """Whether the arguments are JSON text; otherwise they are an object."""
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special: bool = False) -> str:
-    """Decodes the ids to text."""
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
+CONTENTS: tuple[dict[str, str | None], ...] = ({"content": None}, {}, {"content": ""})
+CALL_FORMS = [CallForm(content, as_text) for as_text in (False, True) for content in CONTENTS]
 
 
 def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task file") -> Renderer:
@@ -255,21 +154,68 @@ def _template_and_arguments(renderer: Renderer, tools: list | None) -> tuple[str
     return template, arguments
 
 
-def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool) -> str:
+def apply_template(renderer: Renderer, messages: Iterable[Message], prompt: bool, source: str = "") -> str:
     """Renders messages with the chat template; with ``prompt``, the text ends where the answer begins.
 
-    The text is that of ``tokenizer.apply_chat_template``. Raises UserError if the template fails or breaks a limit.
+    The text is that of ``tokenizer.apply_chat_template``. Raises UserError if the template fails, breaks a limit or
+    does not support tool calls that occur.
     """
     messages = tuple(messages)
-    turns = [{"role": m.role, "content": m.content} for m in messages if m.role != TOOLS]
     tools = [tool for m in messages if m.role == TOOLS for tool in json.loads(m.content)] or None
-    template, arguments = _template_and_arguments(renderer, tools)
+    turns = [_turn(m, renderer, bool(tools)) for m in messages if m.role != TOOLS]
     try:
-        return template_runner().render(renderer.name, template, turns, tools, prompt, arguments)
+        return _render(renderer, turns, tools, prompt)
     except TemplateFailure as error:  # a template is third-party code: it can divide by zero or recurse infinitely
         has_system = any(t["role"] == "system" for t in turns)
         fix = "move the system text to [prompt] user" if has_system else None
-        raise UserError("The chat template rejects these messages", found=str(error), fix=fix) from error
+        if len(turns) > 2:
+            fix = "remove the row, or choose a model whose chat template takes such a conversation"
+        raise UserError(
+            "The chat template rejects these messages", source or None, found=str(error), fix=fix
+        ) from error
+
+
+def _render(renderer: Renderer, turns: list[dict[str, Any]], tools: list | None, prompt: bool) -> str:
+    template, arguments = _template_and_arguments(renderer, tools)
+    return template_runner().render(renderer.name, template, turns, tools, prompt, arguments)
+
+
+def _turn(message: Message, renderer: Renderer, has_tools: bool) -> dict[str, Any]:
+    """The message as templates get it."""
+    turn = {"role": message.role, "content": message.content, **message.further}
+    return _in_form(turn, call_form(renderer, has_tools)) if CALLS in turn else turn
+
+
+@functools.lru_cache(maxsize=100)  # a renderer is compared by identity
+def call_form(renderer: Renderer, has_tools: bool) -> CallForm:
+    """The form in which the template shows tool calls. Raises UserError if it shows them in none."""
+    turn, shown = {"role": "assistant", "content": "", CALLS: [PROBE_CALL]}, []
+    for form in CALL_FORMS:
+        turns = [{"role": "user", "content": PROBE["user"]}, _in_form(turn, form)]
+        try:
+            text = _render(renderer, turns, [PROBE_TOOL] if has_tools else None, prompt=False)
+        except TemplateFailure:
+            continue
+        if PROBE_FUNCTION in text and PROBE_VALUE in text:
+            shown.append((text.count("None") + text.count("{'"), form))  # values in Python's spelling
+    if not shown:
+        fix = "choose another model, or write the calls into the turns' content as the model is to write them"
+        raise UserError("The chat template does not support tool calls", renderer.name, fix=fix)
+    return min(shown, key=lambda pair: pair[0])[1]
+
+
+def _in_form(turn: dict[str, Any], form: CallForm) -> dict[str, Any]:
+    """A turn with tool calls, in the form that the template takes."""
+    calls = copy.deepcopy(turn[CALLS])
+    for call in calls if form.arguments_as_text else ():
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    content = {"content": turn["content"]} if turn.get("content", "").strip() else form.content
+    return {
+        "role": turn["role"],
+        **content,
+        **{k: v for k, v in turn.items() if k not in ("role", "content")},
+        CALLS: calls,
+    }
 
 
 def _check_user_is_shown(renderer: Renderer) -> None:
@@ -288,9 +234,8 @@ def check_system_is_shown(renderer: Renderer) -> None:
 def check_tools_are_shown(renderer: Renderer) -> None:
     """Raises UserError if the template ignores tools."""
     question = Message("user", PROBE["user"])
-    tool = {"type": "function", "function": {"name": "probe_tool", "description": "", "parameters": {}}}
-    text = apply_template(renderer, [Message(TOOLS, json.dumps([tool])), question], prompt=True)
-    if "probe_tool" not in text:
+    text = apply_template(renderer, [Message(TOOLS, json.dumps([PROBE_TOOL])), question], prompt=True)
+    if PROBE_TOOL["function"]["name"] not in text:
         fix = "choose another model, or remove the tools column"
         raise UserError("The chat template does not support tools", fix=fix)
 
