@@ -25,7 +25,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "findings", "limits", "parquet", "rows", "examples", "answers", "prompts", "conversations", "splits",
         "task_file",
     ),
-    "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
+    "models": (
+        "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets", "adapters",
+    ),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",

@@ -15,9 +15,10 @@ from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
 from loratory.machine import Machine, describe_machine, git_state, resolve_machine, versions
 from loratory.metrics import task_variant
-from loratory.models import WEIGHTS, LoadedModel, check_targets, load_model
+from loratory.models import WEIGHTS, LoadedModel, load_with_start, merged_settings, module_targets
 from loratory.run.checks import (
     check_model_kind,
+    check_tokens,
     check_words,
     chooses_on_validation,
     demonstration_text,
@@ -83,10 +84,18 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
         )
     )
     on_event(Event("message", f"Device: {machine.reason}"))
-    base = load_model(config.model, machine)
+    base = load_with_start(config.model, machine)
+    started_from: list[dict[str, Any]] = []
+    if base.start:
+        adapter, decided = merged_settings(config.adapter, base.start)
+        config = dataclasses.replace(config, adapter=adapter)
+        message = f"Training goes on from the adapter in {base.start.folder}; what is measured before has it too"
+        taken = f"; taken from it: {', '.join(decided)}" if decided else ""
+        started_from = [{"name": "starts_from_adapter", "count": 1, "message": message + taken}]
+    elif not full:
+        module_targets(base.model, config.adapter)  # reports a mistake before anything else is done
     check_model_kind(config, base.text, base.name)
     check_words(config.prompt.words, split.labels)
-    check_targets(base.model, config.adapter)
     if base.text.plain_template:
         on_event(Event("message", "The model has no chat template; Loratory uses a plain one (docs/rendering.md)"))
     renderer = with_mask_count([*split.train, *split.validation], renderer_for(base.text, split.prompt))
@@ -100,6 +109,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     on_event(Event("stage", "check"))
     found = [{"name": f.name, "count": f.count, "message": f.message} for f in split.findings]
     split, checks = fit_split(split, renderer, base.text.max_length, config.data.overlong, config.data.folds > 0)
+    check_tokens(split, renderer)
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
@@ -113,14 +123,14 @@ def load_job(config: Config, run: Path, on_event: EventCallback) -> Job:
     )
     for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
         on_event(Event("message", sentence))
-    checks = [*found, *checks]
+    checks = [*started_from, *found, *checks]
     for check in checks:
         on_event(Event("message", check["message"], check))
     model = dataclasses.replace(
         config.model,
         device=str(machine.device),
         dtype=machine.dtype_name,
-        revision=base.revision or config.model.revision,
+        revision=(base.start.revision if base.start else base.revision) or config.model.revision,
     )
     prompt = dataclasses.replace(split.prompt, date=renderer.date)
     run_settings = dataclasses.replace(config.run, threads=machine.threads)

@@ -59,6 +59,8 @@ class Renderer:
     """How many mask tokens an answer slot has."""
     max_length: int = 2**31
     """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
+    embeddings: int = 2**31
+    """How many token ids, from 0, the model has an embedding for; a tokenizer may have more tokens."""
 
     @property
     def name(self) -> str:
@@ -145,13 +147,31 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_sp
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
 
 
+def check_embedded(token_ids: Iterable[int], renderer: Renderer, source: str | None) -> None:
+    """Raises UserError if the model has no embedding for one of the tokens, which come from ``source``."""
+    beyond = next((int(i) for i in token_ids if i >= renderer.embeddings), None)
+    if beyond is None:
+        return
+    token = renderer.tokenizer.convert_ids_to_tokens(beyond)
+    raise UserError(
+        "The tokenizer has a token for which the model has no embedding, and a text uses it",
+        source or None,
+        f"token ids below {renderer.embeddings}, the number of embeddings",
+        f"{token!r}, which is token {beyond}",
+        "remove it from the text, or use the tokenizer with which the model was published",
+    )
+
+
 def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task file") -> Renderer:
     """Makes the renderer of a causal or a masked language model.
 
     Raises UserError if the template cannot be used, or if a system message is set for a masked language model.
     """
     if not text.is_masked_lm:
-        return make_renderer(text.tokenizer, text.stop_ids, prompt, where)
+        renderer = make_renderer(text.tokenizer, text.stop_ids, prompt, where)
+        renderer = dataclasses.replace(renderer, embeddings=text.embeddings)
+        check_embedded(renderer.ending, renderer, "the end of an answer")
+        return renderer
     if prompt.system is not None:
         fix = "move its text to [prompt] user"
         raise UserError("A masked language model does not take a system message", f"{where}, prompt.system", fix=fix)
@@ -165,6 +185,7 @@ def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task
         is_masked_lm=True,
         label_words=prompt.words,
         max_length=text.max_length,
+        embeddings=text.embeddings,
     )
 
 
