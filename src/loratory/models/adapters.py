@@ -92,7 +92,9 @@ def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: b
             raise UserError("PEFT cannot add this adapter to this model", "[adapter]", found=found) from error
     adapted = [name for name, module in base.model.named_modules() if isinstance(module, LoraLayer)]
     assert adapted == names, f"PEFT chose other modules: {set(adapted) ^ set(names)}"
-    model.peft_config["default"].base_model_name_or_path = base.name
+    made = model.peft_config["default"]
+    made.base_model_name_or_path = base.name
+    made.target_parameters = made.target_parameters or None  # type: ignore[attr-defined]  # PEFT leaves an empty set
     return model
 
 
@@ -136,6 +138,8 @@ def detach_adapter(model: nn.Module) -> PreTrainedModel:
         if isinstance(module, LoraLayer):
             parent, _, last = name.rpartition(".")
             setattr(base.get_submodule(parent), last, module.get_base_layer())
+    if hasattr(base, "peft_config"):  # PEFT's note that it has changed the model
+        del base.peft_config
     assert isinstance(base, PreTrainedModel)
     return base
 

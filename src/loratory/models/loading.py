@@ -99,8 +99,8 @@ def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
 
 
 def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
-    check_model_folder(folder)
     check_not_quantized(folder, name)
+    check_model_folder(folder)
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

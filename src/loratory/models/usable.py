@@ -75,6 +75,7 @@ def _missing_files(folder: Path) -> list[str]:
 
 def check_not_quantized(folder: Path, name: str) -> None:
     """Raises UserError if config.json says that the weights are quantized. Names the unquantized model if it can."""
+    check_files(folder)
     if not (folder / "config.json").exists():
         return
     settings = read_json(folder / "config.json")

@@ -217,7 +217,7 @@ def _rule(choose: Mapping[str, Any], labels: int, where: str) -> Rule:
 
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
-    """Loads a base model, or an adapter on its base model, and its renderer. Raises UserError if it cannot be loaded."""
+    """Loads a model, or an adapter on its base model, and the renderer. Raises UserError if it cannot be loaded."""
     start_template_process()
     base = load_with_start(ModelConfig(name), resolve_machine("auto", "auto", 0))
     return base, renderer_for(base.text, PromptConfig())

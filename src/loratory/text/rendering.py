@@ -221,7 +221,7 @@ def is_plain_text_example(example: Example) -> bool:
 def _masked_sequence(
     masked: MaskedText, renderer: Renderer, source: str, rotation: tuple[int, int]
 ) -> TokenizedExample:
-    check_embedded([*masked.token_ids, *masked.masked_ids], renderer, source)
+    check_embedded(np.concatenate([masked.token_ids, masked.masked_ids]), renderer, source)
     weights = masked.is_masked.astype(np.float32)
     return TokenizedExample(
         masked.token_ids, weights, masked.text, masked.char_spans, source, masked.masked_ids, rotation

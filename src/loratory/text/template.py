@@ -147,11 +147,13 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_sp
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
 
 
-def check_embedded(token_ids: Iterable[int], renderer: Renderer, source: str | None) -> None:
+def check_embedded(token_ids: Sequence[int] | Int64[np.ndarray, "T"], renderer: Renderer, source: str | None) -> None:
     """Raises UserError if the model has no embedding for one of the tokens, which come from ``source``."""
-    beyond = next((int(i) for i in token_ids if i >= renderer.embeddings), None)
-    if beyond is None:
+    ids = np.asarray(token_ids)
+    without = ids[ids >= renderer.embeddings]
+    if not len(without):
         return
+    beyond = int(without[0])
     token = renderer.tokenizer.convert_ids_to_tokens(beyond)
     raise UserError(
         "The tokenizer has a token for which the model has no embedding, and a text uses it",
