@@ -25,7 +25,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         "findings", "limits", "parquet", "rows", "examples", "answers", "missing", "labels", "prompts", "turns",
         "conversations", "splits", "guessing", "task_file",
     ),
-    "models": ("identity", "untrusted", "loading", "lora_linear", "adapters"),
+    "models": (
+        "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets",
+        "adapters",
+    ),
     "text": (
         "template_process", "template_runner", "renderer", "template", "turns", "masking", "documents", "rendering",
         "context",

@@ -40,3 +40,12 @@ def write_tiny_model(folder: Path) -> Path:
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_model(folder: Path, config: transformers.PretrainedConfig) -> Path:
+    """Writes a random model of any architecture, with the tokenizer of ``byte_tokenizer``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -23,7 +23,8 @@ from loratory.errors import UserError
 from loratory.evaluation.systems import _restore_spelling
 from loratory.finetune import finetune
 from loratory.machine.device import resolve_machine
-from loratory.models.loading import LoadedTokenizer, builtin_folder, is_masked, load_model
+from loratory.models.finding import builtin_folder
+from loratory.models.loading import LoadedTokenizer, is_masked, load_model
 from loratory.predict.tuned import load
 from loratory.run.checks import check_model_kind, check_words
 from loratory.settings import AdapterConfig, DataConfig, ModelConfig, PromptConfig, RunConfig, SpeedConfig, TrainConfig

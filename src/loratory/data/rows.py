@@ -28,6 +28,7 @@ from loratory.data.limits import (
 from loratory.data.parquet import parquet_rows
 from loratory.errors import UserError
 from loratory.settings import DataConfig
+from loratory.storage import check_no_pointer
 
 WHITE_SPACE = re.compile(r"\s*")
 HUB = "hub:"
@@ -71,6 +72,7 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
     if not path.is_file():
         raise UserError("Data file not found", name, fix="check the path; in a task file it is relative to that file")
     check_file_size(name, path.stat().st_size)
+    check_no_pointer(path)
     try:
         rows = readers[SUFFIXES.index(suffix)](path)
     except UnicodeDecodeError as error:

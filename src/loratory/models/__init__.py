@@ -5,26 +5,24 @@ package imports ``AutoModel`` or ``peft``. Read ``loading.py`` first, then ``ada
 """
 
 from loratory.models.adapters import (
-    CARD,
     adapter_disabled,
     attach_adapter,
-    changed_model_files,
-    check_targets,
+    attach_start,
     detach_adapter,
     has_adapter,
     load_adapter,
+    load_with_start,
     lora_plus_groups,
     parameter_counts,
-    read_card,
     save_tuned_model,
-    write_card,
 )
+from loratory.models.card import CARD, changed_model_files, read_card, write_card
+from loratory.models.finding import builtin_folder
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import (
     MASKED_MODELS,
     LoadedModel,
     LoadedTokenizer,
-    builtin_folder,
     context_length,
     first_position,
     is_masked,
@@ -33,6 +31,8 @@ from loratory.models.loading import (
     non_finite,
     suggested_models,
 )
+from loratory.models.starting import merged_settings
+from loratory.models.targets import module_targets
 
 __all__ = [
     "CARD",
@@ -42,9 +42,9 @@ __all__ = [
     "LoadedTokenizer",
     "adapter_disabled",
     "attach_adapter",
+    "attach_start",
     "builtin_folder",
     "changed_model_files",
-    "check_targets",
     "context_length",
     "detach_adapter",
     "differing_files",
@@ -54,7 +54,10 @@ __all__ = [
     "load_adapter",
     "load_model",
     "load_tokenizer",
+    "load_with_start",
     "lora_plus_groups",
+    "merged_settings",
+    "module_targets",
     "non_finite",
     "parameter_counts",
     "read_card",

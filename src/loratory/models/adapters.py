@@ -1,7 +1,6 @@
 """Adapters: attaching, saving and loading LoRA adapters through PEFT, and fully fine-tuned models."""
 
 import json
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,39 +11,25 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import LoraLayer
 from safetensors import safe_open
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.errors import UserError
-from loratory.models.identity import WEIGHTS, deciding_names, differing_files
-from loratory.models.loading import LoadedModel, non_finite
+from loratory.machine import Machine
+from loratory.models.card import CARD, read_card, write_card
+from loratory.models.identity import WEIGHTS, differing_files
+from loratory.models.loading import LoadedModel, load_model, non_finite
 from loratory.models.lora_linear import lora_linear
-from loratory.models.untrusted import check_adapter_folder, read_json
-from loratory.settings import AdapterConfig
-from loratory.storage import (
-    TUNED_MODEL_FILES,
-    atomic_folder,
-    changed_files,
-    hashes_of,
-    seal_is_intact,
-    sealed,
-    write_json,
-    write_text,
-)
+from loratory.models.starting import ADAPTER_WEIGHTS
+from loratory.models.targets import is_conv1d, module_targets, short_names
+from loratory.models.untrusted import check_adapter_folder
+from loratory.settings import AdapterConfig, ModelConfig
+from loratory.storage import TUNED_MODEL_FILES, atomic_folder, hashes_of, write_text
 
-CARD, READ_ME = "loratory.json", "README.md"
-OPTIONAL_TEXT, OPTIONAL_OBJECT = (str, type(None)), (dict, type(None))
-CARD_KINDS: dict[str, Any] = {
-    "base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str, "task": OPTIONAL_TEXT,
-    "candidates": OPTIONAL_TEXT, "longest_answer": (int, type(None)), "choose": OPTIONAL_OBJECT,
-    "versions": OPTIONAL_OBJECT, "files": OPTIONAL_OBJECT,
-}  # fmt: skip
-BASE_KINDS: dict[str, Any] = {"name": str, "revision": OPTIONAL_TEXT, "weights_sha256": str, "files": OPTIONAL_OBJECT}
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# "all-linear" excludes the router and the fused experts of a mixture-of-experts model.
-NOT_ADAPTED = r".*\.(gate|router|experts)(\..*)?"
+READ_ME = "README.md"
 
 
 class FusedLoraLinear(PeftLinear):
@@ -77,52 +62,57 @@ def attach_adapter(base: LoadedModel, config: AdapterConfig, seed: int, fused: b
     """Makes the model trainable: adds a new LoRA adapter to its target modules, or unfreezes every parameter.
 
     LoRA parameters are float32 regardless of the base model's dtype. With ``fused``, a plain linear layer and its LoRA
-    branch are computed as one function; parameter names and files are PEFT's in both cases.
+    branch are computed as one function; parameter names and files are PEFT's in both cases. Raises UserError if a
+    target module or layer does not exist, or if PEFT does not support the settings for a module.
     """
     if config.kind == "full":
         return base.model.requires_grad_(True)
-    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    excluded = _excluded_modules(base.model) if targets == "all-linear" else None
-    if targets == "all-linear" and config.layers != "all":  # PEFT selects layers only with named targets
-        targets = sorted(_linear_names(base.model, inside_layers=True))
+    names = module_targets(base.model, config)
+    targets, layers = short_names(base.model, names, config)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
         use_dora=config.dora,
-        layers_to_transform=None if config.layers == "all" else list(config.layers),
+        layers_to_transform=layers,
         target_modules=targets,
-        exclude_modules=excluded,
         task_type=None if base.text.is_masked_lm else "CAUSAL_LM",
-        fan_in_fan_out=any(_is_conv1d(m) for m in base.model.modules()),
+        fan_in_fan_out=any(is_conv1d(m) for m in base.model.modules()),
         revision=base.revision,
     )
     if fused:
         settings._register_custom_module({nn.Linear: _make_layer})  # type: ignore[dict-item]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(base.model, settings)
-    model.peft_config["default"].base_model_name_or_path = base.name
+        try:
+            model = get_peft_model(base.model, settings)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            found = str(error).splitlines()[0][:300]
+            raise UserError("PEFT cannot add this adapter to this model", "[adapter]", found=found) from error
+    adapted = [name for name, module in base.model.named_modules() if isinstance(module, LoraLayer)]
+    assert adapted == names, f"PEFT chose other modules: {set(adapted) ^ set(names)}"
+    made = model.peft_config["default"]
+    made.base_model_name_or_path = base.name
+    made.target_parameters = made.target_parameters or None  # type: ignore[attr-defined]  # PEFT leaves an empty set
     return model
 
 
-def _excluded_modules(model: nn.Module) -> str | None:
-    """The pattern of the modules that "all-linear" excludes; None if the model has none of them."""
-    matches = any(re.fullmatch(NOT_ADAPTED, name) for name, _ in model.named_modules())
-    return NOT_ADAPTED if matches else None
+def attach_start(base: LoadedModel, trained: bool, dropout: float = 0.0, fused: bool = True) -> nn.Module:
+    """Adds the adapter from which training goes on, as it is in its folder, to its base model.
+
+    It is either ``trained``, with ``dropout``, or frozen. Raises UserError as ``load_adapter`` does.
+    """
+    assert base.start is not None
+    return _load_lora(base.model, base.start.folder, fused, dropout if trained else None)
 
 
-def check_targets(model: nn.Module, config: AdapterConfig) -> None:
-    """Raises UserError if the model does not have one of the target modules or layers."""
-    linear = _linear_names(model)
-    for target in () if isinstance(config.targets, str) else config.targets:
-        if target.rpartition(".")[2] not in linear:
-            raise UserError("The model has no such module", "[adapter] targets", ", ".join(sorted(linear)), target)
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]
-    for layer in () if config.layers == "all" else config.layers:
-        if layer >= count:
-            raise UserError("The model has no such layer", "[adapter] layers", f"0 to {count - 1}", str(layer))
+def load_with_start(config: ModelConfig, machine: Machine) -> LoadedModel:
+    """``load_model``; if ``config`` names an adapter, the model computes with it. Raises UserError."""
+    base = load_model(config, machine)
+    if base.start:
+        attach_start(base, trained=False)
+    return base
 
 
 def lora_plus_groups(model: nn.Module, ratio: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -141,22 +131,17 @@ def lora_plus_groups(model: nn.Module, ratio: float, weight_decay: float) -> lis
     return [{new: group[old] for old, new in keys.items()} for group in optimizer.param_groups if group["params"]]
 
 
-def _linear_names(model: nn.Module, inside_layers: bool = False) -> set[str]:
-    """The last parts of the names of linear modules; with ``inside_layers``, only of those in numbered layers."""
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
-    return {name.rpartition(".")[2] for name in names if not inside_layers or re.search(r"\.\d+\.", name)}
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
-
-
 def detach_adapter(model: nn.Module) -> PreTrainedModel:
-    """Removes the adapter and returns the original base model."""
-    if isinstance(model, PeftModel):
-        return model.unload()  # type: ignore[operator]
-    assert isinstance(model, PreTrainedModel)
-    return model
+    """Removes the adapter, if the model has one, and returns the original base model."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, module in [*base.named_modules()]:
+        if isinstance(module, LoraLayer):
+            parent, _, last = name.rpartition(".")
+            setattr(base.get_submodule(parent), last, module.get_base_layer())
+    if hasattr(base, "peft_config"):  # PEFT's note that it has changed the model
+        del base.peft_config
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -215,11 +200,6 @@ def _is_set(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Writes the card of a saved adapter or model, sealed, atomically."""
-    write_json(folder / CARD, sealed(card))
-
-
 def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The README of the folder: a model card with the base model, the labels and a usage example."""
     title = "LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "Fine-tuned model"
@@ -251,45 +231,6 @@ def _check_size(folder: Path, model: PeftModel) -> None:
     assert expected <= size <= expected + 1_000_000, f"the adapter file has {size} bytes, expected about {expected}"
 
 
-def read_card(folder: Path, force: bool = False) -> dict[str, Any]:
-    """The card of a saved adapter or model.
-
-    Raises UserError if Loratory did not write it, if it is damaged, or (unless ``force``) if the card or a file that it
-    lists has been changed since.
-    """
-    if not (folder / CARD).exists():
-        raise UserError("Not a Loratory adapter", str(folder), expected=f"a folder with a {CARD}")
-    card = read_json(folder / CARD)
-    for part, kinds in (("", CARD_KINDS), ("base", BASE_KINDS)):
-        values = card[part] if part else card
-        for key, kind in kinds.items():
-            if not isinstance(values.get(key), kind):
-                expected = f"{part + '.' if part else ''}{key} of another type"
-                raise UserError(
-                    "The adapter's card is damaged", str(folder / CARD), expected, repr(values.get(key))[:100]
-                )
-    if (changed := _changed(folder, card)) and not force:
-        fix = "restore the folder from a copy; in a run, the command that started it makes them again; or add --force"
-        found = ", ".join(changed[:3])
-        raise UserError("Files of the adapter have changed since they were written", str(folder), found=found, fix=fix)
-    return card
-
-
-def changed_model_files(folder: Path) -> list[str]:
-    """The files of a saved adapter or model that are missing or changed; the card itself if it cannot be used."""
-    try:
-        return _changed(folder, read_card(folder, force=True))
-    except UserError:
-        return [CARD]
-
-
-def _changed(folder: Path, card: dict[str, Any]) -> list[str]:
-    files = card.get("files") or {}
-    # A whole model is loaded from its folder, where a file that was added could decide too.
-    added = set(deciding_names(folder)) - set(files) if files and card["adapter"] == "full" else set()
-    return ([] if seal_is_intact(card) else [CARD]) + changed_files(folder, files) + sorted(added)
-
-
 def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bool = True) -> nn.Module:
     """Loads a saved LoRA adapter onto the base model, for inference.
 
@@ -303,20 +244,31 @@ def load_adapter(base: LoadedModel, folder: Path, force: bool = False, fused: bo
     if (different := differing_files(recorded, base.hashes)) and not force:
         fix = f"restore the files of {base.name}, or add --force"
         raise UserError("The adapter was trained on a different base model", str(folder), found=different, fix=fix)
+    return _load_lora(base.model, folder, fused)
+
+
+def _load_lora(base: PreTrainedModel, folder: Path, fused: bool, trained_dropout: float | None = None) -> nn.Module:
+    """Loads a LoRA adapter: frozen, or to be trained with ``trained_dropout``. Raises UserError as ``load_adapter``."""
     check_adapter_folder(folder)
+    trained = trained_dropout is not None
     try:
         config = PeftConfig.from_pretrained(str(folder))
+        if trained:
+            config.lora_dropout = trained_dropout  # type: ignore[attr-defined]
         if fused:
             config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
-            model = PeftModel.from_pretrained(base.model, str(folder), config=config)
+            model = PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=trained)
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-            missing = get_peft_model_state_dict(model).keys() - set(file.keys())
+            expected, present = set(get_peft_model_state_dict(model)), set(file.keys())
     except Exception as error:  # corrupt files raise many kinds of exceptions
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
-    if missing:  # PEFT would leave them at their start
+    if missing := expected - present:  # PEFT would leave them at their start
         raise UserError("The adapter's weights are incomplete", str(folder), found=f"missing: {sorted(missing)[0]}")
+    if others := present - expected:  # PEFT would ignore them
+        found = sorted(others)[0]
+        raise UserError("The adapter has weights that do not belong to its modules", str(folder), found=found)
     if bad := non_finite((n, p) for n, p in model.named_parameters() if "lora_" in n):
         raise UserError("The adapter contains NaN or infinite values", str(folder), found=f"in {bad}")
     return model.eval()

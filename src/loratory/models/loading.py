@@ -1,15 +1,12 @@
 """Loading of models and tokenizers from the hub or a folder: safetensors only, and never the model's own code."""
 
 import dataclasses
-import importlib.resources
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -24,9 +21,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.errors import UserError
 from loratory.machine import Machine
+from loratory.models.finding import find_files
 from loratory.models.identity import model_hashes
+from loratory.models.starting import StartingAdapter, base_files, starting_adapter
 from loratory.models.untrusted import check_model_folder
-from loratory.settings import BUILTIN, BUILTINS, ModelConfig
+from loratory.models.usable import check_not_quantized, check_weights
+from loratory.settings import BUILTINS, ModelConfig
 
 # For models without a chat template: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (
@@ -37,7 +37,6 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Chat models to suggest, by size: name and billions of parameters. Anyone can download them without accepting terms.
 KNOWN_MODELS = (
     ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
@@ -66,6 +65,13 @@ class LoadedModel:
     """Commit hash on the hub; None for a folder."""
     hashes: Mapping[str, str]
     """The hashes of the files that decide its answers; those of the weights under "weights"."""
+    start: StartingAdapter | None = None
+    """The adapter from which training goes on, if the settings name one instead of a model."""
+
+    @property
+    def decisive_hashes(self) -> dict[str, str]:
+        """``hashes`` and those of the adapter from which training goes on."""
+        return {**self.hashes, **(self.start.hashes if self.start else {})}
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,19 @@ class LoadedTokenizer:
     """The longest sequence, in tokens, that the model supports."""
     is_masked_lm: bool = False
     """Whether the model is a masked language model, which attends in both directions and fills in masked tokens."""
+    embeddings: int = 2**31
+    """How many token ids, from 0, the model has an embedding for; a tokenizer may have more tokens."""
 
 
 def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
-    """Loads only the tokenizer. Raises UserError as ``load_model`` does."""
-    folder, _ = find_files(config)
+    """Loads only the tokenizer; that of the base model, if ``config`` names an adapter. Raises UserError."""
+    start = starting_adapter(config)
+    folder, _ = base_files(start) if start else find_files(config)
     return _load_tokenizer(folder, config.name)
 
 
 def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
+    check_not_quantized(folder, name)
     check_model_folder(folder)
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -97,30 +107,35 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
         text = settings.get_text_config()
         masked = _is_masked(settings)
         stop_ids = _stop_ids(folder, text, tokenizer)
+        embeddings = int(getattr(text, "vocab_size", None) or 2**31)
     except Exception as error:  # Transformers raises OSError, ValueError, KeyError or RuntimeError for corrupt files
         raise _explain(error, name) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "The model has no fast tokenizer", name, expected="a tokenizer.json", fix="choose another model"
         )
+    _check_tokenizer_works(tokenizer, name)
     if masked:
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise UserError("The tokenizer of this masked language model lacks a mask token or a padding token", name)
-        return LoadedTokenizer(tokenizer, (), False, min(context_length(text), tokenizer.model_max_length), True)
+        limit = int(min(context_length(text), tokenizer.model_max_length))
+        return LoadedTokenizer(tokenizer, (), False, limit, True, embeddings)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text), False)
+    return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text), False, embeddings)
 
 
 def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
-    """Loads the model, onto the machine's device, and its tokenizer.
+    """Loads the model, onto the machine's device, and its tokenizer; the base model, if ``config`` names an adapter.
 
     Raises UserError if the model is missing, gated, not available offline, stored as pickle or requires custom code, or
     if it is neither a causal nor a masked language model.
     """
-    folder, revision = find_files(config)
-    _check_weights(folder, config.name)
+    start = starting_adapter(config)
+    folder, revision = base_files(start) if start else find_files(config)
+    config = start.base if start else config
+    check_weights(folder, config.name)
     text = _load_tokenizer(folder, config.name)
     try:
         kind = AutoModelForMaskedLM if text.is_masked_lm else AutoModelForCausalLM
@@ -135,15 +150,20 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     except Exception as error:
         raise _explain(error, config.name) from error
     model, loading_info = loaded
-    _check_loaded(model, text.tokenizer, loading_info, config.name)
+    _check_loaded(model, loading_info, config.name)
     model.to(machine.device)
     model.eval()
+    _check_model_works(model, config.name)
+    text = dataclasses.replace(text, embeddings=model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
     if text.is_masked_lm:  # some models do not number positions from 0
         positions = context_length(model.config.get_text_config()) - first_position(model)
         text = dataclasses.replace(text, max_length=min(text.max_length, positions))
     local = config.name in BUILTINS or Path(config.name).is_dir()
     name = str(folder.resolve()) if local else config.name
-    return LoadedModel(model, text, name, revision, model_hashes(folder))
+    hashes = model_hashes(folder)
+    if start:
+        start.check_base(hashes)
+    return LoadedModel(model, text, name, revision, hashes, start)
 
 
 def first_position(model: nn.Module) -> int:
@@ -165,11 +185,6 @@ def suggested_models(memory_bytes: int, most: int = 3) -> list[str]:
     return fitting[-most:] or [KNOWN_MODELS[0][0]]
 
 
-def builtin_folder(name: str = BUILTIN) -> Path:
-    """The folder of one of the demonstration models that ship with the package."""
-    return Path(str(importlib.resources.files("loratory") / "builtin" / ("model" if name == BUILTIN else "masked")))
-
-
 def is_masked(config: ModelConfig) -> bool:
     """Whether a model is a masked language model; loads no weights. Raises UserError as ``load_model`` does."""
     return load_tokenizer(config).is_masked_lm
@@ -177,65 +192,6 @@ def is_masked(config: ModelConfig) -> bool:
 
 def _is_masked(settings: PretrainedConfig) -> bool:
     return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in settings.architectures or ())
-
-
-def find_files(config: ModelConfig) -> tuple[Path, str | None]:
-    """The folder with the model's files, downloaded from the hub if necessary, and the commit (None for a folder).
-
-    Raises UserError if the model does not exist, is gated, or cannot be downloaded.
-    """
-    if config.name in BUILTINS:
-        return builtin_folder(config.name), None
-    folder = Path(config.name)
-    if config.name.strip() and folder.is_dir():
-        return folder, None
-    if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1 or not config.name.strip():
-        raise UserError("Model folder not found", "[model] name", "a folder or a hub id", config.name)
-    where = f"[model] name = {config.name!r}"
-    try:
-        fetched = Path(snapshot_download(config.name, revision=config.revision, allow_patterns=FILES))
-    except GatedRepoError as error:
-        fix = (
-            "accept the terms on the model's hub page and run: hf auth login; or choose a model without terms, such as"
-        )
-        fix += " Qwen/Qwen2.5-0.5B-Instruct"
-        raise UserError("The model is gated", where, fix=fix) from error
-    except RepositoryNotFoundError as error:
-        fix = "check the spelling; for a private model, run: hf auth login"
-        raise UserError("The model does not exist on the hub", where, fix=fix) from error
-    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
-        raise UserError(
-            "The model is not on this machine and the hub cannot be reached",
-            where,
-            expected="a network connection, a previously downloaded model, or a folder",
-            found=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
-            fix="connect to the network, unset HF_HUB_OFFLINE, or use a folder that contains the model",
-        ) from error
-    except ValueError as error:
-        raise UserError("Not a valid model name", where, "a folder or a hub id", str(error).splitlines()[0]) from error
-    return fetched, fetched.name
-
-
-def _check_weights(folder: Path, name: str) -> None:
-    if not (folder / "config.json").exists():
-        is_adapter = (folder / "adapter_config.json").exists()
-        hint = "use the base model; this folder contains an adapter" if is_adapter else None
-        raise UserError("No model in this folder", name, expected="config.json and *.safetensors", fix=hint)
-    if (folder / "adapter_config.json").exists():
-        fix = "move its adapter_* files to another folder, or merge them into the model"
-        raise UserError("The model's folder also contains an adapter", name, fix=fix)
-    if list(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-    if pickles:
-        raise UserError(
-            "The model's weights are stored as pickle, which can run arbitrary code when loaded",
-            name,
-            expected="*.safetensors",
-            found=", ".join(pickles[:3]),
-            fix="convert them to safetensors in an isolated environment",
-        )
-    raise UserError("The model has no weights", name, expected="*.safetensors")
 
 
 def _explain(error: Exception, name: str) -> UserError:
@@ -250,23 +206,36 @@ def _explain(error: Exception, name: str) -> UserError:
     return UserError("The model cannot be loaded", name, found=f"{type(error).__name__}: {first}")
 
 
-def _check_loaded(model: PreTrainedModel, tokenizer: Any, loading_info: dict, name: str) -> None:
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            "The model has no fast tokenizer", name, expected="a tokenizer.json", fix="choose another model"
-        )
+def _check_tokenizer_works(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Tokenizes a text as later steps do: settings that nobody checks may make that fail."""
+    try:
+        ids = tokenizer("a", add_special_tokens=False, return_offsets_mapping=True, verbose=False)["input_ids"]
+        tokenizer.decode(ids, skip_special_tokens=True)
+        tokenizer.get_added_vocab()  # type: ignore[operator]
+    except Exception as error:
+        raise _explain(error, name) from error
+
+
+def _check_loaded(model: PreTrainedModel, loading_info: dict, name: str) -> None:
     if loading_info["missing_keys"]:
         missing = ", ".join(sorted(loading_info["missing_keys"])[:3])
         raise UserError("The weights are incomplete", name, found=f"missing: {missing}")
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    if len(tokenizer) > rows:
-        raise UserError(
-            "The tokenizer has more tokens than the model has embeddings", name, f"at most {rows}", str(len(tokenizer))
-        )
     if bad := non_finite(model.named_parameters()):
         narrow = model.dtype == torch.float16  # its largest number is 65504
         fix = 'set [model] dtype = "float32", which holds larger numbers' if narrow else "use another copy of the model"
         raise UserError("The weights contain NaN or infinite values", name, found=f"in {bad}", fix=fix)
+
+
+@torch.no_grad()
+def _check_model_works(model: PreTrainedModel, name: str) -> None:
+    """Computes one token: settings in config.json that nobody checks may make that fail."""
+    try:
+        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        model(input_ids=token, attention_mask=torch.ones_like(token))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise _explain(error, name) from error
 
 
 @torch.no_grad()

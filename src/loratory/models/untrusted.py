@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import UserError
-from loratory.storage import read_json_object
+from loratory.storage import check_no_pointer, read_json_object
 
 MAX_SETTINGS, MAX_TEXTS, MAX_HEADER = 16 << 20, 256 << 20, 100 << 20  # bytes
 MAX_DEPTH = 32  # of objects in config.json
@@ -30,6 +30,8 @@ NUMBER_BITS = {
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 RANKS = 1 << 16
+# The only pattern that earlier versions of Loratory wrote into adapters.
+EXCLUDED_BEFORE = r".*\.(gate|router|experts)(\..*)?"
 
 
 def check_model_folder(folder: Path) -> None:
@@ -66,6 +68,9 @@ def check_adapter_folder(folder: Path) -> None:
     named = isinstance(targets, list) and all(isinstance(name, str) for name in targets) and len(targets) <= 10_000
     if not named and targets != "all-linear":
         raise _wrong(path, "target_modules", "a list of names", targets)
+    excluded = settings.get("exclude_modules")
+    if isinstance(excluded, str) and excluded != EXCLUDED_BEFORE:
+        raise _wrong(path, "exclude_modules", "a list of names", excluded)
     for key in ("rank_pattern", "alpha_pattern", "layers_pattern", "layer_replication", "modules_to_save"):
         if settings.get(key):
             raise _wrong(path, key, "nothing", settings[key])
@@ -75,11 +80,14 @@ def check_adapter_folder(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raises UserError for a file that is a pipe or a device, or that is too large for its kind."""
+    """Raises UserError for a file that is a pipe or a device, a pointer of Git LFS, or too large for its kind."""
     for path in sorted(folder.iterdir()):
+        if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+            check_no_pointer(path)
         if path.suffix not in (".json", ".jinja", ".model", ".txt", ".safetensors"):
             continue
         check_regular(path)
+        check_no_pointer(path)
         limit = {".json": MAX_SETTINGS, ".jinja": MAX_SETTINGS, ".safetensors": 1 << 62}.get(path.suffix, MAX_TEXTS)
         limit = MAX_TEXTS if path.name in ("tokenizer.json", "vocab.json") or "index" in path.name else limit
         if (size := path.stat().st_size) > limit:

@@ -34,7 +34,7 @@ from loratory.evaluation import (
 )
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import different_versions, resolve_machine
-from loratory.models import CARD, LoadedModel, load_adapter, load_model, read_card
+from loratory.models import CARD, LoadedModel, load_adapter, load_model, load_with_start, read_card
 from loratory.schema import dataclass_from
 from loratory.settings import ModelConfig, PromptConfig, TrainConfig
 from loratory.storage import hashes_of, is_finished, is_run, json_text, sha256_of_text
@@ -231,9 +231,9 @@ def _rule(choose: Mapping[str, Any], labels: int, where: str) -> Rule:
 
 
 def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
-    """Loads a base model and its renderer. Raises UserError if the model cannot be loaded."""
+    """Loads a model, or an adapter on its base model, and the renderer. Raises UserError if it cannot be loaded."""
     start_template_process()
-    base = load_model(ModelConfig(name), resolve_machine("auto", "auto", 0))
+    base = load_with_start(ModelConfig(name), resolve_machine("auto", "auto", 0))
     return base, renderer_for(base.text, PromptConfig())
 
 

@@ -11,7 +11,14 @@ from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
 from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
 from loratory.settings import BUILTIN_MASKED, BUILTINS, MASKED_TASKS
-from loratory.text import Renderer, check_system_is_shown, check_turns_are_shown, fit_to_context, template_deviation
+from loratory.text import (
+    Renderer,
+    check_system_is_shown,
+    check_turns_are_shown,
+    fit_to_context,
+    template_deviation,
+    tokenize,
+)
 
 
 def check_model_kind(config: Config, text: LoadedTokenizer, name: str) -> None:
@@ -61,6 +68,14 @@ def template_notes(renderer: Renderer, config: Config, split: Split) -> list[str
     left_out = check_turns_are_shown([*split.train, *split.validation, *split.test], renderer)
     sentences = [f"Answers end with {renderer.ending_text!r}: {renderer.note}", template_deviation(renderer), *left_out]
     return [sentence for sentence in sentences if sentence]
+
+
+def check_tokens(split: Split, renderer: Renderer) -> None:
+    """Raises UserError if an example has a token for which the model has no embedding."""
+    if len(renderer.tokenizer) <= renderer.embeddings:
+        return
+    for example in (*split.train, *split.validation, *split.test):
+        tokenize(dataclasses.replace(example, answers=(*example.answers, *example.candidates)), renderer)
 
 
 def is_demonstration(config: Config) -> bool:

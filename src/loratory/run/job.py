@@ -16,9 +16,10 @@ from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
 from loratory.machine import Machine, describe_machine, git_state, resolve_machine, versions
 from loratory.metrics import task_variant
-from loratory.models import WEIGHTS, LoadedModel, check_targets, load_model
+from loratory.models import WEIGHTS, LoadedModel, load_with_start, merged_settings, module_targets
 from loratory.run.checks import (
     check_model_kind,
+    check_tokens,
     check_words,
     chooses_on_validation,
     demonstration_text,
@@ -89,10 +90,19 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
         )
     )
     on_event(Event("message", f"Device: {machine.reason}"))
-    base = load_model(config.model, machine)
+    base = load_with_start(config.model, machine)
+    started_from: list[Finding] = []
+    if base.start:
+        adapter, decided = merged_settings(config.adapter, base.start)
+        config = dataclasses.replace(config, adapter=adapter)
+        message = f"Training goes on from the adapter in {base.start.folder}; what is measured before has it too"
+        taken = f"; taken from it: {', '.join(decided)}" if decided else ""
+        started_from = [Finding("starts_from_adapter", "note", message + taken)]
+        on_event(Event("message", message + taken))
+    elif not full:
+        module_targets(base.model, config.adapter)  # reports a mistake before anything else is done
     check_model_kind(config, base.text, base.name)
     check_words(config.prompt.words, split.labels)
-    check_targets(base.model, config.adapter)
     if base.text.plain_template:
         on_event(Event("message", "The model has no chat template; Loratory uses a plain one (docs/rendering.md)"))
     renderer = with_mask_count(
@@ -111,6 +121,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     split, fitted = fit_split(without_cells(split), renderer, base.text.max_length, config.data.overlong)
     for finding in fitted:
         on_event(_event_of(finding))
+    check_tokens(split, renderer)
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
@@ -124,12 +135,12 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     )
     for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
         on_event(Event("message", sentence))
-    checks = [dataclasses.asdict(f) for f in (*found, *fitted)]
+    checks = [dataclasses.asdict(f) for f in (*started_from, *found, *fitted)]
     model = dataclasses.replace(
         config.model,
         device=str(machine.device),
         dtype=machine.dtype_name,
-        revision=base.revision or config.model.revision,
+        revision=(base.start.revision if base.start else base.revision) or config.model.revision,
     )
     prompt = dataclasses.replace(split.prompt, date=renderer.date)
     run_settings = dataclasses.replace(config.run, threads=machine.threads)

@@ -133,7 +133,7 @@ def _start(job: Job, contents: Mapping[str, str], estimate: Mapping[str, float])
     for stage, seconds in job.seconds.items():
         append_metric(job.run, "stage", name=stage, seconds=seconds)
     hashes = {name: sha256_of_text(text) for name, text in contents.items()}
-    write_record(job.run, RunRecord("started", dict(job.base.hashes), versions(), hashes))
+    write_record(job.run, RunRecord("started", job.base.decisive_hashes, versions(), hashes))
 
 
 def _start_contents(job: Job, config: Config | None) -> dict[str, str]:
@@ -161,8 +161,8 @@ def _resume(run: Path, config: Config | None, on_event: EventCallback, force: bo
     settings = config if config is not None and "config.toml" in damaged else read_config(run)
     job = load_job(settings, run, on_event, "as configured" if settings is config else "as when the run started")
     base = dict(record.base) if record else {WEIGHTS: _read_json(run / "environment.json")["model"]["weights_sha256"]}
-    if (different := differing_files(base, job.base.hashes)) and not force:
-        fix = f"restore the files of {job.base.name}, or start over with --overwrite"
+    if (different := differing_files(base, job.base.decisive_hashes)) and not force:
+        fix = f"restore the files of {job.config.model.name}, or start over with --overwrite"
         raise UserError("The base model has changed since this run started", str(run), found=different, fix=fix)
     if "data.json" not in damaged:
         _check_same_data(run, data_record(job), force)

@@ -17,6 +17,7 @@ from loratory.models import (
     CARD,
     WEIGHTS,
     attach_adapter,
+    attach_start,
     changed_model_files,
     detach_adapter,
     load_adapter,
@@ -129,8 +130,13 @@ def log_trained(job: Job, model: nn.Module) -> None:
 
 
 def with_fresh_adapter(job: Job) -> nn.Module:
-    """The base model with what the settings train: a new adapter, initialized by seed, or all parameters."""
-    return attach_adapter(job.base, job.config.adapter, job.config.train.seed, job.config.speed.lora == "on")
+    """The base model with what the settings train: a new adapter, initialized by seed, or all parameters; or else the
+    adapter from which training goes on, as it was given."""
+    fused = job.config.speed.lora == "on"
+    detach_adapter(job.base.model)
+    if job.base.start:
+        return attach_start(job.base, trained=True, dropout=job.config.adapter.dropout, fused=fused)
+    return attach_adapter(job.base, job.config.adapter, job.config.train.seed, fused)
 
 
 def learning_rates(job: Job) -> list[float]:
@@ -145,8 +151,11 @@ def learning_rates(job: Job) -> list[float]:
 
 
 def restore_base(job: Job, model: nn.Module) -> None:
-    """Restores the base model: detaches the adapter, or reloads the weights after full fine-tuning."""
+    """Restores what is measured before training: detaches the tuned adapter and attaches the one from which training
+    goes on, if there is one; or reloads the weights after full fine-tuning."""
     detach_adapter(model)
+    if job.base.start:
+        attach_start(job.base, trained=False, fused=job.config.speed.lora == "on")
     if job.config.adapter.kind == "full":
         original = load_model(job.config.model, job.machine)
         job.base.model.load_state_dict(original.model.state_dict())
@@ -300,7 +309,8 @@ def is_trained(job: Job) -> bool:
 def save_trained(job: Job, model: nn.Module) -> nn.Module:
     """Saves the tuned model and its card. An adapter is loaded back, so that the saved weights are evaluated."""
     prompt = dataclasses.asdict(job.config.prompt)
-    name = job.config.model.name if job.config.model.name in BUILTINS else job.base.name
+    named = job.base.start.base.name if job.base.start else job.config.model.name
+    name = named if named in BUILTINS else job.base.name
     others = {file: digest for file, digest in job.base.hashes.items() if file != WEIGHTS}
     base = {"name": name, "revision": job.base.revision, "weights_sha256": job.base.hashes[WEIGHTS], "files": others}
     card = {
@@ -320,13 +330,13 @@ def save_trained(job: Job, model: nn.Module) -> nn.Module:
     save_tuned_model(model, trained_folder(job), job.base.text.tokenizer, job.renderer.stop_ids, card)
     if job.config.adapter.kind == "full":
         return model
-    detach_adapter(model)
     return reload_trained(job)
 
 
 def reload_trained(job: Job) -> nn.Module:
     """Loads the tuned model from disk."""
     if job.config.adapter.kind == "lora":
+        detach_adapter(job.base.model)
         return load_adapter(job.base, trained_folder(job), fused=job.config.speed.lora == "on")
     config = dataclasses.replace(job.config.model, name=str(trained_folder(job)), revision=None)
     return load_model(config, job.machine).model

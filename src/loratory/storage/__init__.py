@@ -16,6 +16,7 @@ from loratory.storage.contents import (
 from loratory.storage.files import (
     atomic_folder,
     changed_files,
+    check_no_pointer,
     hashes_of,
     json_text,
     open_output,
@@ -61,6 +62,7 @@ __all__ = [
     "append_metric",
     "atomic_folder",
     "changed_files",
+    "check_no_pointer",
     "check_place",
     "check_replaceable",
     "check_run",

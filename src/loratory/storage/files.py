@@ -18,6 +18,8 @@ from loratory.errors import UserError
 TEMPORARY = re.compile(r"\.loratory-[0-9a-f]{12}\.tmp")
 SEAL = "seal"
 MAX_JSON = 256 << 20  # bytes
+# The first bytes of every pointer: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+LFS_POINTER, MAX_LFS_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -81,6 +83,14 @@ def read_regular(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise UserError("This is not a regular file", str(path), fix="move it to another folder")
     return path.read_bytes()
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raises UserError if the file is a pointer that Git LFS left in the place of the file. Reads no more than that."""
+    if not path.is_file() or path.stat().st_size > MAX_LFS_POINTER or not path.read_bytes().startswith(LFS_POINTER):
+        return
+    fix = f"install Git LFS and run this in the folder {path.parent}: git lfs pull"
+    raise UserError("The file is a Git LFS pointer: its content was not downloaded", str(path), fix=fix)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

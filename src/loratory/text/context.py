@@ -34,7 +34,9 @@ def example_length(example: Example, renderer: Renderer) -> int:
     answers = example.candidates or example.answers
     if prompt.tail is not None:
         return len(prompt.token_ids) + renderer.longest_answer(prompt.tail, answers) + len(renderer.ending)
-    return len(prompt.token_ids) + max((len(completion_ids(prompt, a, renderer)[0]) for a in answers), default=0)
+    return len(prompt.token_ids) + max(
+        (len(completion_ids(prompt, a, renderer, example.source)[0]) for a in answers), default=0
+    )
 
 
 def _plain_text_length(example: Example, renderer: Renderer) -> int:

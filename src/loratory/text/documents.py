@@ -56,6 +56,7 @@ def renderer_of_task(task: str, text: LoadedTokenizer, prompt: PromptConfig, whe
         tuple(sorted({*text.stop_ids, *ending[-1:]})),
         "the end of a document",
         max_length=min(MAX_WINDOW, text.max_length),
+        embeddings=text.embeddings,
         document_start=tuple(start),
     )
 

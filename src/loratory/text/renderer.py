@@ -46,6 +46,8 @@ class Renderer:
     """How many mask tokens an answer slot has."""
     max_length: int = 2**31
     """The longest sequence, in tokens, that the model reads; longer plain texts are split into chunks."""
+    embeddings: int = 2**31
+    """How many token ids, from 0, the model has an embedding for; a tokenizer may have more tokens."""
     document_start: tuple[int, ...] | None = None
     """The tokens that begin a document, if texts are documents without a chat template (pretraining); else None."""
 
@@ -142,3 +144,20 @@ class Renderer:
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special: bool = False) -> str:
     """Decodes the ids to text."""
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
+
+
+def check_embedded(token_ids: Sequence[int] | Int64[np.ndarray, "T"], renderer: Renderer, source: str | None) -> None:
+    """Raises UserError if the model has no embedding for one of the tokens, which come from ``source``."""
+    ids = np.asarray(token_ids)
+    without = ids[ids >= renderer.embeddings]
+    if not len(without):
+        return
+    beyond = int(without[0])
+    token = renderer.tokenizer.convert_ids_to_tokens(beyond)
+    raise UserError(
+        "The tokenizer has a token for which the model has no embedding, and a text uses it",
+        source or None,
+        f"token ids below {renderer.embeddings}, the number of embeddings",
+        f"{token!r}, which is token {beyond}",
+        "remove it from the text, or use the tokenizer with which the model was published",
+    )

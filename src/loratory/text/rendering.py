@@ -17,7 +17,7 @@ from loratory.data import ANSWER_SLOT, Example, Message
 from loratory.errors import UserError
 from loratory.text.documents import document_prompt, document_windows
 from loratory.text.masking import MaskedText, masked_prompt, masked_rounds, split_at_slot, with_answer
-from loratory.text.renderer import PROBE, Renderer, decode
+from loratory.text.renderer import PROBE, Renderer, check_embedded, decode
 from loratory.text.template import apply_template, template_arguments
 from loratory.text.turns import rendered_turn
 
@@ -64,9 +64,15 @@ class RenderedPrompt:
 def render_prompt(messages: Sequence[Message], renderer: Renderer, source: str = "") -> RenderedPrompt:
     """Renders text and ids up to where the answer begins; for masked language models, with one mask token in the slot.
 
-    Raises UserError if the template rejects the messages or adds two beginning-of-sequence tokens, or if the prompt has
-    an answer slot that the model cannot fill.
+    Raises UserError if the template rejects the messages or adds two beginning-of-sequence tokens, if the prompt has
+    an answer slot that the model cannot fill, or if it has a token without an embedding.
     """
+    prompt = _render_prompt(messages, renderer, source)
+    check_embedded(prompt.token_ids, renderer, source)
+    return prompt
+
+
+def _render_prompt(messages: Sequence[Message], renderer: Renderer, source: str) -> RenderedPrompt:
     if renderer.is_masked_lm:
         masked = masked_prompt(renderer.tokenizer, messages[-1].content, source)
         return RenderedPrompt(masked.text, masked.token_ids, masked.char_spans, None, "")
@@ -117,12 +123,13 @@ def _fim_prompt(messages: Sequence[Message], renderer: Renderer, source: str) ->
     return f"{beginning}{tokens[0]}{start}{tokens[1]}{end}{tokens[2]}"
 
 
-def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> tuple[list[int], bool]:
+def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer, source: str = "") -> tuple[list[int], bool]:
     """The ids of answer and ending, which follow the prompt, and whether the answer was tokenized in context.
 
     In context means that encode(prompt + answer) begins with the prompt's ids and the rest is the answer. If the
     tokenizer would merge the end of the prompt with the start of the answer, the answer is tokenized on its own,
-    because inference always sees the prompt's ids unchanged. The answer includes the template's leading space.
+    because inference always sees the prompt's ids unchanged. The answer includes the template's leading space. Raises
+    UserError if it has a token without an embedding.
     """
     answer = prompt.leading_space + answer
     if prompt.tail is None:
@@ -135,6 +142,7 @@ def completion_ids(prompt: RenderedPrompt, answer: str, renderer: Renderer) -> t
             ids = None
     in_context = ids is not None and len(ids) > 0
     answer_ids = list(ids) if ids else renderer.encode(answer)[0].tolist()
+    check_embedded(answer_ids, renderer, source)
     return answer_ids + list(renderer.ending), in_context
 
 
@@ -193,6 +201,7 @@ def _tokenize_document(example: Example, renderer: Renderer) -> list[TokenizedEx
         raise UserError("The text has no tokens, so there is nothing to train on", source, found=repr(text[:80]))
     sequences = []
     for window in windows:
+        check_embedded(window.token_ids, renderer, source)
         weights = np.ones(len(window.token_ids), dtype=np.float32)
         weights[: window.context] = 0
         sequences.append(TokenizedExample(window.token_ids, weights, window.text, window.char_spans, source))
@@ -232,11 +241,15 @@ def _tokenize_masked(example: Example, renderer: Renderer) -> list[TokenizedExam
         slotted = split_at_slot(text, source)
         words = [label_word(answer, renderer) for answer in example.answers]
         filled = [with_answer(renderer.tokenizer, slotted, w, renderer.slot_length, source) for w in words]
-        return [_masked_sequence(masked, source, (0, 1)) for masked in filled]
+        return [_masked_sequence(masked, renderer, source, (0, 1)) for masked in filled]
     chunks = list(masked_rounds(renderer.tokenizer, text, renderer.max_length))
     if not chunks:
         raise UserError("The text has no tokens, so there is nothing to train on", source, found=repr(text[:80]))
-    return [_masked_sequence(masked, source, (i, len(chunk))) for chunk in chunks for i, masked in enumerate(chunk)]
+    return [
+        _masked_sequence(masked, renderer, source, (i, len(chunk)))
+        for chunk in chunks
+        for i, masked in enumerate(chunk)
+    ]
 
 
 def is_plain_text_example(example: Example) -> bool:
@@ -244,7 +257,10 @@ def is_plain_text_example(example: Example) -> bool:
     return example.answers == (example.messages[-1].content,)
 
 
-def _masked_sequence(masked: MaskedText, source: str, rotation: tuple[int, int]) -> TokenizedExample:
+def _masked_sequence(
+    masked: MaskedText, renderer: Renderer, source: str, rotation: tuple[int, int]
+) -> TokenizedExample:
+    check_embedded(np.concatenate([masked.token_ids, masked.masked_ids]), renderer, source)
     weights = masked.is_masked.astype(np.float32)
     return TokenizedExample(
         masked.token_ids, weights, masked.text, masked.char_spans, source, masked.masked_ids, rotation
@@ -261,7 +277,7 @@ def join_completion(prompt: RenderedPrompt, answer: str, renderer: Renderer, sou
 
     Raises UserError if the answer has no tokens.
     """
-    completion, _ = completion_ids(prompt, answer, renderer)
+    completion, _ = completion_ids(prompt, answer, renderer, source)
     if len(completion) == len(renderer.ending):
         raise UserError("The answer has no tokens, so there is nothing to train on", source, found=repr(answer))
     completed = prompt.leading_space + answer + renderer.ending_text

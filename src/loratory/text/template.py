@@ -18,7 +18,7 @@ from loratory.data import CALLS, TOOLS, Message
 from loratory.errors import UserError, did_you_mean
 from loratory.models import LoadedTokenizer
 from loratory.settings import PromptConfig
-from loratory.text.renderer import PROBE, Renderer
+from loratory.text.renderer import PROBE, Renderer, check_embedded
 from loratory.text.template_runner import TemplateFailure, template_runner
 
 # Contains no text of a template either. Some templates demand ids of nine characters.
@@ -57,7 +57,10 @@ def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task
     Raises UserError if the template cannot be used, or if a system message is set for a masked language model.
     """
     if not text.is_masked_lm:
-        return make_renderer(text.tokenizer, text.stop_ids, prompt, where)
+        renderer = make_renderer(text.tokenizer, text.stop_ids, prompt, where)
+        renderer = dataclasses.replace(renderer, embeddings=text.embeddings)
+        check_embedded(renderer.ending, renderer, "the end of an answer")
+        return renderer
     if prompt.system is not None:
         fix = "move its text to [prompt] user"
         raise UserError("A masked language model does not take a system message", f"{where}, prompt.system", fix=fix)
@@ -71,6 +74,7 @@ def renderer_for(text: LoadedTokenizer, prompt: PromptConfig, where: str = "task
         is_masked_lm=True,
         label_words=prompt.words,
         max_length=text.max_length,
+        embeddings=text.embeddings,
     )
 
 

@@ -42,8 +42,8 @@ def greedy_settings(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int) -
 
 def pad_id_of(renderer: Renderer) -> int:
     """A token id for padding; any id works, because padding is masked by position and never by id."""
-    pad_id = renderer.tokenizer.pad_token_id
-    return pad_id if isinstance(pad_id, int) else renderer.stop_ids[0]
+    choices = (renderer.tokenizer.pad_token_id, *renderer.stop_ids)
+    return next(i for i in choices if isinstance(i, int) and i < renderer.embeddings)
 
 
 @torch.no_grad()

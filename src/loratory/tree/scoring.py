@@ -75,7 +75,9 @@ def label_log_probs(
     ids, completions, distinct = [], [], {}
     for example in examples:  # most prompts have the same completion ids, which are stored once
         prompt = render_prompt(example.messages, renderer, example.source)
-        of_example = tuple(tuple(completion_ids(prompt, label, renderer)[0]) for label in example.candidates)
+        of_example = tuple(
+            tuple(completion_ids(prompt, label, renderer, example.source)[0]) for label in example.candidates
+        )
         ids.append(prompt.token_ids)
         completions.append(distinct.setdefault(of_example, of_example))
     log_probs = completion_log_probs(model, ids, completions, layout, token_budget, progress)
