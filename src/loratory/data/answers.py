@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loratory.data.examples import Tests
-from loratory.data.rows import Row, cell_text, column_text, parse_json
+from loratory.data.rows import Row, columns_of, cell_text, column_text, parse_json
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig
 
@@ -25,11 +25,11 @@ def is_missing(value: Any, texts: Iterable[str] = ()) -> bool:
 
 def candidates_of(row: Row, column: str) -> tuple[str, ...]:
     """The candidates of a row, at least two and all different. Raises UserError if the column has no such list."""
-    value = row.values.get(column)
+    value = row.value(column)
     if isinstance(value, str) and value.lstrip().startswith("["):  # a JSON list in a csv cell
         value = parse_json(value, row.source)
     if not isinstance(value, (list, tuple)):
-        expected, found = "a list of strings", repr(value)[:80] if column in row.values else "no such column"
+        expected, found = "a list of strings", repr(value)[:80] if row.has(column) else "no such column"
         raise UserError(f"The candidates in column {column!r} are not a list", row.source, expected, found)
     texts = tuple(cell_text(item).strip() for item in value)
     if len(set(texts)) < max(2, len(texts)) or not all(texts):
@@ -40,7 +40,7 @@ def candidates_of(row: Row, column: str) -> tuple[str, ...]:
 
 def choice_of(row: Row, answer: str, candidates: str) -> str:
     """The correct candidate, which the answer column gives as text or as an index starting at 0. Raises UserError."""
-    texts, value = candidates_of(row, candidates), row.values.get(answer)
+    texts, value = candidates_of(row, candidates), row.value(answer)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
         return texts[value]
     text = answer_of(row, answer)
@@ -55,7 +55,7 @@ def labels_of(row: Row, column: str, missing_texts: Sequence[str] = ()) -> tuple
 
     Raises UserError if there are none.
     """
-    value = row.values.get(column)
+    value = row.value(column)
     parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(LABEL_SEPARATOR.strip())
     labels = tuple(sorted({cell_text(part).strip() for part in parts if not is_missing(part, missing_texts)}))
     if not labels:
@@ -68,15 +68,15 @@ def labels_of(row: Row, column: str, missing_texts: Sequence[str] = ()) -> tuple
 
 def answer_of(row: Row, column: str) -> str:
     """The row's answer without surrounding white space. Raises UserError if it is missing or empty."""
-    if column not in row.values:
-        names = [str(c) for c in row.values]
+    if not row.has(column):
+        names = columns_of([row])
         raise UserError(
             f"The answer column {column!r} is missing",
             row.source,
             found=f"columns {', '.join(names)}",
             fix=did_you_mean(column, names) or "set [data] answer to one of these columns",
         )
-    text = cell_text(row.values[column]).strip()
+    text = cell_text(row.value(column)).strip()
     if not text:
         raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")
     return text
@@ -88,18 +88,18 @@ def row_tests(row: Row, code: CodeConfig) -> Tests | None:
     Understands the formats of MBPP (a list of statements) and HumanEval (a function ``check`` that takes the function
     to test).
     """
-    column = code.tests or next((name for name in TEST_COLUMNS if row.values.get(name)), "")
-    value = row.values.get(column)
+    column = code.tests or next((name for name in TEST_COLUMNS if row.value(name)), "")
+    value = row.value(column)
     if not value:
         if code.run:
             expected = f"column {code.tests!r}" if code.tests else " or ".join(TEST_COLUMNS)
             raise UserError("The row has no tests to run", row.source, expected, ", ".join(map(str, row.values)))
         return None
     statements = "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    name = str(row.values.get("entry_point") or "")
+    name = str(row.value("entry_point") or "")
     if name and "def check(" in statements:
         statements += f"\ncheck({name})"
-    prefix = str(row.values.get(code.prefix or ("prompt" if name else ""), ""))
+    prefix = str(row.value(code.prefix or ("prompt" if name else ""), ""))
     suffix = column_text(row, code.suffix) if code.suffix else ""
-    setup = str(row.values.get("test_setup_code") or "")
+    setup = str(row.value("test_setup_code") or "")
     return Tests(prefix, name, suffix, f"{setup}\n{statements}")

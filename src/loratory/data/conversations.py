@@ -104,7 +104,7 @@ def conversation_columns(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _holds_turns(rows: Sequence[Row], column: str) -> bool:
-    values = [value for row in rows if (value := row.values.get(column)) not in (None, "", [])]
+    values = [value for row in rows if (value := row.value(column)) not in (None, "", [])]
     return bool(values) and all(_is_turns(value) for value in values)
 
 
@@ -170,14 +170,14 @@ def _turns(row: Row, column: str) -> tuple[list[Any], list[Any], tuple[str, ...]
 
 def _list_in(row: Row, column: str) -> Any:
     """The value of a cell; a list as JSON, as in a csv file, is parsed."""
-    value = row.values.get(column)
+    value = row.value(column)
     return parse_json(value, row.source) if isinstance(value, str) and value.lstrip().startswith("[") else value
 
 
 def _tools(row: Row) -> tuple[tuple[Message, ...], str]:
     """The tools of a row as a message with the role "tools", empty without tools, and their column."""
     for column in TOOL_COLUMNS:
-        if tools := read_tools(row.values.get(column), f"{row.source}, column {column!r}"):
+        if tools := read_tools(row.value(column), f"{row.source}, column {column!r}"):
             return (Message(TOOLS, json.dumps(tools, ensure_ascii=False, default=str)),), column
     return (), ""
 
@@ -185,7 +185,7 @@ def _tools(row: Row) -> tuple[tuple[Message, ...], str]:
 def _system(row: Row) -> tuple[str, str]:
     """The row's own system text and its column, both empty if it has none. Raises UserError if it is not a text."""
     for column in SYSTEM_COLUMNS:
-        value = row.values.get(column)
+        value = row.value(column)
         if value is not None and not isinstance(value, str):
             raise UserError(f"The column {column!r} must contain a text", row.source, found=repr(value)[:80])
         if value and value.strip():

@@ -15,7 +15,7 @@ UNLABELED = "-1"  # what published test sets have instead of a label
 
 def has_no_answer(row: Row, data: DataConfig, task: str) -> bool:
     """Whether the row's answer is missing. A candidate of the task choice may be any text, such as "NA"."""
-    value = row.values.get(data.answer)
+    value = row.value(data.answer)
     if task == "labels" and isinstance(value, str):
         value = value.split(LABEL_SEPARATOR.strip())
     return is_missing(value, () if task == "choice" else data.missing_texts)
@@ -28,7 +28,7 @@ def check_answers_exist(tables: Mapping[str, Sequence[Table]], data: DataConfig,
     """
     known = {_text(row, data) for table in tables["train"] for row in table.rows}
     for part, rows in ((part, table.rows) for part, files in tables.items() for table in files):
-        if rows and not any(data.answer in row.values for row in rows):
+        if rows and not any(row.has(data.answer) for row in rows):
             answer_of(rows[0], data.answer)  # says that the column is missing
         unlabeled = () if UNLABELED in known else (UNLABELED,)
         if part != "train" and all(has_no_answer(row, data, task) or _text(row, data) in unlabeled for row in rows):
@@ -42,7 +42,7 @@ def check_answers_exist(tables: Mapping[str, Sequence[Table]], data: DataConfig,
 
 
 def _text(row: Row, data: DataConfig) -> str:
-    value = row.values.get(data.answer)
+    value = row.value(data.answer)
     return "" if value is None else str(value).strip()
 
 
@@ -53,7 +53,7 @@ def without_missing_answers(parts: Parts, data: DataConfig, task: str) -> tuple[
             value.strip()
             for rows in parts.values()
             for row in rows
-            if isinstance(value := row.values.get(data.answer), str) and value.strip() in data.missing_texts
+            if isinstance(value := row.value(data.answer), str) and value.strip() in data.missing_texts
         }
     )
     fix = 'fill it in, or set [data] missing = "skip" to set such rows aside'
@@ -62,7 +62,7 @@ def without_missing_answers(parts: Parts, data: DataConfig, task: str) -> tuple[
 
     def error(first: Row, missing: int, total: int) -> UserError:
         what = f"The answer in column {data.answer!r} is missing"
-        found = f"{first.values.get(data.answer)!r}; {missing} of {total} rows have no answer"
+        found = f"{first.value(data.answer)!r}; {missing} of {total} rows have no answer"
         return UserError(what, first.source, "an answer in every row", found, fix)
 
     message = "{} rows without an answer were set aside"
@@ -85,7 +85,7 @@ def without_empty_prompts(
 
     def is_empty(row: Row) -> bool:
         # A row without one of the columns is a mistake of its own, reported where the prompt is written.
-        return bool(columns) and all(name in row.values and is_missing(row.values[name]) for name in columns)
+        return bool(columns) and all(row.has(name) and is_missing(row.value(name)) for name in columns)
 
     message = f"{{}} rows without text for the prompt ({names}) were set aside"
     return _set_aside(parts, is_empty, data, "empty_prompts", message, error)

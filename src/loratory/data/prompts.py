@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from loratory.data.answers import candidates_of
 from loratory.data.examples import Example, Message
-from loratory.data.rows import Row, column_text
+from loratory.data.rows import Row, column_text, columns_of
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import DataConfig, PromptConfig
 
@@ -163,7 +163,7 @@ def records_to_examples(
     """Examples for prediction, with the prompts of training; rows need no answer column. Raises UserError."""
     if not rows:
         return []
-    columns = list(dict.fromkeys(str(c) for row in rows for c in row.values))
+    columns = columns_of(rows)
     write = prompt_writer(prompt, answer, columns, labels, rows[0].source, candidates)
     return [
         Example(write(row), (), candidates_of(row, candidates) if candidates else tuple(labels), row.source)

@@ -14,7 +14,7 @@ from loratory.data.findings import Finding
 from loratory.data.labels import label_findings, normalized_answers, spelling_key
 from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
 from loratory.data.prompts import check_pretraining, default_prompt, is_plain_text, prompt_writer, shown_columns
-from loratory.data.rows import Row, cell_text, read_table
+from loratory.data.rows import Row, cell_text, columns_of, read_tables
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig, DataConfig, PromptConfig
 
@@ -61,12 +61,12 @@ def load_split(
         fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
         raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
     tables = {
-        part: [read_table(name, data, part) for name in names]
+        part: read_tables(names, data, part)
         for part, names in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
     parts = {part: [row for table in files for row in table.rows] for part, files in tables.items()}
     findings = [finding for files in tables.values() for table in files for finding in table.findings]
-    columns = list(dict.fromkeys(str(c) for row in parts["train"] for c in row.values))
+    columns = columns_of(parts["train"])
     if not data.answer and not (is_dialogue or is_plain):
         fix = 'add answer = "COLUMN" to [data], or --data.answer COLUMN to the command'
         expected = f"one of the columns {', '.join(columns)}"
@@ -121,7 +121,7 @@ def load_split(
         return Example(write(row), answers[id(row)], candidates, row.source, tests, cells(row))
 
     def cells(row: Row) -> tuple[str, ...]:
-        return tuple(cell_text(row.values[name]) for name in shown)
+        return tuple(cell_text(row.value(name)) for name in shown)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)

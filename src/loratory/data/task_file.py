@@ -18,7 +18,7 @@ from loratory.data.answers import is_missing
 from loratory.data.findings import Finding
 from loratory.data.guessing import Kind, choose_columns, recognize
 from loratory.data.prompts import MASK
-from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, columns_of, data_suffix, read_table
+from loratory.data.rows import HUB, Row, cell_text, columns_of, is_readable, read_table, read_tables
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import BUILTIN, BUILTINS, DataConfig, ModelConfig
 
@@ -68,7 +68,7 @@ def guess_task_file(
     or the column does not exist.
     """
     path = (path or Path(f"{_name(names[0])}.toml")).resolve()
-    tables = [read_table(name, READING) for name in names]
+    tables = read_tables(names, READING)
     rows, findings = [r for table in tables for r in table.rows], tuple(f for table in tables for f in table.findings)
     columns, where = columns_of(rows), ", ".join(names)
     if answer and answer not in columns:
@@ -86,7 +86,7 @@ def guess_task_file(
         raise UserError("No column is left for the prompt to show", where, found=reasons, fix=fix)
     masked = is_masked(ModelConfig(model))
     answers = [cell_text(row.value(kind.answer)).strip() for row in labeled] if kind.answer else []
-    header = [_line("header", False, "the first row is data")] if any(f.name == NO_HEADER for f in findings) else []
+    header = [_line("header", False, "the first row is data")] if any(f.name == "no_header" for f in findings) else []
     parts = [
         *_model_lines(model, _task(kind, masked), kind.reason),
         *_data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent),
@@ -107,7 +107,7 @@ def _task(kind: Kind, masked: bool) -> str:
 
 def is_data(name: str) -> bool:
     """Whether a name on the command line refers to data instead of a task file."""
-    return name.startswith(HUB) or data_suffix(name) in SUFFIXES
+    return name.startswith(HUB) or is_readable(name)
 
 
 def check_not_overwriting(task_file: TaskFile) -> None:
@@ -120,7 +120,7 @@ def check_not_overwriting(task_file: TaskFile) -> None:
 def _name(data: str) -> str:
     """A name for the task: that of the file, or of its folder if the file has a generic name such as train."""
     path = Path(data.removeprefix(HUB))
-    stem = path.name.removesuffix("".join(path.suffixes)) if data_suffix(path.name) in SUFFIXES else path.stem
+    stem = re.sub(r"(\.[A-Za-z]\w{1,6}){1,2}$", "", path.name) if is_readable(path.name) else path.stem
     stem = PART.sub("", stem)
     is_generic = stem.lower() in GENERIC_STEMS or not re.search(r"\w", stem)
     if is_generic and not data.startswith(HUB) and path.resolve().parent.name:

@@ -132,6 +132,6 @@ def _write_table(file: IO[str], rows: Sequence[Row], lines: Sequence[dict[str, A
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     writer.writerow([*map(cell_text, columns), *added])
     for row, line in zip(rows, lines, strict=True):
-        cells = [cell_text(row.values.get(name)) for name in columns]
+        cells = [cell_text(row.value(name)) for name in columns]
         probability = (line["probabilities"] or {}).get(line["answer"])
         writer.writerow([*cells, line["answer"], "" if probability is None else f"{probability:.4f}"])
