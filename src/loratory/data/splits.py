@@ -12,7 +12,7 @@ from loratory.data.conversations import conversation, turns_of, with_tools
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
 from loratory.data.prompts import default_prompt, is_plain_text, prompt_writer
-from loratory.data.rows import Row, read_table
+from loratory.data.rows import Row, read_tables
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig, DataConfig, PromptConfig
 
@@ -57,7 +57,7 @@ def load_split(
     if not data.answer and not (is_dialogue or is_plain):
         raise UserError("No answer column is set", f"{where}, data.answer", expected="a column of the data")
     tables = [
-        [read_table(name, data, part) for name in names]
+        read_tables(names, data, part)
         for part, names in (("train", data.train), ("validation", data.validation), ("test", data.test))
     ]
     train, validation, test = ([row for table in part for row in table.rows] for part in tables)

@@ -15,7 +15,7 @@ import tomli_w
 
 from loratory.data.answers import answer_of
 from loratory.data.prompts import MASK
-from loratory.data.rows import HUB, SUFFIXES, Row, cell_text, data_suffix, read_rows
+from loratory.data.rows import HUB, Row, cell_text, is_readable, read_rows
 from loratory.errors import UserError
 from loratory.settings import BUILTIN, BUILTINS, ModelConfig
 
@@ -105,7 +105,7 @@ def _dialogue_task_file(data: str, answer: str, model: str, path: Path, rows: Se
 
 def is_data(name: str) -> bool:
     """Whether a name on the command line refers to data instead of a task file."""
-    return name.startswith(HUB) or data_suffix(name) in SUFFIXES
+    return name.startswith(HUB) or is_readable(name)
 
 
 def check_not_overwriting(task_file: TaskFile) -> None:
