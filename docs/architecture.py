@@ -22,8 +22,9 @@ ORDER: dict[str, tuple[str, ...]] = {
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
     "data": (
-        "findings", "limits", "parquet", "rows", "examples", "answers", "missing", "labels", "prompts", "turns",
-        "conversations", "splits", "guessing", "task_file",
+        "findings", "limits", "remarks", "encodings", "columns", "dialects", "delimited", "plain_text", "json_files",
+        "sheet_process", "spreadsheets", "parquet", "hub", "parts", "rows", "examples", "answers", "missing", "labels",
+        "prompts", "turns", "conversations", "splits", "guessing", "task_file",
     ),
     "models": (
         "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets",

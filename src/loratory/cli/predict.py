@@ -21,7 +21,7 @@ class PredictFlags:
     run: tyro.conf.Positional[Path]
     """A run directory or an adapter folder."""
     data: tyro.conf.Positional[Path]
-    """A csv, tsv, json, jsonl or parquet file with the columns that the prompt shows."""
+    """A data file with the columns that the prompt shows."""
     out: Path | None = None
     """Where to write the answers: a .csv or .tsv file with the columns of the data and the answers, or a .jsonl file.
     By default, JSON lines on standard output. Repeat the command to resume if it was interrupted."""
@@ -31,14 +31,19 @@ class PredictFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
-    from loratory.data import read_rows
+    from loratory.data import read_table
     from loratory.events import Event
-    from loratory.predict import answer_line, check_output, load, predict_to_file
+    from loratory.predict import answer_line, check_output, data_settings, load, predict_to_file
 
     _check_order(flags.run, flags.data)
     if flags.out:
-        check_output(flags.out, flags.data, flags.run)
-    rows = read_rows(str(flags.data))
+        check_output(flags.out, [flags.data], flags.run)
+    table = read_table(str(flags.data), data_settings(flags.run))
+    for finding in table.findings:
+        print(printable(finding.message), file=sys.stderr)
+    if flags.out:
+        check_output(flags.out, [Path(file) for file in table.files], flags.run)
+    rows = table.rows
     with progress_display() as on_event:
         tuned = load(flags.run, force=flags.force, on_event=on_event)
         if flags.out:

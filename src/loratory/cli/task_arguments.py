@@ -169,6 +169,7 @@ def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
 
     # A mistake in the data is told before PyTorch is loaded.
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
+    config = dataclasses.replace(config, task=split.task)
     from loratory.models import load_tokenizer
     from loratory.run import check_model_kind
     from loratory.text import check_system_is_shown, renderer_of_task, start_template_process, with_mask_count

@@ -1,7 +1,8 @@
 """Reads data files and turns their rows into examples.
 
-In: csv, tsv, json, jsonl and parquet files or hub datasets. Out: a ``Split`` of ``Example`` objects into training,
-validation and test sets, or a task file guessed from the data. Read ``examples.py`` first, then ``splits.py``.
+In: delimited text, JSON, parquet, spreadsheets, plain text or hub datasets. Out: a ``Split`` of ``Example`` objects
+into training, validation and test sets, or a task file guessed from the data. Read ``examples.py`` first, then
+``splits.py``.
 """
 
 from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
@@ -18,7 +19,7 @@ from loratory.data.prompts import (
     placeholders,
     records_to_examples,
 )
-from loratory.data.rows import Row, cell_text, read_rows
+from loratory.data.rows import Row, cell_text, read_table
 from loratory.data.splits import Split, draw_few_shot, fold_splits, load_split, stratified_sample
 from loratory.data.task_file import TaskFile, check_not_overwriting, guess_task_file, is_data
 from loratory.data.turns import CALLS
@@ -52,7 +53,7 @@ __all__ = [
     "load_split",
     "placeholders",
     "question",
-    "read_rows",
+    "read_table",
     "records_to_examples",
     "stratified_sample",
     "with_shots",

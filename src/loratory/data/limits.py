@@ -1,9 +1,10 @@
 """The largest cells, rows and files that are read; larger ones are rejected early (docs/limits.md)."""
 
+import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, AnyStr
+from typing import Any
 
 from loratory.errors import UserError
 
@@ -82,7 +83,7 @@ def check_file_size(name: str, size: int) -> None:
         raise UserError("The data file is too large", name, f"at most {MAX_FILE} bytes", str(size), "split it")
 
 
-def bounded_lines(file: IO[AnyStr], name: str) -> Iterator[tuple[int, AnyStr]]:
+def bounded_lines(file: io.TextIOBase, name: str) -> Iterator[tuple[int, str]]:
     """The numbered lines of a file. Raises UserError, without reading more, for a line that is longer than a row."""
     number = 0
     while line := file.readline(MAX_ROW + 1):

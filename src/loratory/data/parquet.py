@@ -8,14 +8,42 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from loratory.data.limits import MAX_MEMORY, check_columns
+from loratory.data.limits import MAX_CELL, MAX_MEMORY, check_columns
+from loratory.data.remarks import Record, Remarks
 from loratory.errors import UserError
 
 BATCH_ROWS = 64
 
 
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows; class labels stored as numbers are replaced by their names. Raises UserError."""
+def open_zstd(path: Path) -> Any:
+    """A stream of the unpacked bytes of a zstd file. Raises OSError, also while it is read."""
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+def parquet_records(path: Path, remarks: Remarks) -> Iterator[Record]:
+    """The records; class labels stored as numbers are replaced by their names, -1 by None, and bytes that are text by
+    the text. Raises UserError."""
+    decoded: set[str] = set()
+    number = 0
+    for number, record in enumerate(_rows(path), 1):
+        for column, value in record.items():
+            if isinstance(value, bytes) and len(value) <= MAX_CELL and (text := _text_of(value)) is not None:
+                record[column] = text
+                decoded.add(column)
+        yield record, f"{path}, row {number}"
+    if decoded:
+        names = ", ".join(sorted(decoded)[:5])
+        remarks.add("binary_text", f"bytes in {names} read as UTF-8 text")
+
+
+def _text_of(value: bytes) -> str | None:
+    try:
+        return None if b"\0" in value else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         # Texts stay encoded by a dictionary, so that a short file cannot repeat a long text in memory.
         names = [field.name for field in pyarrow.parquet.read_schema(path) if _is_text(field.type)]
@@ -52,6 +80,6 @@ def class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
 def _with_names(record: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
     for column, names in labels.items():
         value = record.get(column)
-        if isinstance(value, int) and 0 <= value < len(names):
-            record[column] = names[value]
+        if isinstance(value, int) and -1 <= value < len(names):
+            record[column] = names[value] if value >= 0 else None  # -1: no label
     return record

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from loratory.data.answers import candidates_of
 from loratory.data.examples import Example, Message
-from loratory.data.rows import Row, column_text, columns_of
+from loratory.data.rows import Row, column_text, names_in
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import DataConfig, PromptConfig
 
@@ -163,8 +163,7 @@ def records_to_examples(
     """Examples for prediction, with the prompts of training; rows need no answer column. Raises UserError."""
     if not rows:
         return []
-    columns = columns_of(rows)
-    write = prompt_writer(prompt, answer, columns, labels, rows[0].source, candidates)
+    write = prompt_writer(prompt, answer, names_in(rows), labels, rows[0].source, candidates)
     return [
         Example(write(row), (), candidates_of(row, candidates) if candidates else tuple(labels), row.source)
         for row in rows

@@ -1,38 +1,31 @@
 """Reads the rows of data files and hub datasets, each with its file and line."""
 
-import csv
-import gzip
+import datetime
 import json
+import math
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-
+from loratory.data.delimited import delimited_records
+from loratory.data.encodings import TextFile
 from loratory.data.findings import Finding
-from loratory.data.limits import (
-    MAX_CELL,
-    MAX_FILE,
-    MAX_RATIO,
-    MAX_ROW,
-    RATIO_CHECKED,
-    Budget,
-    bounded_lines,
-    check_columns,
-    check_file_size,
-    too_large,
-)
-from loratory.data.parquet import parquet_rows
+from loratory.data.json_files import json_records, parse_json
+from loratory.data.limits import MAX_CELL, Budget, check_file_size, too_large
+from loratory.data.parts import SPREADSHEETS, data_suffix, files_of, is_readable
+from loratory.data.plain_text import text_records
+from loratory.data.remarks import Record, Remarks, rows_in_words
+from loratory.data.spreadsheets import sheet_records
 from loratory.errors import UserError
 from loratory.settings import DataConfig
 from loratory.storage import check_no_pointer
 
-WHITE_SPACE = re.compile(r"\s*")
 HUB = "hub:"
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".jsonl.gz")
+FLOAT = re.compile(r"-?\d+\.0")
+MOST_WHOLE = 1 << 53  # larger floats are not exact
+PLAIN = (str, int, bool)
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,15 @@ class Row:
 
     values: Mapping[str, Any]
     source: str
+
+    def has(self, name: str) -> bool:
+        """Whether the row has a column, or a value inside of one: "ticket.body" is "body" in the object "ticket"."""
+        return _found(self.values, name) is not _NOTHING
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """The value of a column, or one inside of a column, as for ``has``."""
+        found = _found(self.values, name)
+        return default if found is _NOTHING else found
 
 
 @dataclass(frozen=True)
@@ -54,227 +56,210 @@ class Table:
     """The files that were read: several for a pattern or a file in parts. A hub dataset stands for itself."""
 
 
+_NOTHING = object()
+
+
+def _found(values: Mapping[str, Any], name: str) -> Any:
+    """A value by its name or, if there is no such key, by its path, with the longest keys first."""
+    if name in values:
+        return values[name]
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        inner = values.get(".".join(parts[:count]), _NOTHING)
+        if isinstance(inner, Mapping):
+            found = _found(inner, ".".join(parts[count:]))
+            if found is not _NOTHING:
+                return found
+    return _NOTHING
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The columns of all rows in order. An object stands for the values inside of it, as in "ticket.body"; lists stay
+    whole."""
+    found: dict[str, None] = {}
+    for row in rows:
+        _add_leaves(row.values, "", found)
+    return list(found)
+
+
+def names_in(rows: Iterable[Row]) -> list[str]:
+    """What a prompt may show: the columns, and objects as a whole."""
+    rows = list(rows)
+    return list(dict.fromkeys([*columns_of(rows), *(str(name) for row in rows for name in row.values)]))
+
+
+def _add_leaves(values: Mapping[Any, Any], prefix: str, found: dict[str, None]) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            _add_leaves(value, f"{name}.", found)
+        else:
+            found[name] = None
+
+
+def read_tables(names: Sequence[str], data: DataConfig, split: str = "train") -> list[Table]:
+    """Reads each file, or the ``split`` of each hub dataset. Of a file in parts, all parts are read, unless several of
+    them are among the names. Raises UserError."""
+    return [_read(name, data, split, names) for name in names]
+
+
 def read_table(name: str, data: DataConfig = DataConfig(), split: str = "train") -> Table:  # noqa: B008
     """Reads a file, or the ``split`` of a hub dataset, with the settings of ``data``. Raises UserError."""
-    return Table(read_rows(name, split), (), (name,))
+    return _read(name, data, split, ())
 
 
 def read_rows(name: str, split: str = "train") -> list[Row]:
-    """The rows of a file, or of the ``split`` of a hub dataset. Raises UserError."""
+    """The rows of ``read_table`` with the default settings."""
+    return read_table(name, split=split).rows
+
+
+def _read(name: str, data: DataConfig, split: str, others: Sequence[str]) -> Table:
     if name.startswith(HUB):
-        return _read_hub(name, split)
-    path = Path(name)
-    readers = (lambda p: _read_delimited(p, ","), lambda p: _read_delimited(p, "\t"), _read_json, _read_json_lines,
-               _read_parquet, _read_compressed)  # fmt: skip
-    suffix = data_suffix(name)
-    if suffix not in SUFFIXES:
-        raise UserError("Unknown type of data file", name, expected=", ".join(SUFFIXES), found=suffix or "no suffix")
-    if not path.is_file():
-        raise UserError("Data file not found", name, fix="check the path; in a task file it is relative to that file")
-    check_file_size(name, path.stat().st_size)
-    check_no_pointer(path)
-    try:
-        rows = readers[SUFFIXES.index(suffix)](path)
-    except UnicodeDecodeError as error:
-        place = name if suffix.endswith(".gz") else f"{path}:{_bad_line(path)}"
-        raise UserError("The file is not UTF-8", place, fix="save it as UTF-8") from error
+        from loratory.data.hub import hub_records
+
+        remarks = Remarks(name.rpartition("/")[2])
+        rows = _rows(hub_records(name, split), name, remarks)
+        return Table(rows, remarks.findings(), (name,))
+    paths = files_of(name, others)
+    tables = [_read_file(path, data) for path in paths]
+    rows = [row for table in tables for row in table.rows]
     if not rows:
         raise UserError("The data file has no rows", name, expected="at least one example")
-    return rows
+    findings = [finding for table in tables for finding in table.findings]
+    if len(paths) > 1:
+        sentence = f"{len(paths)} files with {rows_in_words(len(rows))}: {paths[0].name} to {paths[-1].name}"
+        findings.insert(0, Finding("parts", "note", f"{Path(name).name}: {sentence}", len(paths)))
+    return Table(rows, tuple(findings), tuple(map(str, paths)))
 
 
-def data_suffix(name: str) -> str:
-    """The lower-case suffix that gives a file's type; of a compressed file both suffixes, as in ".jsonl.gz"."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+def _read_file(path: Path, data: DataConfig) -> Table:
+    remarks = Remarks(path)
+    check_file_size(str(path), path.stat().st_size)
+    check_no_pointer(path)
+    rows = _rows(_records(path, data, remarks), str(path), remarks)
+    return Table(rows, remarks.findings(), (str(path),))
 
 
-def _bad_line(path: Path) -> int:
-    """The line of the first byte that is not UTF-8. The reader's own error counts from the start of a block."""
-    try:
-        path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.object[: error.start].count(b"\n") + 1
-    raise AssertionError("the file is UTF-8")
+def _records(path: Path, data: DataConfig, remarks: Remarks) -> Iterator[Record]:
+    kind = "." + data_suffix(path.name).split(".")[1]
+    if kind == ".parquet":
+        from loratory.data.parquet import parquet_records
+
+        return parquet_records(path, remarks)
+    if kind in SPREADSHEETS:
+        return sheet_records(path, data, remarks)
+    text = TextFile(path, remarks, _open_zstd)
+    if kind in (".txt", ".md"):
+        return text_records(text, remarks)
+    if kind in (".json", ".jsonl", ".ndjson"):
+        return json_records(text, kind != ".json", data, remarks)
+    return delimited_records(text, "," if kind == ".csv" else "\t", data, remarks)
 
 
-def _read_delimited(path: Path, delimiter: str) -> list[Row]:
-    # The csv module instead of pandas: values stay text ("01", "NA"), and line numbers are known.
-    csv.field_size_limit(MAX_CELL)
-    budget = Budget(str(path))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        size = [0]  # of the row that is being read
-        reader = csv.reader(_row_lines(file, path, size), delimiter=delimiter, strict=True)
-        rows, header, start = [], None, 1
-        try:
-            for fields in reader:
-                place, start, size[0] = f"{path}:{start}", reader.line_num + 1, 0
-                if not fields:
-                    continue
-                if any("\0" in field for field in fields):
-                    raise UserError("The file contains NUL characters", place, fix="save it as UTF-8")
-                if header is None:
-                    header = fields
-                    check_columns(header, place)
-                elif len(fields) != len(header):
-                    raise UserError("A row has the wrong number of columns", place, str(len(header)), str(len(fields)))
-                else:
-                    rows.append(_row(dict(zip(header, fields, strict=True)), place, budget))
-        except csv.Error as error:
-            if "field limit" in str(error):
-                raise too_large(f"{path}:{start}", MAX_CELL + 1) from error
-            raise UserError("Malformed row", f"{path}:{start}", found=str(error)) from error
-    return rows
+def _open_zstd(path: Path) -> Any:
+    from loratory.data.parquet import open_zstd
+
+    return open_zstd(path)
 
 
-def _row_lines(file: Any, path: Path, size: list[int]) -> Iterator[str]:
-    """The lines of a file. Raises UserError when the lines of one row are together larger than a row may be."""
-    for number, line in bounded_lines(file, str(path)):
-        size[0] += len(line)
-        if size[0] > MAX_ROW:
-            raise UserError("A row is too large", f"{path}:{number}", f"at most {MAX_ROW} characters")
-        yield line
+def _rows(records: Iterable[Record], name: str, remarks: Remarks) -> list[Row]:
+    """The rows that fit the limits. Raises UserError."""
+    rows, budget, not_numbers = [], Budget(name), 0
+    for values, place in records:
+        if not isinstance(values, dict):
+            raise UserError("A record must be a JSON object", place, found=type(values).__name__)
+        budget.admit(values, place)
+        if any(type(value) not in PLAIN and value is not None for value in values.values()):
+            clean = {key: _without_nan(value) for key, value in values.items()}
+            not_numbers += clean != values
+            values = clean
+        rows.append(Row(values, place))
+    if not_numbers:
+        remarks.add("nan_values", f"NaN in {rows_in_words(not_numbers)} read as missing", not_numbers)
+    return _with_whole_numbers(rows, remarks)
 
 
-def _row(values: Any, place: str, budget: Budget) -> Row:
-    """A row that fits the limits. Raises UserError."""
-    if not isinstance(values, dict):
-        raise UserError("A record must be a JSON object", place, found=type(values).__name__)
-    budget.admit(values, place)
-    return Row(values, place)
+def _without_nan(value: Any) -> Any:
+    """The value with None in the place of every NaN."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return value
 
 
-def _read_json_lines(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        return _json_lines(bounded_lines(file, str(path)), path)
-
-
-def _json_lines(lines: Iterable[tuple[int, str]], path: Path) -> list[Row]:
-    budget = Budget(str(path))
+def _with_whole_numbers(rows: list[Row], remarks: Remarks) -> list[Row]:
+    """The rows with 1 in the place of 1.0 in the columns that have no other values: data frames turn whole numbers into
+    these when one of them is missing."""
+    possible: dict[str, bool] = {}  # whether a value was seen
+    excluded: set[str] = set()
+    for row in rows:
+        for column, value in row.values.items():
+            if column in excluded or value is None or value == "":
+                continue
+            if not _is_whole_float(value):
+                excluded.add(column)
+                possible.pop(column, None)
+            else:
+                possible[column] = True
+    if not possible:
+        return rows
+    names = ", ".join(list(possible)[:5])
+    remarks.add("whole_numbers", f"numbers such as 1.0 in {names} read as 1")
     return [
-        _row(parse_json(line, f"{path}:{number}"), f"{path}:{number}", budget) for number, line in lines if line.strip()
+        Row({key: _whole(v) if key in possible else v for key, v in row.values.items()}, row.source) for row in rows
     ]
 
 
-def _read_compressed(path: Path) -> list[Row]:
-    try:
-        with gzip.open(path) as file:
-            return _json_lines(_decompressed_lines(file, path), path)
-    except (OSError, EOFError, zlib.error) as error:
-        fix = "decompress it by hand"
-        raise UserError("The compressed file is damaged", str(path), found=str(error), fix=fix) from error
+def _is_whole_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < MOST_WHOLE
+    return isinstance(value, str) and bool(FLOAT.fullmatch(value.strip()))
 
 
-def _decompressed_lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a compressed file. Raises UserError as soon as they are too many bytes, absolutely or relative to
-    the file."""
-    compressed, size = path.stat().st_size, 0
-    for number, line in bounded_lines(file, str(path)):
-        size += len(line)
-        if size > MAX_FILE or (size > RATIO_CHECKED and size > MAX_RATIO * compressed):
-            expected = f"at most {MAX_FILE} bytes decompressed, and at most {MAX_RATIO} times its size"
-            raise UserError("The compressed file is too large", f"{path}:{number}", expected)
-        yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _read_json(path: Path) -> list[Row]:
-    """The records of a list, each parsed on its own."""
-    text = path.read_text(encoding="utf-8-sig")
-    budget, rows = Budget(str(path)), []
-    for value in _list_items(text, path):
-        rows.append(_row(value, f"{path}, record {len(rows) + 1}", budget))
-    return rows
-
-
-def _list_items(text: str, path: Path) -> Iterator[Any]:
-    """The items of a JSON list. Raises UserError if the text is not a list or an item is larger than a row may be."""
-    position = WHITE_SPACE.match(text).end()  # type: ignore[union-attr]
-    if text[position : position + 1] != "[":
-        value = parse_json(text[:MAX_ROW], str(path))
-        raise UserError("A json file must contain a list of records", str(path), found=type(value).__name__)
-    number, expected = 0, r"\["
-    while True:
-        separator = re.compile(rf"\s*{expected}\s*").match(text, position)
-        if separator is None:
-            break
-        position, number, expected = separator.end(), number + 1, ","
-        if number == 1 and text[position : position + 1] == "]":
-            break
-        value, position = _item(text, position, path, number)
-        yield value
-    if not re.compile(r"\s*\]\s*\Z").match(text, position):
-        line = text.count("\n", 0, position) + 1
-        raise UserError("Malformed JSON", f"{path}:{line}", "a comma or the end of the list after each record")
-
-
-def _item(text: str, position: int, path: Path, number: int) -> tuple[Any, int]:
-    """The JSON value at a position and the position after it, read from no more text than a row may have."""
-    size = 1 << 12
-    while True:
-        window = text[position : position + size]
-        try:
-            value, end = json.JSONDecoder().raw_decode(window)
-            if end < len(window) or position + size >= len(text):  # a number may go on after the window
-                return value, position + end
-        except (ValueError, RecursionError) as error:
-            if position + size >= len(text):
-                line = text.count("\n", 0, position + getattr(error, "pos", 0)) + 1
-                raise UserError("Malformed JSON", f"{path}:{line}", found=str(error)) from error
-        if size == MAX_ROW:
-            raise UserError("A row is too large", f"{path}, record {number}", f"at most {MAX_ROW} characters")
-        size = min(8 * size, MAX_ROW)
-
-
-def parse_json(text: str, place: str) -> Any:
-    """The value of a JSON text. Raises UserError if it is malformed."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
-        raise UserError("Malformed JSON", place, found=str(error)) from error
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    budget = Budget(str(path))
-    return [_row(record, f"{path}, row {i}", budget) for i, record in enumerate(parquet_rows(path), 1)]
-
-
-def _read_hub(name: str, split: str) -> list[Row]:
-    try:
-        table = datasets.load_dataset(name.removeprefix(HUB), split=split)
-    except Exception as error:  # many types: no network, unknown name, gated, code in the dataset
-        raise UserError(
-            "The hub dataset cannot be loaded",
-            name,
-            expected=f"a public dataset with a {split!r} split, and a network connection or a cached copy",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix="check the name and the network, or save the data as a file and give its path",
-        ) from error
-    return _rows_of(table, name)
-
-
-def _rows_of(table: Any, name: str) -> list[Row]:
-    """The rows of a dataset; class labels stored as numbers are replaced by their names."""
-    named = {key: f for key, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
-    rows, budget = [], Budget(name)
-    for i, record in enumerate(table, 1):
-        labels = {k: f.int2str(record[k]) for k, f in named.items() if record[k] is not None and record[k] >= 0}
-        rows.append(_row({**record, **labels}, f"{name}, row {i}", budget))
-    return rows
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip().removesuffix(".0")
+    return value if value is None else int(value)
 
 
 def cell_text(value: Any) -> str:
-    """A cell as the text shown in a prompt: None as an empty string, other values that are not strings as JSON."""
+    """A cell as the text shown in a prompt: None as an empty string, dates in ISO format, lists and objects as JSON."""
     if value is None:
         return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else _text_of(value)
     return text.encode("utf-8", "replace").decode("utf-8")  # replaces lone surrogates, which cannot be encoded
 
 
+def _text_of(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    is_json = isinstance(value, bool | int | float | list | tuple | dict)
+    return json.dumps(value, ensure_ascii=False, default=_text_of) if is_json else str(value)
+
+
 def column_text(row: Row, name: str) -> str:
-    """The text of a row's cell. Raises UserError if the row does not have the column."""
-    if name not in row.values:
+    """The text of a row's cell; see ``Row.value`` for names. Raises UserError if the row does not have the column."""
+    if not row.has(name):
         raise UserError(f"The row has no column {name!r}", row.source, found=", ".join(map(str, row.values)))
-    text = cell_text(row.values[name])
+    text = cell_text(row.value(name))
     if len(text) > MAX_CELL:  # such as the text of binary data
         raise too_large(f"{row.source}, column {name!r}", len(text))
     return text
+
+
+__all__ = [
+    "HUB",
+    "Row",
+    "Table",
+    "cell_text",
+    "column_text",
+    "columns_of",
+    "is_readable",
+    "parse_json",
+    "read_rows",
+    "read_table",
+    "read_tables",
+]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
-from loratory.data.conversations import read_conversations
+from loratory.data.conversations import conversation_columns, read_conversations
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
 from loratory.data.labels import label_findings, normalized_answers, spelling_key
 from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
 from loratory.data.prompts import check_pretraining, default_prompt, is_plain_text, prompt_writer, shown_columns
-from loratory.data.rows import Row, cell_text, columns_of, read_tables
+from loratory.data.rows import Row, Table, cell_text, columns_of, names_in, read_tables
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig, DataConfig, PromptConfig
 
@@ -36,6 +36,25 @@ class Split:
     """The files that the examples come from."""
     columns: tuple[str, ...] = ()
     """The columns that prompts show, without those of candidates: the names of ``Example.cells``."""
+    task: str = "classification"
+    """The task of the settings; dialogue if the answers of the task text turn out to be lists of turns."""
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """The rows of each part that examples can be made of."""
+
+    parts: dict[str, list[Row]]
+    task: str
+    prompt: PromptConfig
+    findings: list[Finding]
+    """What was set aside."""
+    answers: dict[int, tuple[str, ...]]
+    """The answers of each row, by the row's ``id``; empty for tasks without an answer column."""
+    chats: dict[int, Example]
+    """For dialogue, the example of each row, by the row's ``id``."""
+    shown: tuple[str, ...] = ()
+    """The columns that prompts show, without those of candidates."""
 
 
 def load_split(
@@ -52,48 +71,14 @@ def load_split(
     labels, ``labels`` are the labels of all training rows before ``limit_train``, because the limit may be smaller than
     the number of labels; for other tasks they are empty. Raises a UserError that names file and line.
     """
-    if not data.train:
-        raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
-    is_dialogue, is_plain = task == "dialogue", is_plain_text(task, data, prompt)
-    if task == "pretrain":
-        check_pretraining(data, prompt, where)
-    if is_plain and data.answer:
-        fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
-        raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
+    _check_settings(data, prompt, task, where)
     tables = {
         part: read_tables(names, data, part)
         for part, names in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
-    parts = {part: [row for table in files for row in table.rows] for part, files in tables.items()}
-    findings = [finding for files in tables.values() for table in files for finding in table.findings]
-    columns = columns_of(parts["train"])
-    if not data.answer and not (is_dialogue or is_plain):
-        fix = 'add answer = "COLUMN" to [data], or --data.answer COLUMN to the command'
-        expected = f"one of the columns {', '.join(columns)}"
-        raise UserError("No answer column is set", f"{where}, data.answer", expected, "no value", fix)
-    shown: tuple[str, ...] = ()
-    chats: dict[int, Example] = {}
-    if not (is_dialogue or is_plain):
-        check_answers_exist(tables, data, task)
-        parts, found = without_missing_answers(parts, data, task)
-        findings += found
-    if is_dialogue:
-        read = read_conversations(list(parts.values()), data.answer, prompt.system)
-        parts, chats = dict(zip(parts, read.parts, strict=True)), read.examples
-        findings += read.findings
-    else:
-        prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
-        shown = tuple(c for c in shown_columns(prompt, where) if c in columns and c != data.candidates)
-        parts, found = without_empty_prompts(parts, shown, data)
-        findings += found
-    train, validation, test = parts.values()
-    rows = [*train, *validation, *test]
-    answers = {} if is_dialogue or is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
-    if task in FIXED_LABEL_TASKS:
-        if data.normalize_labels:
-            answers, found = normalized_answers(rows, answers)
-            findings += found
-        findings += label_findings(rows, answers)
+    usable = _usable_rows(tables, data, prompt, task, where)
+    task, answers = usable.task, usable.answers
+    train, validation, test = usable.parts.values()
 
     def label(row: Row) -> str:
         return answers[id(row)][0] if task == "classification" else ""
@@ -107,36 +92,92 @@ def load_split(
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
-    if not is_dialogue:
-        write = prompt_writer(prompt, data.answer, columns, labels, where, data.candidates)
-
-    def example(row: Row) -> Example:
-        if is_dialogue:
-            return chats[id(row)]
-        if is_plain:
-            messages = write(row)
-            return Example(messages, (messages[-1].content,), (), row.source, cells=cells(row))
-        candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
-        tests = row_tests(row, code) if code and task == "code" else None
-        return Example(write(row), answers[id(row)], candidates, row.source, tests, cells(row))
-
-    def cells(row: Row) -> tuple[str, ...]:
-        return tuple(cell_text(row.value(name)) for name in shown)
+    example = _example_of(usable, names_in(train), data, labels, code, where)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
         return tuple(example(row) for row in chosen)
 
+    files = [table for part in tables.values() for table in part]
     return Split(
         examples(train, data.limit_train, "limit train"),
         examples(validation, data.limit_validation, "limit validation"),
         examples(test, data.limit_test, "limit test"),
         tuple(labels),
-        prompt,
-        tuple(findings),
-        tuple(name for files in tables.values() for table in files for name in table.files),
-        shown,
+        usable.prompt,
+        (*(finding for table in files for finding in table.findings), *usable.findings),
+        tuple(name for table in files for name in table.files),
+        usable.shown,
+        task,
     )
+
+
+def _check_settings(data: DataConfig, prompt: PromptConfig, task: str, where: str) -> None:
+    """Raises UserError if the settings contradict each other."""
+    if not data.train:
+        raise UserError("No training data", f"{where}, data.train", expected="a file or hub:owner/name")
+    if task == "pretrain":
+        check_pretraining(data, prompt, where)
+    if is_plain_text(task, data, prompt) and data.answer:
+        fix = "put {mask} in the place of the answer, or remove [data] answer to mask any word of the texts"
+        raise UserError("The answer column is set, but the prompt has no {mask}", f"{where}, prompt.user", fix=fix)
+
+
+def _usable_rows(
+    tables: Mapping[str, Sequence[Table]], data: DataConfig, prompt: PromptConfig, task: str, where: str
+) -> _Usable:
+    """The rows with a conversation, or with an answer and a prompt. Raises UserError."""
+    parts = {part: [row for table in files for row in table.rows] for part, files in tables.items()}
+    findings: list[Finding] = []
+    if task == "text" and conversation_columns(parts["train"])[-1:] == (data.answer,):
+        message = f"The column {data.answer!r} contains lists of turns, so the task is dialogue"
+        findings.append(Finding("read_as_dialogue", "note", message))
+        task, prompt = "dialogue", dataclasses.replace(prompt, user=None)
+    if task == "dialogue":
+        read = read_conversations(list(parts.values()), data.answer, prompt.system)
+        parts = dict(zip(parts, read.parts, strict=True))
+        return _Usable(parts, task, prompt, [*findings, *read.findings], {}, read.examples)
+    columns, is_plain = columns_of(parts["train"]), is_plain_text(task, data, prompt)
+    if not is_plain:
+        if not data.answer:
+            fix = 'add answer = "COLUMN" to [data], or --data.answer COLUMN to the command'
+            expected = f"one of the columns {', '.join(columns)}"
+            raise UserError("No answer column is set", f"{where}, data.answer", expected, "no value", fix)
+        check_answers_exist(tables, data, task)
+        parts, found = without_missing_answers(parts, data, task)
+        findings += found
+    prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
+    names = names_in(parts["train"])
+    shown = tuple(c for c in shown_columns(prompt, where) if c in names and c != data.candidates)
+    parts, found = without_empty_prompts(parts, shown, data)
+    findings += found
+    rows = [row for part in parts.values() for row in part]
+    answers = {} if is_plain else {id(row): _correct_answers(row, data, task) for row in rows}
+    if task in FIXED_LABEL_TASKS:
+        if data.normalize_labels:
+            answers, found = normalized_answers(rows, answers)
+            findings += found
+        findings += label_findings(rows, answers)
+    return _Usable(parts, task, prompt, findings, answers, {}, shown)
+
+
+def _example_of(
+    usable: _Usable, names: Sequence[str], data: DataConfig, labels: Sequence[str], code: CodeConfig | None, where: str
+) -> Callable[[Row], Example]:
+    """Returns the function that makes the example of a row. Raises UserError if the prompt does not fit the columns."""
+    if usable.task == "dialogue":
+        return lambda row: usable.chats[id(row)]
+    write = prompt_writer(usable.prompt, data.answer, names, labels, where, data.candidates)
+
+    def example(row: Row) -> Example:
+        messages, cells = write(row), tuple(cell_text(row.value(name)) for name in usable.shown)
+        if not usable.answers:
+            return Example(messages, (messages[-1].content,), (), row.source, cells=cells)
+        candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
+        tests = row_tests(row, code) if code and usable.task == "code" else None
+        return Example(messages, usable.answers[id(row)], candidates, row.source, tests, cells)
+
+    return example
 
 
 def _correct_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:

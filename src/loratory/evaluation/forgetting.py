@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loratory.data import Example, Message, Row, cell_text, read_rows
+from loratory.data import Example, Message, Row, cell_text, read_table
 from loratory.errors import UserError
 from loratory.models import builtin_folder
 from loratory.text import Renderer, TokenizedExample, tokenize
@@ -24,12 +24,12 @@ def read_retained_texts(files: Sequence[str], renderer: Renderer, max_length: in
     """
     names = files or (str(builtin_folder().parent / "retain.jsonl"),)
     renderer = dataclasses.replace(renderer, max_length=min(MAX_TOKENS, max_length))
-    rows = [row for name in names for row in read_rows(name)][:MAX_TEXTS]
+    rows = [row for name in names for row in read_table(name).rows][:MAX_TEXTS]
     return [_sequence(row, renderer) for row in rows]
 
 
 def _sequence(row: Row, renderer: Renderer) -> TokenizedExample:
-    text = cell_text(row.values.get(COLUMN)).strip()
+    text = cell_text(row.value(COLUMN)).strip()
     ids, spans = (part[: renderer.max_length] for part in renderer.encode(text))
     if len(ids) < 2:
         raise UserError(f"A retained text has no words in its column {COLUMN!r}", row.source)

@@ -75,6 +75,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     on_event(Event("stage", "load"))
     start_template_process()
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
+    config = dataclasses.replace(config, task=split.task)
     if chooses_on_validation(config) and not split.validation:
         raise UserError(
             "Choosing a learning rate, or when to stop, needs validation examples",

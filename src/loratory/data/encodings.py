@@ -1,0 +1,216 @@
+"""Opens text files: unpacks them within limits, and finds out their encoding."""
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import charset_normalizer
+
+from loratory.data.limits import MAX_FILE, MAX_RATIO, RATIO_CHECKED
+from loratory.data.remarks import Remarks
+from loratory.errors import UserError
+
+COMPRESSED = (".gz", ".zst")
+BLOCK = 1 << 20  # bytes that are read at once
+HEAD = 1 << 16  # bytes in which the signs of UTF-16 are looked for
+SAMPLE = 1 << 16  # bytes of lines that are not ASCII, from which the code page is guessed
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+# Western code pages are tried first, in this order, because statistics cannot tell them apart in a short file.
+WESTERN = ("cp1252", "mac_roman", "cp850")
+OTHERS = (
+    "cp1250", "iso8859_2", "cp1257", "cp1254", "cp1255", "cp1251", "koi8_r", "cp866", "cp1253", "cp1256", "shift_jis",
+    "euc_jp", "gb18030", "big5", "euc_kr", "latin_1",
+)  # fmt: skip
+NAMES = {
+    "cp1252": "Windows-1252 (cp1252)", "mac_roman": "Mac OS Roman", "cp850": "DOS Latin (cp850)", "latin_1": "Latin-1",
+    "cp1250": "Windows-1250 (cp1250)", "cp1251": "Windows-1251 (cp1251)", "cp1253": "Windows-1253 (cp1253)",
+    "cp1254": "Windows-1254 (cp1254)", "cp1255": "Windows-1255 (cp1255)", "cp1256": "Windows-1256 (cp1256)",
+    "cp1257": "Windows-1257 (cp1257)", "cp866": "DOS Cyrillic (cp866)", "koi8_r": "KOI8-R", "iso8859_2": "Latin-2",
+    "shift_jis": "Shift JIS", "euc_jp": "EUC-JP", "gb18030": "GB 18030", "big5": "Big5", "euc_kr": "EUC-KR",
+    "utf-16": "UTF-16", "utf-16-le": "UTF-16 without a byte order mark",
+    "utf-16-be": "UTF-16 without a byte order mark", "utf-32": "UTF-32",
+}  # fmt: skip
+# The letters of Western European languages beyond ASCII, without those whose bytes are letters of Eastern European
+# languages in other code pages, and the signs that people type.
+LETTERS = frozenset("éèêëàâäáãåçñíîïóòôöøúùûüßæœÉÈÊÀÂÄÁÅÇÑÍÎÓÔÖØÚÜÆŒ")
+SIGNS = frozenset("’‘“”„–—…€£§°«»¡¿©®™·ºª´•×½¼")
+LIKELY = 0.9  # share of such letters and signs among what is not ASCII in a Western text
+FEW = 3  # bytes from which no code page can be guessed
+TIE = 0.02  # closer values of coherence mean nothing
+
+
+class _Bounded(io.RawIOBase):
+    """The unpacked bytes of a compressed file. Raises UserError as soon as they are too many, absolutely or relative to
+    the file, and if the file is damaged."""
+
+    def __init__(self, path: Path, stream: Any):
+        self.path, self.stream, self.size, self.packed = path, stream, 0, path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self.stream.read(len(buffer))
+        except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's errors are OSError or ValueError
+            raise _damaged(self.path, error) from error
+        self.size += len(content)
+        if self.size > MAX_FILE or (self.size > RATIO_CHECKED and self.size > MAX_RATIO * self.packed):
+            expected = f"at most {MAX_FILE} bytes decompressed, and at most {MAX_RATIO} times its size"
+            raise UserError("The compressed file is too large", str(self.path), expected)
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def open_bytes(path: Path, open_zstd: Callable[[Path], Any]) -> io.BufferedReader:
+    """The content of a file, unpacked. Raises UserError, also while it is read."""
+    suffix = path.suffix.lower()
+    if suffix not in COMPRESSED:
+        return path.open("rb")
+    try:
+        stream = gzip.GzipFile(path) if suffix == ".gz" else open_zstd(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return io.BufferedReader(_Bounded(path, stream), BLOCK)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    fix = "decompress it by hand"
+    return UserError("The compressed file is damaged", str(path), found=str(error)[:300], fix=fix)
+
+
+class TextFile:
+    """A text file whose encoding is known, and which can be read several times."""
+
+    def __init__(self, path: Path, remarks: Remarks, open_zstd: Callable[[Path], Any]):
+        """Reads the file once. Raises UserError."""
+        self.path, self._open_zstd = path, open_zstd
+        self.encoding = self._find_encoding()
+        if self.encoding != "utf-8-sig":
+            remarks.kinds.append(NAMES[self.encoding])
+
+    def open(self) -> io.TextIOWrapper:
+        """The text from its beginning, with its line ends as they are, without a byte order mark."""
+        return io.TextIOWrapper(open_bytes(self.path, self._open_zstd), encoding=self.encoding, newline="")
+
+    def _blocks(self) -> Iterator[bytes]:
+        with open_bytes(self.path, self._open_zstd) as file:
+            while block := file.read(BLOCK):
+                yield block
+
+    def _find_encoding(self) -> str:
+        head = next(self._blocks(), b"")[:HEAD]
+        encoding = next((name for mark, name in MARKS if head.startswith(mark)), None) or _utf_16(head)
+        if encoding:
+            if self._is(encoding):
+                return encoding
+            name = NAMES.get(encoding, "UTF-8")
+            raise UserError("The file is damaged", str(self.path), f"text in {name}", fix="save it as UTF-8")
+        if self._is("utf-8"):
+            return "utf-8-sig"
+        good, bad, line, sample = self._scan()
+        names = code_pages(sample)
+        # Text in another encoding has hardly any valid sequence: a file with valid ones is UTF-8 that was damaged. A
+        # single odd byte is damage, too, unless it is a letter of a Western language.
+        if good >= bad or (bad < FEW and names[0] not in WESTERN):
+            fix = "repair that line, or save the file as UTF-8"
+            raise UserError("The file is not UTF-8", f"{self.path}:{line}", fix=fix)
+        for name in (*names, "latin_1"):
+            if self._is(name):
+                return name
+        raise AssertionError("any bytes are Latin-1")
+
+    def _is(self, encoding: str) -> bool:
+        """Whether the whole file is in this encoding."""
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            for block in self._blocks():
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeError:
+            return False
+        return True
+
+    def _scan(self) -> tuple[int, int, int, bytes]:
+        """The numbers of characters beyond ASCII and of bytes that are not UTF-8, the line of the first such byte, and
+        a sample of the lines that are not ASCII."""
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        good = bad = line = lines = 0
+        sample, size, rest = [], 0, b""
+        for block in self._blocks():
+            text = decoder.decode(block)
+            broken = sum("\udc80" <= c <= "\udcff" for c in text) if not text.isascii() else 0
+            good += sum(c > "\x7f" for c in text) - broken if not text.isascii() else 0
+            if broken and not bad:
+                first = next(i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff")
+                line = lines + text.count("\n", 0, first) + 1
+            bad, lines = bad + broken, lines + text.count("\n")
+            *whole, rest = (rest + block).split(b"\n")
+            if size < SAMPLE:
+                kept = [part for part in [*whole, *([rest] if len(rest) > SAMPLE else [])] if not part.isascii()]
+                sample, size = [*sample, *kept], size + sum(map(len, kept))
+        text = decoder.decode(b"", final=True)
+        line = line or lines + 1
+        return good, bad + len(text), line, b"\n".join([*sample, rest])[:SAMPLE]
+
+
+def _utf_16(head: bytes) -> str | None:
+    """The byte order of UTF-16 without a byte order mark, by the zero bytes of its ASCII characters; else None."""
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    share = max(even, odd) / max(1, len(head) // 2)
+    if max(even, odd) < 4 or min(even, odd) > 0.01 * max(even, odd) or share < 0.02:
+        return None
+    return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def code_pages(sample: bytes) -> Sequence[str]:
+    """The code pages that the sample may be in, the most likely first."""
+    for name in WESTERN:
+        text = _decoded(sample, name)
+        if text is not None and _western_share(text, name == "cp1252") >= LIKELY:
+            return (name,)
+    matches = list(charset_normalizer.from_bytes(sample, cp_isolation=[*WESTERN, *OTHERS]))
+    order = (*OTHERS, *WESTERN)
+    best = max((match.coherence for match in matches), default=0.0)
+    near = [match for match in matches if match.coherence >= best - TIE]
+    others = [match for match in matches if match.coherence < best - TIE]
+    near.sort(key=lambda match: (match.chaos, order.index(match.encoding) if match.encoding in order else len(order)))
+    found = [match.encoding for match in (*near, *others) if match.encoding in NAMES]
+    return found or ("latin_1",)
+
+
+def _decoded(sample: bytes, encoding: str) -> str | None:
+    try:
+        return sample.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def _western_share(text: str, has_hard_spaces: bool) -> float:
+    """The share of what is not ASCII that a Western text would have: usual signs, and usual letters in words that are
+    mostly ASCII letters. ``has_hard_spaces`` is whether hard spaces are usual in this encoding."""
+    good = total = 0
+    word: list[str] = []
+    for character in [*text, " "]:
+        if character.isalpha():
+            word.append(character)
+            continue
+        total += (character > "\x7f") + sum(c > "\x7f" for c in word)
+        plain = sum(c <= "\x7f" for c in word)
+        if len(word) - plain <= max(1, plain):
+            odd_case = "".join(word[1:]) not in ("".join(word[1:]).lower(), "".join(word[1:]).upper())
+            good += sum(c in LETTERS and not (odd_case and c.isupper()) for c in word if c > "\x7f")
+        good += character in SIGNS or (character == "\xa0" and has_hard_spaces)
+        word = []
+    return good / max(1, total)
