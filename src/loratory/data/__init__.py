@@ -19,7 +19,7 @@ from loratory.data.prompts import (
     placeholders,
     records_to_examples,
 )
-from loratory.data.rows import Row, cell_text, read_table
+from loratory.data.rows import HUB, Row, cell_text, read_table
 from loratory.data.splits import Split, draw_few_shot, fold_splits, load_split, stratified_sample
 from loratory.data.task_file import TaskFile, check_not_overwriting, guess_task_file, is_data
 from loratory.data.turns import CALLS
@@ -28,6 +28,7 @@ __all__ = [
     "ANSWER_SLOT",
     "CALLS",
     "FIXED_LABEL_TASKS",
+    "HUB",
     "LABELS",
     "LABEL_SEPARATOR",
     "MASK",

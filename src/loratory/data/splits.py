@@ -92,7 +92,7 @@ def load_split(
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
-    example = _example_of(usable, names_in(train), data, labels, code, where)
+    example = _example_of(usable, names_in(usable.parts["train"]), data, labels, code, where)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
