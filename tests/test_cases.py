@@ -13,7 +13,11 @@ from conftest import SHARED, needs_shared
 from loratory.cli.main import main
 
 CASES = SHARED / "cases"
-pytestmark = [needs_shared, pytest.mark.thorough]
+pytestmark = [
+    needs_shared,
+    pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of the script that makes models
+]
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_a_missing_or_misspelled_answer_column_is_reported(tmp_path):
 def test_data_with_only_an_answer_column_is_rejected(tmp_path):
     with pytest.raises(UserError, match="No column is left"):
         guess_task_file(
-            str(write_csv(tmp_path / "things.csv", {"color": make_columns(240)["color"]})), "color", is_masked
+            [str(write_csv(tmp_path / "things.csv", {"color": make_columns(240)["color"]}))], "color", is_masked
         )
 
 

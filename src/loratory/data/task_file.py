@@ -33,6 +33,7 @@ LONGEST_INLINE = 70  # a comment follows settings up to this length and precedes
 MIN_STEPS, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
 READING = DataConfig(missing="skip")  # how the data is read
 PART = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a file in several parts
+NO_HEADER = "no_header"  # the name of the finding
 UNKNOWN = "-1"  # the label of rows whose label is not published
 
 
@@ -73,7 +74,7 @@ def guess_task_file(
     columns, where = columns_of(rows), ", ".join(names)
     if answer and answer not in columns:
         fix = did_you_mean(answer, columns) or "give one of these columns as --answer"
-        found = f"columns {', '.join(columns)}"
+        found = f"columns {', '.join(columns)}" + "".join(f"; {f.message}" for f in findings if f.name == NO_HEADER)
         raise UserError(f"The answer column {answer!r} is missing", rows[0].source, found=found, fix=fix)
     kind = recognize(rows, columns, answer, where)
     labeled = [row for row in rows if not kind.answer or not is_missing(row.value(kind.answer), READING.missing_texts)]
@@ -86,7 +87,7 @@ def guess_task_file(
         raise UserError("No column is left for the prompt to show", where, found=reasons, fix=fix)
     masked = is_masked(ModelConfig(model))
     answers = [cell_text(row.value(kind.answer)).strip() for row in labeled] if kind.answer else []
-    header = [_line("header", False, "the first row is data")] if any(f.name == "no_header" for f in findings) else []
+    header = [_line("header", False, "the first row is data")] if any(f.name == NO_HEADER for f in findings) else []
     parts = [
         *_model_lines(model, _task(kind, masked), kind.reason),
         *_data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent),

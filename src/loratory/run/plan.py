@@ -41,7 +41,8 @@ def make_plan(job: Job, baselines: bool) -> Plan:
         # The tuned model takes as long as the base model.
         names = {name: name.replace("tuned", "prompt") for name in selected_systems(job, (*BASELINE_SYSTEMS, *TUNED))}
         times = {name: _try_system(job, name) for name in sorted(set(names.values()))}
-        total = {part: sum(times[names[name]] for name in part if name in names) for part in (BASELINE_SYSTEMS, TUNED)}
+        parts = (BASELINE_SYSTEMS, TUNED)
+        total = {part: sum((times[names[name]] for name in part if name in names), 0.0) for part in parts}
         seconds = {
             "baselines": total[BASELINE_SYSTEMS],
             **seconds,
