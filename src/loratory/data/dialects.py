@@ -206,9 +206,16 @@ def _find_style(lines_of: Callable[[], NumberedLines], name: str, delimiter: str
     quoted = fit("quoted")
     has_escapes = bool(re.search(r'(?<!\\)(?:\\\\)*\\"', sample))
     has_nulls = NULL in sample and '"' in sample
-    if quoted.is_whole and (has_escapes or has_nulls):
+    # A program that quotes cells quotes every cell with a quotation mark: one after a space is not inside of a cell.
+    if re.search(rf'(?:^|{re.escape(delimiter)}) +"(?!["\r\n]|{re.escape(delimiter)}|\Z)', sample, re.MULTILINE):
+        spaced = fit("spaced")
+        if spaced.is_whole and (not quoted.is_whole or spaced.rows == quoted.rows):
+            return "spaced"
+    # A quotation mark in a cell without quotes is always escaped if the program that wrote it escapes them at all.
+    is_sure = bool(re.search(rf'(?<!\\)(?:\\\\)*\\"(?!"|{re.escape(delimiter)}|[\r\n]|\Z)', sample))
+    if quoted.is_whole and (is_sure or has_nulls):
         escaped = fit("backslash")
-        if escaped.is_whole and (escaped.rows > quoted.rows or (has_nulls and escaped.rows == quoted.rows)):
+        if escaped.is_whole and escaped.rows >= quoted.rows:
             return "backslash"
     if quoted.is_whole:
         # Without quoting, a quotation mark at the start of a text swallows the lines up to the next mark.
@@ -217,8 +224,6 @@ def _find_style(lines_of: Callable[[], NumberedLines], name: str, delimiter: str
             if plain.is_whole and plain.share == 1 and plain.rows > quoted.rows and plain.width == quoted.width:
                 return "plain"
         return "quoted"
-    if f'{delimiter} "' in sample and fit("spaced").is_whole:
-        return "spaced"
     if has_escapes and fit("backslash").is_whole:
         return "backslash"
     plain = fit("plain")

@@ -22,10 +22,8 @@ MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-# Western code pages are tried first, in this order, because statistics cannot tell them apart in a short file.
-WESTERN = ("cp1252", "mac_roman", "cp850")
 OTHERS = (
-    "cp1250", "iso8859_2", "cp1257", "cp1254", "cp1255", "cp1251", "koi8_r", "cp866", "cp1253", "cp1256", "shift_jis",
+    "cp1250", "iso8859_2", "cp1257", "cp1255", "cp1251", "koi8_r", "cp866", "cp1253", "cp1256", "shift_jis",
     "euc_jp", "gb18030", "big5", "euc_kr", "latin_1",
 )  # fmt: skip
 NAMES = {
@@ -37,11 +35,15 @@ NAMES = {
     "utf-16": "UTF-16", "utf-16-le": "UTF-16 without a byte order mark",
     "utf-16-be": "UTF-16 without a byte order mark", "utf-32": "UTF-32",
 }  # fmt: skip
-# The letters of Western European languages beyond ASCII, without those whose bytes are letters of Eastern European
-# languages in other code pages, and the signs that people type.
-LETTERS = frozenset("éèêëàâäáãåçñíîïóòôöøúùûüßæœÉÈÊÀÂÄÁÅÇÑÍÎÓÔÖØÚÜÆŒ")
+# Letters beyond ASCII: of Western European languages, without those whose bytes are letters of Eastern European
+# languages in other code pages, and of Turkish. Then the signs that people type.
+WESTERN_LETTERS = frozenset("éèêëàâäáãåçñíîïóòôöøúùûüßæœÉÈÊÀÂÄÁÅÇÑÍÎÓÔÖØÚÜÆŒ")
+TURKISH_LETTERS = frozenset("çğıöşüâîûÇĞİÖŞÜ")
+LETTERS = {
+    "cp1252": WESTERN_LETTERS, "cp1254": TURKISH_LETTERS, "mac_roman": WESTERN_LETTERS, "cp850": WESTERN_LETTERS
+}  # fmt: skip
 SIGNS = frozenset("’‘“”„–—…€£§°«»¡¿©®™·ºª´•×½¼")
-LIKELY = 0.9  # share of such letters and signs among what is not ASCII in a Western text
+LIKELY = 0.9  # share of such letters and signs among what is not ASCII
 FEW = 3  # bytes from which no code page can be guessed
 TIE = 0.02  # closer values of coherence mean nothing
 
@@ -123,7 +125,7 @@ class TextFile:
         names = code_pages(sample)
         # Text in another encoding has hardly any valid sequence: a file with valid ones is UTF-8 that was damaged. A
         # single odd byte is damage, too, unless it is a letter of a Western language.
-        if good >= bad or (bad < FEW and names[0] not in WESTERN):
+        if good >= bad or (bad < FEW and names[0] not in LETTERS):
             fix = "repair that line, or save the file as UTF-8"
             raise UserError("The file is not UTF-8", f"{self.path}:{line}", fix=fix)
         for name in (*names, "latin_1"):
@@ -176,12 +178,13 @@ def _utf_16(head: bytes) -> str | None:
 
 def code_pages(sample: bytes) -> Sequence[str]:
     """The code pages that the sample may be in, the most likely first."""
-    for name in WESTERN:
+    # Statistics cannot tell these apart in a short file.
+    for name in LETTERS:
         text = _decoded(sample, name)
-        if text is not None and _western_share(text, name == "cp1252") >= LIKELY:
+        if text is not None and _share_of_letters(text, name) >= LIKELY:
             return (name,)
-    matches = list(charset_normalizer.from_bytes(sample, cp_isolation=[*WESTERN, *OTHERS]))
-    order = (*OTHERS, *WESTERN)
+    matches = list(charset_normalizer.from_bytes(sample, cp_isolation=[*LETTERS, *OTHERS]))
+    order = (*OTHERS, *LETTERS)
     best = max((match.coherence for match in matches), default=0.0)
     near = [match for match in matches if match.coherence >= best - TIE]
     others = [match for match in matches if match.coherence < best - TIE]
@@ -197,9 +200,10 @@ def _decoded(sample: bytes, encoding: str) -> str | None:
         return None
 
 
-def _western_share(text: str, has_hard_spaces: bool) -> float:
-    """The share of what is not ASCII that a Western text would have: usual signs, and usual letters in words that are
-    mostly ASCII letters. ``has_hard_spaces`` is whether hard spaces are usual in this encoding."""
+def _share_of_letters(text: str, encoding: str) -> float:
+    """The share of what is not ASCII that a text in this encoding would have: usual signs, and usual letters in words
+    that are mostly ASCII letters."""
+    letters, spaces = LETTERS[encoding], "\xa0" if encoding == "cp1252" else ""
     good = total = 0
     word: list[str] = []
     for character in [*text, " "]:
@@ -210,7 +214,7 @@ def _western_share(text: str, has_hard_spaces: bool) -> float:
         plain = sum(c <= "\x7f" for c in word)
         if len(word) - plain <= max(1, plain):
             odd_case = "".join(word[1:]) not in ("".join(word[1:]).lower(), "".join(word[1:]).upper())
-            good += sum(c in LETTERS and not (odd_case and c.isupper()) for c in word if c > "\x7f")
-        good += character in SIGNS or (character == "\xa0" and has_hard_spaces)
+            good += sum(c in letters and not (odd_case and c.isupper()) for c in word if c > "\x7f")
+        good += character in SIGNS or (character > "\x7f" and character in spaces)
         word = []
     return good / max(1, total)

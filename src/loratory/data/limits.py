@@ -74,7 +74,8 @@ def check_columns(names: Sequence[str], place: str) -> None:
         raise UserError("A row has too many columns", place, f"at most {MAX_COLUMNS}", str(len(names)))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError("Two columns have the same name", place, found=repr(twice[0]))
+        fix = "rename one of them in the first row of the file"
+        raise UserError("Two columns have the same name", place, found=repr(twice[0]), fix=fix)
 
 
 def check_file_size(name: str, size: int) -> None:
