@@ -44,7 +44,7 @@ def test_findings_are_grouped_by_severity_with_their_places(tmp_path, capsys, mo
     assert out.index("Errors: a run would stop\n  missing_answers: 2 rows") < out.index("Warnings\n")
     assert "    mail.csv:63, mail.csv:64\n" in out
     assert "labels that look alike: 'shop' (30), 'Shop' (10)" in out
-    assert out.splitlines()[-1].endswith(": 1 error, 2 warnings.")
+    assert out.splitlines()[-1].endswith(": 1 error, 2 warnings, 1 note.")
     assert not (tmp_path / "out").exists()
     assert main(["check", "task.toml", "--data.missing", "skip", "--data.normalize-labels"]) == 0
 

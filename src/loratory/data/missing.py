@@ -61,9 +61,9 @@ def without_missing_answers(parts: Parts, data: DataConfig, task: str) -> tuple[
         fix += f"; if {texts[0]!r} is an answer, take it out of [data] missing_texts"
 
     def error(first: Row, missing: int, total: int) -> UserError:
-        what = f"The answer in column {data.answer!r} is missing"
         found = f"{first.value(data.answer)!r}; {missing} of {total} rows have no answer"
-        return UserError(what, first.source, "an answer in every row", found, fix)
+        expected = "an answer in every row"
+        return UserError(f"The answer in column {data.answer!r} is missing", first.source, expected, found, fix)
 
     message = "{} rows without an answer were set aside"
     return _set_aside(parts, lambda row: has_no_answer(row, data, task), data, "missing_answers", message, error)
