@@ -26,7 +26,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "task_file",
     ),
     "models": (
-        "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets", "adapters",
+        "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets",
+        "adapters",
     ),
     "text": ("template_process", "template_runner", "template", "masking", "rendering", "context"),
     "tree": (
