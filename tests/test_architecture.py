@@ -178,7 +178,7 @@ def test_imports_stand_at_the_top_but_where_loading_is_lazy(module: str):
 
 
 @pytest.mark.parametrize("what", ONE_PLACE)
-def test_no_other_module_uses(what: str):
+def test_one_module_alone_uses(what: str):
     pattern, homes = ONE_PLACE[what]
     users = {m for m in [*MODULES, "__init__"] if any(re.fullmatch(pattern, name) for name in names_said(source_of(m)))}
     assert users == homes
