@@ -36,7 +36,8 @@ class ModelConfig:
     """The base model."""
 
     name: str = BUILTIN
-    """Hub id or folder. "builtin" (causal) and "builtin-masked" are small demonstration models included in Loratory."""
+    """Hub id or folder. "builtin" (causal) and "builtin-masked" are small demonstration models included in Loratory. An
+    adapter (a run directory, or a folder with adapter_config.json): training goes on from it, on its base model."""
     revision: str | None = None
     """Branch, tag or commit on the hub. It is resolved to a commit, which is recorded."""
     device: str = "auto"
@@ -149,7 +150,8 @@ class AdapterConfig:
     """Dropout probability on the input of LoRA branches. Tokens of a shared prefix share one dropout mask."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Modules with a LoRA branch: a list such as ["q_proj", "v_proj"], or all linear layers except the output head and,
-    in mixture-of-experts models, experts and routers."""
+    in mixture-of-experts models, experts and routers. Only layers of the language model, not those for images or
+    sound."""
     layers: Literal["all"] | tuple[int, ...] = "all"
     """Layers with LoRA branches: all, or a list of layer numbers, starting at 0."""
 

@@ -14,6 +14,7 @@ from loratory.data import Example, Message, read_rows
 from loratory.errors import UserError
 from loratory.machine.device import Machine
 from loratory.models import load_model, load_tokenizer
+from loratory.predict import ask, load_plain
 from loratory.settings import ModelConfig, PromptConfig
 from loratory.text import render_prompt, renderer_for, tokenize
 
@@ -138,6 +139,15 @@ def test_a_tokenizer_that_fails_on_every_text_is_an_error_of_loading(folder, val
 def test_a_model_that_fails_on_every_token_is_an_error_of_loading(folder, key, value):
     edit(folder / "config.json", **{key: value})
     error_of(folder, "cannot be loaded")
+
+
+@pytest.mark.parametrize("value", [["x"], 1, {"a": 1}])
+def test_the_models_own_generation_settings_are_not_used(folder, value):
+    _, renderer = load_plain(str(folder))
+    answer = "".join(ask(load_plain(str(folder))[0].model, renderer, "Is it so?", None, 6))
+    settings = {"output_hidden_states": value, "repetition_penalty": 9.0, "suppress_tokens": list(range(3, 200))}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert "".join(ask(load_plain(str(folder))[0].model, renderer, "Is it so?", None, 6)) == answer
 
 
 # ---- tokens without an embedding -------------------------------------------------------------------------------------

@@ -153,6 +153,8 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     _check_loaded(model, loading_info, config.name)
     model.to(machine.device)
     model.eval()
+    if not text.is_masked_lm:  # everything that decides an answer is set where it is generated
+        model.generation_config = GenerationConfig()
     _check_model_works(model, config.name)
     text = dataclasses.replace(text, embeddings=model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
     if text.is_masked_lm:  # some models do not number positions from 0

@@ -13,17 +13,11 @@ from loratory.errors import UserError
 from loratory.models.card import CARD, read_card
 from loratory.models.finding import find_files
 from loratory.models.identity import WEIGHTS, differing_files
-from loratory.models.untrusted import check_adapter_folder, check_files, read_json
+from loratory.models.untrusted import NOT_PLAIN_LORA, check_adapter_folder, check_files, read_json
 from loratory.settings import AdapterConfig, ModelConfig
 from loratory.storage import hashes_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Settings of PEFT that change which numbers an adapter has, or what they mean.
-UNSUPPORTED = (
-    "modules_to_save", "target_parameters", "trainable_token_indices", "rank_pattern", "alpha_pattern",
-    "layers_pattern", "layer_replication", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens",
-    "arrow_config", "monteclora_config", "kasa_config", "velora_config",
-)  # fmt: skip
 # Other ways to begin change the base model too.
 PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal")
 
@@ -134,7 +128,7 @@ def merged_settings(config: AdapterConfig, start: StartingAdapter) -> tuple[Adap
 
 def _check_supported(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises UserError if PEFT's settings have a feature that cannot be trained here."""
-    found = {key: settings[key] for key in UNSUPPORTED if settings.get(key)}
+    found = {key: settings[key] for key in NOT_PLAIN_LORA if settings.get(key)}
     if settings.get("peft_type") != "LORA":
         found["peft_type"] = settings.get("peft_type")
     if settings.get("bias", "none") != "none":

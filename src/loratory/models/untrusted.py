@@ -30,6 +30,12 @@ NUMBER_BITS = {
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 RANKS = 1 << 16
+# Settings of PEFT that change which numbers an adapter has, or what they mean.
+NOT_PLAIN_LORA = (
+    "modules_to_save", "target_parameters", "trainable_token_indices", "rank_pattern", "alpha_pattern",
+    "layers_pattern", "layer_replication", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens",
+    "arrow_config", "monteclora_config", "kasa_config", "velora_config", "megatron_config",
+)  # fmt: skip
 # The only pattern that earlier versions of Loratory wrote into adapters.
 EXCLUDED_BEFORE = r".*\.(gate|router|experts)(\..*)?"
 
@@ -71,7 +77,7 @@ def check_adapter_folder(folder: Path) -> None:
     excluded = settings.get("exclude_modules")
     if isinstance(excluded, str) and excluded != EXCLUDED_BEFORE:
         raise _wrong(path, "exclude_modules", "a list of names", excluded)
-    for key in ("rank_pattern", "alpha_pattern", "layers_pattern", "layer_replication", "modules_to_save"):
+    for key in NOT_PLAIN_LORA:
         if settings.get(key):
             raise _wrong(path, key, "nothing", settings[key])
     for name, shape in tensor_shapes(folder).items():
