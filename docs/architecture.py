@@ -29,13 +29,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     "models": (
         "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets",
         "adapters",
-<<<<<<< HEAD
     ),
     "text": (
         "template_process", "template_runner", "renderer", "template", "turns", "masking", "documents", "rendering",
         "context",
-=======
->>>>>>> models
     ),
     "tree": (
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",

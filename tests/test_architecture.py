@@ -21,21 +21,11 @@ PACKAGES = [name for name, inside in ORDER.items() if inside]
 MOST_LINES = 360
 # A pattern of names, and the modules that alone may say them.
 ONE_PLACE = {
-<<<<<<< HEAD
-    "peft": (r"peft", "models.adapters"),
-    "the loaders of models and tokenizers": (
-        r"AutoModel\w*|AutoTokenizer|AutoConfig|snapshot_download",
-        "models.loading",
-    ),
-    "the chat template": (r"render_jinja_template|apply_chat_template", "text.template_process"),
-    "datasets": (r"datasets", "data.hub"),
-=======
     "peft": (r"peft", {"models.targets", "models.adapters"}),
     "the loaders of models and tokenizers": (r"AutoModel\w*|AutoTokenizer|AutoConfig", {"models.loading"}),
     "the download of models": (r"snapshot_download", {"models.finding"}),
     "the chat template": (r"render_jinja_template|apply_chat_template", {"text.template_process"}),
-    "datasets": (r"datasets", {"data.rows"}),
->>>>>>> models
+    "datasets": (r"datasets", {"data.hub"}),
 }
 
 

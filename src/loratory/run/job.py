@@ -97,15 +97,10 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
         adapter, decided = merged_settings(config.adapter, base.start)
         config = dataclasses.replace(config, adapter=adapter)
         message = f"Training goes on from the adapter in {base.start.folder}; what is measured before has it too"
-<<<<<<< HEAD
-        taken = f"; taken from it: {', '.join(decided)}" if decided else ""
-        started_from = [Finding("starts_from_adapter", "note", message + taken)]
-        on_event(Event("message", message + taken))
-=======
-        started_from = [{"name": "starts_from_adapter", "count": 1, "message": message}]
+        started_from = [Finding("starts_from_adapter", "note", message)]
+        on_event(Event("message", message))
         if decided:  # not part of the record: a run that is resumed has these settings already
             on_event(Event("message", f"Settings taken from the adapter: {', '.join(decided)}"))
->>>>>>> models
     elif not full:
         module_targets(base.model, config.adapter)  # reports a mistake before anything else is done
     check_model_kind(config, base.text, base.name)
