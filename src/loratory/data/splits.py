@@ -105,8 +105,7 @@ def load_split(
         if is_dialogue:
             return with_tools(conversation(turns_of(row, data.answer, prompt.system), row.source), row)
         if is_plain:
-            messages = write(row)
-            return Example(messages, (messages[-1].content,), (), row.source, cells=cells(row))
+            return Example(messages := write(row), (messages[-1].content,), (), row.source)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         tests = row_tests(row, code) if code and task == "code" else None
         return Example(write(row), answers[id(row)], candidates, row.source, tests, cells(row))
