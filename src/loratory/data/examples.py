@@ -44,7 +44,7 @@ class Example:
     tests: "Tests | None" = None
     """For code: the tests that an answer has to pass."""
     cells: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
-    """The texts of the row that the prompt shows, for the checks of the data; none for conversations and plain texts."""
+    """The texts of the row that the prompt shows, for the checks; none for conversations and plain texts."""
 
     @property
     def answer(self) -> str:
