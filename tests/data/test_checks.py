@@ -282,6 +282,13 @@ def test_a_text_that_copies_its_prompt_is_a_leak_and_one_that_quotes_it_is_not(r
     assert found_in(renderer, tmp_path, quoted, task="text") == {}
 
 
+def test_a_plain_text_is_its_own_answer_and_no_leak(renderer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in clean_rows()))
+    split = load_split(DataConfig((str(path),)), PromptConfig(user="{text}"), 0, task="fill")
+    assert check_data(Material(split, renderer, "fill")) == []
+
+
 # ---- near duplicates -------------------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,7 @@ def leaking_columns(material: Material) -> Iterator[Finding]:
 
 def leaks(material: Material) -> dict[str, str]:
     """The columns that give the answer away, and how they do."""
-    # A plain text is its own answer: there is nothing to give away.
-    examples = [e for e in material.train if e.cells and e.answers and e.answers != (e.messages[-1].content,)]
+    examples = [e for e in material.train if e.cells and e.answers]
     if len(examples) < FEWEST_ROWS:
         return {}
     answers = [LABEL_SEPARATOR.join(e.answers) for e in examples]

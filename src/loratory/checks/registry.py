@@ -94,7 +94,9 @@ def check_data(material: Material, missing: str = "skip") -> list[Finding]:
     With ``missing`` = "error", rows that were set aside because of missing values are an error.
     """
     read = [
-        dataclasses.replace(f, severity="error") if missing == "error" and f.name in SET_ASIDE else f
+        dataclasses.replace(f, severity="error", message=f'{f.message}; a run needs [data] missing = "skip" for that')
+        if missing == "error" and f.name in SET_ASIDE
+        else f
         for f in material.split.findings
     ]
     found = [f for check in CHECKS if check.find is not None for f in check.find(material)]

@@ -55,7 +55,7 @@ class Example:
     tests: "Tests | None" = None
     """For code: the tests that an answer has to pass."""
     cells: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
-    """The texts of the row that the prompt shows, for the checks of the data; empty if there are no columns."""
+    """The texts of the row that the prompt shows, for the checks; none for conversations and plain texts."""
     turn: Message | None = None
     """The answer as a turn, if it has more than its text, such as tool calls. The answer is then what the chat template
     writes for this turn: see ``loratory.text.with_rendered_answers``."""

@@ -170,9 +170,10 @@ def _example_of(
     write = prompt_writer(usable.prompt, data.answer, names, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
-        messages, cells = write(row), tuple(cell_text(row.value(name)) for name in usable.shown)
-        if not usable.answers:
-            return Example(messages, (messages[-1].content,), (), row.source, cells=cells)
+        messages = write(row)
+        if not usable.answers:  # a plain text is its own answer
+            return Example(messages, (messages[-1].content,), (), row.source)
+        cells = tuple(cell_text(row.value(name)) for name in usable.shown)
         candidates = candidates_of(row, data.candidates) if data.candidates else tuple(labels)
         tests = row_tests(row, code) if code and usable.task == "code" else None
         return Example(messages, usable.answers[id(row)], candidates, row.source, tests, cells)
