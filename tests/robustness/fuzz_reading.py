@@ -22,7 +22,7 @@ ENCODINGS = (
 )  # fmt: skip
 PIECES = (
     "word", " ", ",", ";", "\t", "|", '"', "'", "\n", "\r", "\r\n", "\\", "\\N", "\\n", "\\t", '\\"', "\\.", "é", "ß",
-    "“", "я", "中", "\U0001f600", "\u2028", "\x00", "\x1a", "\x1f", "\ufeff", "NULL", "NaN", "nan", "1.0", "-0",
+    "“", "я", "中", "\U0001f600", "\u2028", "\x1a", "\x1f", "\ufeff", "NULL", "NaN", "nan", "1.0", "-0",
     "1e400", "007", "sep=;", "=A1", "#N/A", "{", "}", "[", "]", ":", "true", "2024-01-02", "a" * 200, ".", "\ufdd0",
 )  # fmt: skip
 NUMBERS = (0, 1, -1, 1.0, 2.0, -0.0, 0.1, 1e300, float("nan"), float("inf"), 2**53, 2**63, 10**40)
@@ -46,7 +46,9 @@ def make_file(folder: Path, rng: random.Random) -> Path:
         content = gzip.compress(content) if packed == ".gz" else _zstd(content)
         content = _damaged(content, rng) if rng.random() < 0.2 else content
         suffix += packed
-    name = rng.choice((f"data{suffix}", f"data{suffix.upper()}", f"part-00000-of-0000{rng.randrange(4)}{suffix}"))
+    name = rng.choice(
+        (f"data{suffix}", f"data{suffix.upper()}", f"data{suffix}", f"part-0-of-{rng.randrange(3)}{suffix}")
+    )
     path = folder / name
     path.write_bytes(content)
     return path if rng.random() < 0.95 else folder / f"*{suffix}"
@@ -68,6 +70,8 @@ def _content(kind: str, rng: random.Random) -> bytes:
 
 
 def _cell(rng: random.Random) -> str:
+    if rng.random() < 0.0005:
+        return "\x00"
     if rng.random() < 0.002:
         return rng.choice(string.ascii_letters) * rng.choice((70_000, 1_100_000))
     return "".join(rng.choice(PIECES if rng.random() < 0.4 else ("word", " ")) for _ in range(rng.randrange(6)))
