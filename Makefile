@@ -17,7 +17,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: setup demo examples check test test-slow chaos fuzz docs docs-test site wheel lint format clean
+.PHONY: setup demo examples check test test-slow chaos fuzz fuzz-reading docs docs-test site wheel lint format clean
 
 setup: $(VENV)/.ready
 
@@ -63,6 +63,11 @@ chaos: setup
 # Thousands of damaged and hostile inputs: up to an hour.
 fuzz: setup
 	PYTHONPATH=tests:tests/robustness $(BIN)/python tests/robustness/fuzz.py --out benchmarks/results/fuzz.json
+
+# Thousands of data files of every kind, encoding, delimiter and quoting, whole and damaged: minutes.
+fuzz-reading: setup
+	PYTHONPATH=tests:tests/robustness $(BIN)/python tests/robustness/fuzz.py --kind reading --count 4000 \
+	    --out benchmarks/results/fuzz-reading.json
 
 # Writes the pages that are generated from the code.
 docs: $(VENV)/.installed

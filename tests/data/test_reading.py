@@ -226,6 +226,17 @@ def test_the_first_line_may_declare_the_delimiter(tmp_path, first: str):
     assert [row.source[-2:] for row in table.rows] == [":3", ":4"]
 
 
+def test_a_single_column_needs_no_quoting(tmp_path):
+    for name in ("a.csv", "a.tsv"):
+        table = read_table(put(tmp_path, name, 'text\nHello, you\ttoo\n"Bye, ""you"""\nAgain\n'))
+        assert [row.values for row in table.rows] == [
+            {"text": "Hello, you\ttoo"},
+            {"text": 'Bye, "you"'},
+            {"text": "Again"},
+        ]
+        assert said(table) == ["a single column"]
+
+
 def test_a_row_that_is_too_long_is_named_with_what_helps(tmp_path):
     with pytest.raises(UserError, match="wrong number of columns") as caught:
         read_table(put(tmp_path, "a.csv", "text,label\nHello,a\nHello, you,a\nBye,b\n"))
@@ -372,7 +383,7 @@ SENTENCES = {
     "euc_kr": "도서관은 어디에 있습니까? 어제 카드를 잃어버렸습니다.",
     "utf-16": "Où est le café ? 图书馆在哪里？",
     "utf-16-le": "Où est le café ? Πόσο καιρό;",
-    "utf-16-be": "图书馆在哪里？我昨天丢了我的卡。",
+    "utf-16-be": "图书馆在哪里？我昨天丢了一张卡。Ā",
     "utf-32": "Où est le café ?",
 }
 

@@ -52,8 +52,9 @@ def run_command(
     prepare: Callable[[], None] = lambda: None,
     kill_after: float | None = None,
     limit: float = 120.0,
+    command: Callable[[list[str]], int] = main,
 ) -> Ended:
-    """Runs ``loratory ARGUMENTS`` in a forked child.
+    """Runs ``loratory ARGUMENTS``, or another command, in a forked child.
 
     ``prepare`` is called in the child first. The child is killed after ``kill_after`` seconds, if it is given, and in
     any case after ``limit`` seconds.
@@ -64,7 +65,7 @@ def run_command(
     child = os.fork()
     if child == 0:
         try:
-            code = _in_child(arguments, writing, prepare)
+            code = _in_child(command, arguments, writing, prepare)
         finally:
             os._exit(code if "code" in locals() else CRASHED)
     os.close(writing)
@@ -85,14 +86,16 @@ def run_command(
     return Ended(os.waitstatus_to_exitcode(status), output.decode(errors="replace"), seconds, usage.ru_maxrss / 1024)
 
 
-def _in_child(arguments: list[str], output: int, prepare: Callable[[], None]) -> int:
+def _in_child(
+    command: Callable[[list[str]], int], arguments: list[str], output: int, prepare: Callable[[], None]
+) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         prepare()
-        code = main(arguments)
+        code = command(arguments)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

@@ -7,6 +7,7 @@ crashes, prints a traceback, ends with another code, runs for more than 30 secon
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -26,7 +27,13 @@ import pyarrow
 import pyarrow.parquet
 import tomli_w
 from forked import Ended, run_command
+from fuzz_reading import make_file
 from tiny import ANIMALS, CHATML, write_tiny_model
+
+from loratory.cli.main import main as main_command
+from loratory.data import cell_text, guess_task_file
+from loratory.data.rows import columns_of, read_table
+from loratory.errors import UserError
 
 SECONDS, MEGABYTES = 30.0, 2048.0
 DEEP = "a very deep list"  # stands for one: Python itself cannot write it
@@ -309,6 +316,31 @@ def fuzz_request(rng: random.Random) -> list[str]:
     return ["predict", "run", "new.jsonl"]
 
 
+def fuzz_reading(rng: random.Random) -> list[str]:
+    """A data file of any kind and encoding, for reading and guessing only."""
+    return [str(make_file(Path.cwd(), rng)), rng.choice(["text", "label", "label", "column_2"])]
+
+
+def read_only(arguments: list[str]) -> int:
+    """Reads a file, and guesses a task file for one of its columns."""
+    name, answer = arguments
+    try:
+        table = read_table(name)
+        columns = columns_of(table.rows)
+        for row in table.rows:
+            assert row.source.startswith(str(Path(name).parent))
+            assert all(isinstance(cell_text(row.value(column)), str) for column in columns)
+        for finding in table.findings:
+            assert finding.severity == "note" and ": " in finding.message, finding
+    except UserError as error:
+        print(f"error: {error}")
+        assert error.where, error
+        return 2
+    with contextlib.suppress(UserError):  # most columns of these files are no answers
+        guess_task_file(name, answer, lambda _: False)
+    return 0
+
+
 KINDS: dict[str, Callable[[random.Random], list[str]]] = {
     "task": fuzz_task,
     "data": fuzz_data,
@@ -317,6 +349,7 @@ KINDS: dict[str, Callable[[random.Random], list[str]]] = {
     "adapter": fuzz_adapter,
     "run": fuzz_run,
     "request": fuzz_request,
+    "reading": fuzz_reading,
 }
 
 
@@ -326,12 +359,11 @@ KINDS: dict[str, Callable[[random.Random], list[str]]] = {
 def prepare(folder: Path) -> None:
     """A valid example of everything that is then damaged, in folder/valid."""
     valid = folder / "valid"
-    valid.mkdir()
     write_tiny_model(valid / "base")
     (valid / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (valid / "task.toml").write_text(tomli_w.dumps(TASK))
     # The run is made where the cases find it, because a run knows its folder.
-    shutil.copytree(valid, folder / "case")
+    shutil.copytree(valid, folder / "case", dirs_exist_ok=True)
     os.chdir(folder / "case")
     for out in ("run", "other"):
         ended = run_command(["run", "task.toml", "--run.out", out])
@@ -346,7 +378,8 @@ def run_case(folder: Path, kind: str, number: int) -> Case:
     shutil.copytree(folder / "valid", folder / "case")
     os.chdir(folder / "case")
     command = KINDS[kind](random.Random(f"{kind} {number}"))
-    ended = run_command(command, limit=SECONDS + 5)
+    run = read_only if kind == "reading" else main_command
+    ended = run_command(command, limit=SECONDS + 5, command=run)
     problem = problem_of(ended, command)
     return Case(kind, number, " ".join(command)[:200], ended.code, ended.seconds, ended.megabytes, problem)
 
@@ -396,7 +429,10 @@ def main() -> int:
     out, cases, started = args.out and args.out.resolve(), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name).resolve()
-        prepare(folder)
+        for part in ("valid", "case"):
+            (folder / part).mkdir()
+        if args.kind != "reading":
+            prepare(folder)
         for kind in [args.kind] if args.kind else KINDS:
             for number in range(args.count) if args.number is None else [args.number]:
                 cases.append(run_case(folder, kind, number))

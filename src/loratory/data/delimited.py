@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from loratory.data.columns import table_records
-from loratory.data.dialects import DELIMITERS, declared_delimiter, find_dialect, read_rows_of
+from loratory.data.dialects import DELIMITERS, NONE, declared_delimiter, find_dialect, read_rows_of
 from loratory.data.encodings import TextFile
 from loratory.data.limits import bounded_lines
 from loratory.data.remarks import Record, Remarks
@@ -30,7 +30,9 @@ def delimited_records(text: TextFile, default: str, data: DataConfig, remarks: R
             yield from islice(bounded_lines(file, name), int(declared is not None), None)
 
     dialect = find_dialect(lines, name, default, declared)
-    if dialect.delimiter != default:
+    if dialect.delimiter == NONE:
+        remarks.kinds.insert(0, "a single column")
+    elif dialect.delimiter != default:
         remarks.kinds.insert(0, f"{DELIMITERS[dialect.delimiter]}-separated")
     if dialect.style in STYLES:
         remarks.kinds.append(STYLES[dialect.style])
@@ -41,4 +43,4 @@ def delimited_records(text: TextFile, default: str, data: DataConfig, remarks: R
                 raise UserError("The file contains NUL characters", f"{name}:{line}", fix="save it as UTF-8")
             yield fields, f"{name}:{line}"
 
-    return table_records(rows, data.header, remarks, DELIMITERS[dialect.delimiter])
+    return table_records(rows, data.header, remarks, DELIMITERS.get(dialect.delimiter, ""))

@@ -15,6 +15,7 @@ from loratory.data.limits import MAX_CELL, MAX_ROW, too_large
 from loratory.errors import UserError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+NONE = "\x1f"  # is in no text: the delimiter of a file with a single column
 SAMPLE_LINES, SAMPLE_SIZE = 5000, 1 << 20  # lines and characters in which the delimiter is looked for
 NULL = r"\N"
 ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "", "Z": "\x1a"}
@@ -157,7 +158,13 @@ def find_dialect(
     delimiter = declared or _find_delimiter(sample, name, default)
     if _looks_escaped(sample, delimiter):
         return Dialect(delimiter, "escaped")
-    return Dialect(delimiter, _find_style(lines_of, name, delimiter, "".join(sample)))
+    dialect = Dialect(delimiter, _find_style(lines_of, name, delimiter, "".join(sample)))
+    if not declared:
+        fit = _fit(lines_of(), name, dialect)
+        single = Dialect(NONE, "quoted")
+        if fit.width == 1 and not fit.is_whole and _fit(lines_of(), name, single).is_whole:
+            return single
+    return dialect
 
 
 def _find_delimiter(sample: list[str], name: str, default: str) -> str:

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from loratory.errors import UserError
 
 COMPRESSED = (".gz", ".zst")
 BLOCK = 1 << 20  # bytes that are read at once
+ODD_BYTE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as decoders escape it
 HEAD = 1 << 16  # bytes in which the signs of UTF-16 are looked for
 SAMPLE = 1 << 16  # bytes of lines that are not ASCII, from which the code page is guessed
 MARKS = (
@@ -152,11 +154,10 @@ class TextFile:
         sample, size, rest = [], 0, b""
         for block in self._blocks():
             text = decoder.decode(block)
-            broken = sum("\udc80" <= c <= "\udcff" for c in text) if not text.isascii() else 0
-            good += sum(c > "\x7f" for c in text) - broken if not text.isascii() else 0
+            broken = len(text) - len(text.encode("utf-8", "ignore").decode("utf-8"))
+            good += len(text) - len(text.encode("ascii", "ignore")) - broken
             if broken and not bad:
-                first = next(i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff")
-                line = lines + text.count("\n", 0, first) + 1
+                line = lines + text.count("\n", 0, next(ODD_BYTE.finditer(text)).start()) + 1
             bad, lines = bad + broken, lines + text.count("\n")
             *whole, rest = (rest + block).split(b"\n")
             if size < SAMPLE:
@@ -171,7 +172,7 @@ def _utf_16(head: bytes) -> str | None:
     """The byte order of UTF-16 without a byte order mark, by the zero bytes of its ASCII characters; else None."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     share = max(even, odd) / max(1, len(head) // 2)
-    if max(even, odd) < 4 or min(even, odd) > 0.01 * max(even, odd) or share < 0.02:
+    if max(even, odd) < 4 or min(even, odd) > 0.5 * max(even, odd) or share < 0.02:
         return None
     return "utf-16-le" if odd > even else "utf-16-be"
 

@@ -6,6 +6,7 @@ SHEET may be empty. It runs in a process of its own, within a limit of memory, a
 import datetime
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import python_calamine
@@ -25,7 +26,8 @@ def main(path: str, wanted: str) -> None:
 
 
 def _print_sheet(path: str, wanted: str) -> dict[str, Any]:
-    with python_calamine.CalamineWorkbook.from_path(path) as book:
+    # The content tells the format, whatever the name says.
+    with Path(path).open("rb") as file, python_calamine.CalamineWorkbook.from_filelike(file) as book:
         visible = python_calamine.SheetVisibleEnum.Visible
         sheets = [sheet.name for sheet in book.sheets_metadata if sheet.typ == python_calamine.SheetTypeEnum.WorkSheet]
         hidden = {sheet.name for sheet in book.sheets_metadata if sheet.visible != visible}
