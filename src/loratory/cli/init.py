@@ -19,7 +19,7 @@ class InitFlags:
     """Guesses a task file from data: which columns the prompt shows, what it says, how the data is split."""
 
     data: tyro.conf.Positional[str]
-    """A csv, tsv, json, jsonl or parquet file, or hub:owner/name."""
+    """A csv, tsv, json, jsonl, parquet, xlsx, xls, ods or txt file, or hub:owner/name."""
     answer: str = ""
     """The answer column."""
     model: str = ModelConfig().name
