@@ -52,7 +52,8 @@ class DataConfig:
     """The training, validation and test data."""
 
     train: tuple[str, ...] = ()
-    """Training data: csv, tsv, json, jsonl(.gz) or parquet files, relative to the task file, or "hub:owner/name"."""
+    """Training data: csv, tsv, json, jsonl, parquet, xlsx, xls, ods or txt files, relative to the task file, a pattern
+    such as "parts/*.csv", or "hub:owner/name"."""
     validation: tuple[str, ...] = ()
     """Validation data, in the same formats as train. Not set: a share of train, see validation_share."""
     test: tuple[str, ...] = ()

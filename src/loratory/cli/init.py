@@ -19,7 +19,7 @@ class InitFlags:
     """Guesses a task file from data: which columns the prompt shows, what it says, how the data is split."""
 
     data: tyro.conf.Positional[tuple[str, ...]]
-    """Data files, or hub:owner/name."""
+    """Data files: csv, tsv, json, jsonl, parquet, xlsx, xls, ods or txt; or hub:owner/name."""
     answer: str = ""
     """The answer column. Conversations, instructions and plain texts need none."""
     model: str = ModelConfig().name

@@ -43,7 +43,7 @@ Fine-tunes a language model on your own examples and measures whether that helpe
 
 `loratory VERB --help` shows the common flags of a verb, `--help-all` every flag.
 Every key of a task file is a flag, as in --train.learning-rate 2e-4.
-Data files: csv, tsv, json, jsonl, parquet, or hub:owner/name.
+Data files: csv, tsv, json, jsonl, parquet, xlsx, xls, ods, txt, or hub:owner/name.
 Exit codes: 0 success, 1 failure (check: faulty data), 2 invalid input, 130 interrupted and 143 terminated (resumable).
 """
 

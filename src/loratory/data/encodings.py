@@ -24,10 +24,7 @@ MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-OTHERS = (
-    "cp1250", "iso8859_2", "cp1257", "cp1255", "cp1251", "koi8_r", "cp866", "cp1253", "cp1256", "shift_jis",
-    "euc_jp", "gb18030", "big5", "euc_kr", "latin_1",
-)  # fmt: skip
+OTHERS = ("cp1255", "cp1253", "cp1256", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "latin_1")
 NAMES = {
     "cp1252": "Windows-1252 (cp1252)", "mac_roman": "Mac OS Roman", "cp850": "DOS Latin (cp850)", "latin_1": "Latin-1",
     "cp1250": "Windows-1250 (cp1250)", "cp1251": "Windows-1251 (cp1251)", "cp1253": "Windows-1253 (cp1253)",
@@ -37,13 +34,19 @@ NAMES = {
     "utf-16": "UTF-16", "utf-16-le": "UTF-16 without a byte order mark",
     "utf-16-be": "UTF-16 without a byte order mark", "utf-32": "UTF-32",
 }  # fmt: skip
-# Letters beyond ASCII: of Western European languages, without those whose bytes are letters of Eastern European
-# languages in other code pages, and of Turkish. Then the signs that people type.
-WESTERN_LETTERS = frozenset("éèêëàâäáãåçñíîïóòôöøúùûüßæœÉÈÊÀÂÄÁÅÇÑÍÎÓÔÖØÚÜÆŒ")
-TURKISH_LETTERS = frozenset("çğıöşüâîûÇĞİÖŞÜ")
+# Letters beyond ASCII of the languages of some code pages, from the most usual code page to the least. The Western ones
+# are without those whose bytes are letters of Eastern European languages in another code page.
+WESTERN = "éèêëàâäáãåçñíîïóòôöøúùûüßæœÉÈÊÀÂÄÁÅÇÑÍÎÓÔÖØÚÜÆŒ"
+CENTRAL = "ąćęłńóśźżáčďéěíňřšťúůýžöüőűôĺľŕăâîşţđĄĆĘŁŃÓŚŹŻÁČĎÉĚÍŇŘŠŤÚŮÝŽÖÜŐŰÔ"
+CYRILLIC = "".join(map(chr, range(0x410, 0x450))) + "ёЁіІїЇєЄґҐўЎ"
 LETTERS = {
-    "cp1252": WESTERN_LETTERS, "cp1254": TURKISH_LETTERS, "mac_roman": WESTERN_LETTERS, "cp850": WESTERN_LETTERS
+    "cp1252": frozenset(WESTERN), "cp1254": frozenset("çğıöşüâîûÇĞİÖŞÜ"), "cp1250": frozenset(CENTRAL),
+    "iso8859_2": frozenset(CENTRAL), "cp1257": frozenset("õäöüšžąčęėįųūāēģīķļņÕÄÖÜŠŽĄČĘĖĮŲŪĀĒĢĪĶĻŅ"),
+    "mac_roman": frozenset(WESTERN), "cp850": frozenset(WESTERN), "cp1251": frozenset(CYRILLIC),
+    "koi8_r": frozenset(CYRILLIC), "cp866": frozenset(CYRILLIC),
 }  # fmt: skip
+HEBREW = frozenset(map(chr, range(0x430, 0x44B)))  # the letters of cp1251 whose bytes are letters in cp1255
+WORD = re.compile(r"[^\W\d_]+|.", re.DOTALL)
 SIGNS = frozenset("’‘“”„–—…€£§°«»¡¿©®™·ºª´•×½¼")
 LIKELY = 0.9  # share of such letters and signs among what is not ASCII
 FEW = 3  # bytes from which no code page can be guessed
@@ -127,7 +130,7 @@ class TextFile:
         names = code_pages(sample)
         # Text in another encoding has hardly any valid sequence: a file with valid ones is UTF-8 that was damaged. A
         # single odd byte is damage, too, unless it is a letter of a Western language.
-        if good >= bad or (bad < FEW and names[0] not in LETTERS):
+        if good >= bad or (bad < FEW and names[0] != "cp1252"):
             fix = "repair that line, or save the file as UTF-8"
             raise UserError("The file is not UTF-8", f"{self.path}:{line}", fix=fix)
         for name in (*names, "latin_1"):
@@ -203,19 +206,25 @@ def _decoded(sample: bytes, encoding: str) -> str | None:
 
 def _share_of_letters(text: str, encoding: str) -> float:
     """The share of what is not ASCII that a text in this encoding would have: usual signs, and usual letters in words
-    that are mostly ASCII letters."""
-    letters, spaces = LETTERS[encoding], "\xa0" if encoding == "cp1252" else ""
+    whose other letters are ASCII or, in Cyrillic, of the same alphabet."""
+    letters, is_cyrillic = LETTERS[encoding], encoding in ("cp1251", "koi8_r", "cp866")
+    signs = SIGNS
+    if encoding == "cp1252":
+        signs = SIGNS | {"\xa0"}
+        # Portuguese has both; alone it is the Hungarian ő of another code page.
+        letters = letters | {"õ"} if "ã" in text else letters
+    if encoding == "cp1251" and not set(text) & letters - HEBREW:
+        return 0.0
     good = total = 0
-    word: list[str] = []
-    for character in [*text, " "]:
-        if character.isalpha():
-            word.append(character)
-            continue
-        total += (character > "\x7f") + sum(c > "\x7f" for c in word)
-        plain = sum(c <= "\x7f" for c in word)
-        if len(word) - plain <= max(1, plain):
-            odd_case = "".join(word[1:]) not in ("".join(word[1:]).lower(), "".join(word[1:]).upper())
-            good += sum(c in letters and not (odd_case and c.isupper()) for c in word if c > "\x7f")
-        good += character in SIGNS or (character > "\x7f" and character in spaces)
-        word = []
+    for match in WORD.finditer(text):
+        word = match[0]
+        beyond = sum(character > "\x7f" for character in word)
+        total += beyond
+        if not word[0].isalpha():
+            around = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
+            is_inside = all(character.isalpha() for character in around)  # where only apostrophes stand
+            good += beyond if word == "’" or (word in signs and not is_inside) else 0
+        elif letters >= set(word) if is_cyrillic else beyond <= max(1, len(word) - beyond):
+            is_regular = word[1:] == word[1:].lower() or (word == word.upper() and not is_cyrillic)
+            good += sum(character in letters for character in word) if is_regular else 0
     return good / max(1, total)
