@@ -32,14 +32,14 @@ class CheckFlags:
 
 def execute(arguments: list[str]) -> int:
     flags, _ = parse_with_task(CheckFlags, arguments, "check")
-    from loratory.checks import CHECKS, Material, check_data, with_waivers
-
     data = flags.config.data
     # Rows with missing values are set aside, so that the other checks can go on.
     config = dataclasses.replace(flags.config, data=dataclasses.replace(data, missing="skip"))
     split, renderer, context = load_examples(config)
+    from loratory.checks import CHECKS, Material, check_data, with_waivers
+
     material = Material(
-        split, renderer, config.task, data.folds > 0, bool(data.test), context=context, overlong=data.overlong
+        split, renderer, split.task, data.folds > 0, bool(data.test), context=context, overlong=data.overlong
     )
     findings = with_waivers(check_data(material, data.missing), data.waive)
     examples = {name: len(getattr(split, name)) for name in ("train", "validation", "test")}

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from loratory.cli.output import print_json, print_text, print_tokens
-from loratory.cli.task_arguments import is_masked_model, print_findings, render_examples
+from loratory.cli.task_arguments import is_masked_model, render_examples
 from loratory.cli.verb import Verb
 from loratory.config import Config
 from loratory.settings import ModelConfig
@@ -48,7 +48,6 @@ def execute(arguments: list[str]) -> None:
         columns = {"shown": task_file.shown, "left_out": task_file.left_out}
         print_json({"task_file": str(task_file.path), **columns, "toml": task_file.toml})
         return
-    print_findings(task_file.findings)
     print_text(task_file.toml)
     print_tokens(sequences)
     print_text(f"Written: {task_file.path}\nNext: loratory run {task_file.path.name}")

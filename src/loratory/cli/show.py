@@ -27,10 +27,10 @@ def execute(arguments: list[str]) -> None:
     flags, _ = parse_with_task(ShowFlags, arguments, "show")
     if flags.count < 1:
         raise UserError("There is nothing to show", "--count", "1 or more", str(flags.count))
+    sequences, renderer = render_examples(flags.config, lambda train: train[: flags.count])
     from loratory.predict import padded_arrays, token_records
     from loratory.tree import pad_id_of
 
-    sequences, renderer = render_examples(flags.config, lambda train: train[: flags.count])
     if flags.padded:
         arrays = padded_arrays(sequences, pad_id_of(renderer))
         text = json.dumps(arrays) if flags.json else "\n".join(f"{k}\n{_matrix(v)}" for k, v in arrays.items())

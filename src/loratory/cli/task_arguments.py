@@ -17,7 +17,7 @@ from loratory.printable import printable
 from loratory.settings import ModelConfig
 
 if TYPE_CHECKING:
-    from loratory.data import Example, Finding, Split, TaskFile
+    from loratory.data import Example, Split, TaskFile
     from loratory.text import Renderer, TokenizedExample
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --section.key
@@ -119,12 +119,6 @@ def is_masked_model(model: ModelConfig) -> bool:
     return is_masked(model)
 
 
-def print_findings(findings: "Sequence[Finding]") -> None:
-    """Prints how data was read, one line each."""
-    for finding in findings:
-        print(printable(f"  {finding.message}"), file=sys.stderr)
-
-
 def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile"]:
     """The guessed task file for data files, and the arguments that are left. Raises UserError."""
     from loratory.data import check_not_overwriting, guess_task_file
@@ -187,10 +181,11 @@ def render_examples(
     config: Config, choose: Callable[[Sequence["Example"]], Sequence["Example"]]
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
+    split, renderer, _ = load_examples(config)
     from loratory.text import check_turns_are_shown, tokenize
 
-    split, renderer, _ = load_examples(config)
-    print_findings(split.findings)
+    for finding in split.findings:
+        print(printable(f"  {finding.message}"), file=sys.stderr)
     for sentence in [] if renderer.is_masked_lm else check_turns_are_shown(split.train, renderer):
         print(printable(f"  {sentence}"), file=sys.stderr)
     return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer
