@@ -15,7 +15,6 @@ from typing import Any
 import tomli_w
 
 from loratory.data.answers import is_missing
-from loratory.data.findings import Finding
 from loratory.data.guessing import Kind, choose_columns, recognize
 from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, Row, cell_text, columns_of, is_readable, read_table, read_tables
@@ -49,8 +48,6 @@ class TaskFile:
     """The columns shown in the prompt."""
     left_out: dict[str, str]
     """The columns not shown in the prompt, with the reason."""
-    findings: tuple[Finding, ...]
-    """How the files were read."""
 
 
 def guess_task_file(
@@ -70,7 +67,7 @@ def guess_task_file(
     """
     path = (path or Path(f"{_name(names[0])}.toml")).resolve()
     tables = read_tables(names, READING)
-    rows, findings = [r for table in tables for r in table.rows], tuple(f for table in tables for f in table.findings)
+    rows, findings = [r for table in tables for r in table.rows], [f for table in tables for f in table.findings]
     columns, where = columns_of(rows), ", ".join(names)
     if answer and answer not in columns:
         fix = did_you_mean(answer, columns) or "give one of these columns as --answer"
@@ -96,7 +93,7 @@ def guess_task_file(
         "[run]",
         _line("out", f"runs/{_name(names[0])}"),
     ]
-    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out, findings)
+    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out)
 
 
 def _task(kind: Kind, masked: bool) -> str:
