@@ -34,6 +34,7 @@ from loratory.cli.main import main as main_command
 from loratory.data import cell_text, guess_task_file
 from loratory.data.rows import columns_of, read_table
 from loratory.errors import UserError
+from loratory.machine import git_state
 
 SECONDS, MEGABYTES = 30.0, 2048.0
 DEEP = "a very deep list"  # stands for one: Python itself cannot write it
@@ -399,23 +400,26 @@ def problem_of(ended: Ended, command: list[str]) -> str:
     return ""
 
 
-def summary(cases: list[Case]) -> dict[str, Any]:
-    """The record of the cases as JSON."""
-    by_kind = {kind: [case for case in cases if case.kind == kind] for kind in KINDS}
+def summary(cases: list[Case], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The record of the cases as JSON. Kinds that were not run keep their entry in the ``earlier`` record."""
+    by_kind = {kind: group for kind in KINDS if (group := [case for case in cases if case.kind == kind])}
+    kinds = earlier.get("kinds", {}) | {
+        kind: {
+            "commit": git_state(Path(__file__).parent),
+            "cases": len(group),
+            "accepted": sum(case.code == 0 for case in group),
+            "refused": sum(case.code == 2 for case in group),
+            "slowest_seconds": max((round(case.seconds, 2) for case in group), default=0),
+            "largest_megabytes": max((round(case.megabytes) for case in group), default=0),
+        }
+        for kind, group in by_kind.items()
+    }
+    problems = [case for case in earlier.get("problems", []) if case["kind"] not in by_kind]
     return {
         "platform": platform.platform(),
-        "cases": len(cases),
-        "kinds": {
-            kind: {
-                "cases": len(group),
-                "accepted": sum(case.code == 0 for case in group),
-                "refused": sum(case.code == 2 for case in group),
-                "slowest_seconds": max((round(case.seconds, 2) for case in group), default=0),
-                "largest_megabytes": max((round(case.megabytes) for case in group), default=0),
-            }
-            for kind, group in by_kind.items()
-        },
-        "problems": [asdict(case) for case in cases if case.problem],
+        "cases": sum(kind["cases"] for kind in kinds.values()),
+        "kinds": kinds,
+        "problems": [*problems, *(asdict(case) for case in cases if case.problem)],
     }
 
 
@@ -424,7 +428,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=720, help="cases of each kind")
     parser.add_argument("--kind", choices=KINDS, help="only this kind")
     parser.add_argument("--number", type=int, help="only this case")
-    parser.add_argument("--out", type=Path, help="where to write the record")
+    parser.add_argument("--out", type=Path, help="the record, in which the kinds that are run are replaced")
     args = parser.parse_args()
     out, cases, started = args.out and args.out.resolve(), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
@@ -440,7 +444,7 @@ def main() -> int:
                     print(f"--kind {kind} --number {number}: {cases[-1].command}\n  {cases[-1].problem}", flush=True)
             print(f"{kind}: {len(cases)} cases in {time.monotonic() - started:.0f} s", flush=True)
         os.chdir("/")
-    record = summary(cases)
+    record = summary(cases, json.loads(out.read_text()) if out and out.exists() else {})
     print(json.dumps({**record, "problems": len(record["problems"])}, indent=1))
     if out:
         out.write_text(json.dumps(record, indent=1) + "\n")
