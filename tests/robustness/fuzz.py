@@ -338,7 +338,7 @@ def read_only(arguments: list[str]) -> int:
         assert error.where, error
         return 2
     with contextlib.suppress(UserError):  # most columns of these files are no answers
-        guess_task_file(name, answer, lambda _: False)
+        guess_task_file([name], answer, lambda _: False)
     return 0
 
 
