@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from loratory.cli.output import print_json, print_text, print_tokens
-from loratory.cli.task_arguments import render_examples
+from loratory.cli.task_arguments import is_masked_model, render_examples
 from loratory.cli.verb import Verb
 from loratory.config import Config
 from loratory.settings import ModelConfig
@@ -35,10 +35,9 @@ class InitFlags:
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
     from loratory.data import check_not_overwriting, draw_few_shot, guess_task_file
-    from loratory.models import is_masked
     from loratory.storage import check_replaceable, write_text
 
-    task_file = guess_task_file(flags.data, flags.answer, is_masked, flags.model, flags.out)
+    task_file = guess_task_file(flags.data, flags.answer, is_masked_model, flags.model, flags.out)
     check_replaceable(task_file.path, [Path(flags.data)])
     if not flags.overwrite:
         check_not_overwriting(task_file)

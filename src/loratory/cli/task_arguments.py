@@ -79,15 +79,21 @@ def _is_data(name: str) -> bool:
 def _guess(data: str, arguments: list[str]) -> tuple[list[str], "TaskFile"]:
     """The guessed task file for a data file, and the arguments that are left. Raises UserError."""
     from loratory.data import check_not_overwriting, guess_task_file
-    from loratory.models import is_masked
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--answer", default="")
     parser.add_argument("--model.name", dest="model", default=ModelConfig().name)
     given, rest = parser.parse_known_args(arguments)
-    task_file = guess_task_file(data, given.answer, is_masked, given.model)
+    task_file = guess_task_file(data, given.answer, is_masked_model, given.model)
     check_not_overwriting(task_file)
     return [*rest, "--model.name", given.model], task_file
+
+
+def is_masked_model(model: ModelConfig) -> bool:
+    """Whether a model is a masked language model. The libraries load here, after a mistake in the data was told."""
+    from loratory.models import is_masked
+
+    return is_masked(model)
 
 
 def _with_booleans(config: Config) -> Config:
