@@ -93,8 +93,11 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "too few rows": ({"sounds.csv": csv([("cow", "moo"), ("cat", "meow")])}, {}, ["Too few rows", "sounds.csv:2"]),
     "no rows": ({"sounds.csv": "text,sound\n"}, {}, ["no rows", "sounds.csv"]),
     "an empty file": ({"sounds.csv": ""}, {}, ["no rows", "sounds.csv"]),
-    "a file that is not UTF-8": ({"sounds.csv": csv(ROWS).replace("cat", "ch\xe4t").encode("latin-1")}, {},
-                                 ["not UTF-8", "sounds.csv:3"]),
+    "a damaged UTF-8 file": (
+        {"sounds.csv": csv(ROWS).replace("cat", "chät").encode().replace(b"ch\xc3\xa4t", b"ch\xc3t", 1)},
+        {},
+        ["not UTF-8", "sounds.csv:3"],
+    ),
     "malformed json": (
         {"a.jsonl": json.dumps({"text": "a", "sound": "b"}) + '\n{"text": "a"\n'},
         {"data.train": "a.jsonl"},

@@ -370,7 +370,7 @@ SENTENCES = {
     "cp850": "Où est la bibliothèque? J'ai perdu ma carte à l'entrée.",
     "cp1250": "Příliš žluťoučký kůň úpěl ďábelské ódy. Ztratil jsem průkaz včera večer.",
     "CP1250": "Elvesztettem a könyvtári kártyámat. Hosszú idő, őszi tűz.",
-    "cp-1250": "Zgubiłem kartę biblioteczną wczoraj wieczorem. Gdzie jest książka?",
+    "windows-1250": "Zgubiłem kartę biblioteczną wczoraj wieczorem. Gdzie jest książka?",
     "iso8859-2": "Zgubiłem kartę biblioteczną wczoraj; gdzie jest książka?",
     "windows-1252": "Onde fica a biblioteca? Não encontro as informações, são questões.",
     "windows-1251": "привет, всё хорошо",

@@ -18,7 +18,7 @@ from tiny import ANIMALS
 
 from loratory.cli.main import main
 from loratory.config import Config
-from loratory.data import read_rows
+from loratory.data.rows import read_rows
 from loratory.errors import Terminated, UserError
 from loratory.events import Event
 from loratory.finetune import evaluate_run, finetune, train_only

@@ -32,15 +32,16 @@ class PredictFlags:
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
     from loratory.data import read_table
-    from loratory.events import Event
-    from loratory.predict import answer_line, check_output, data_settings, load, predict_to_file
+    from loratory.storage import data_settings
 
     _check_order(flags.run, flags.data)
-    if flags.out:
-        check_output(flags.out, [flags.data], flags.run)
     table = read_table(str(flags.data), data_settings(flags.run))
     for finding in table.findings:
         print(printable(finding.message), file=sys.stderr)
+    # The heavy libraries load after a mistake in the data was told.
+    from loratory.events import Event
+    from loratory.predict import answer_line, check_output, load, predict_to_file
+
     if flags.out:
         check_output(flags.out, [Path(file) for file in table.files], flags.run)
     rows = table.rows

@@ -96,7 +96,8 @@ def _unescaped(field: str) -> str | None:
 
 def _escaped_rows(numbered: NumberedLines, name: str, delimiter: str) -> Iterator[tuple[list[Any], int]]:
     """The rows of a file in the text formats of PostgreSQL and MySQL. A backslash may also escape the end of a line."""
-    field = re.compile(rf"(?:[^\\{re.escape(delimiter)}]|\\.)*", re.DOTALL)
+    # Possessive, because a repetition that may be taken back costs memory for every character.
+    field = re.compile(rf"(?:[^\\{re.escape(delimiter)}]++|\\.)*+", re.DOTALL)
     parts: list[str] = []
     start = 0
     for number, line in numbered:

@@ -11,7 +11,7 @@ from typing import Any
 
 import python_calamine
 
-MEMORY = 3 << 30  # bytes of address space: the reader holds a sheet as a full rectangle
+MEMORY = 2 << 30  # bytes of address space: the reader holds a sheet as a full rectangle
 ERRORS = ("#N/A", "#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#GETTING_DATA", "#SPILL!", "#CALC!")
 
 

@@ -6,7 +6,7 @@ conversation. Read ``tuned.py`` first.
 
 from loratory.predict.chat import converse, open_chat, welcome_message
 from loratory.predict.chat_terminal import standard_terminal
-from loratory.predict.to_file import answer_line, check_output, data_settings, predict_to_file
+from loratory.predict.to_file import answer_line, check_output, predict_to_file
 from loratory.predict.tokens import highlighted, padded_arrays, token_records
 from loratory.predict.tuned import Tuned, ask, load, load_plain
 
@@ -16,7 +16,6 @@ __all__ = [
     "ask",
     "check_output",
     "converse",
-    "data_settings",
     "highlighted",
     "load",
     "load_plain",

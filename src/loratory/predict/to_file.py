@@ -12,30 +12,17 @@ from loratory.errors import UserError
 from loratory.evaluation import Prediction
 from loratory.events import Event, EventCallback
 from loratory.predict.tuned import Tuned
-from loratory.settings import DataConfig
 from loratory.storage import (
     check_replaceable,
     data_files,
-    is_run,
     only_writer_of_file,
     open_output,
     parsed_json,
-    read_config,
     sha256_of_text,
 )
 
 ROWS_AT_ONCE = 256  # always the same, so that a resumed prediction computes the same batches
 JSON_LINES, DELIMITERS = (".jsonl", ""), {".csv": ",", ".tsv": "\t"}
-
-
-def data_settings(path: Path) -> DataConfig:
-    """The settings with which the data of a run was read, for a run directory or its adapter folder; the default ones
-    for an adapter without its run."""
-    run = next((folder for folder in (path, path.parent) if is_run(folder)), None)
-    try:
-        return read_config(run).data if run else DataConfig()
-    except UserError:  # an old or damaged run: its adapter may still be used
-        return DataConfig()
 
 
 def check_output(out: Path, data: Sequence[Path], run: Path) -> None:

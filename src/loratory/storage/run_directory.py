@@ -10,6 +10,7 @@ import tomli_w
 
 from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
+from loratory.settings import DataConfig
 from loratory.storage.contents import (
     REQUESTED_SETTINGS,
     check_removable,
@@ -206,6 +207,16 @@ def data_files(run: Path) -> list[Path]:
         return [Path(record["path"]) for record in records]
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def data_settings(path: Path) -> DataConfig:
+    """The settings with which the data of a run was read, for a run directory or its adapter folder; the default ones
+    for an adapter without its run."""
+    run = next((folder for folder in (path, path.parent) if is_run(folder)), None)
+    try:
+        return read_config(run).data if run else DataConfig()
+    except UserError:  # an old or damaged run: its adapter may still be used
+        return DataConfig()
 
 
 def requested_text(config: Config) -> str:
