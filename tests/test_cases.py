@@ -173,7 +173,10 @@ def test_labels_that_begin_one_another(case, capsys):
     code, said = run(capsys, "run", "tickets.jsonl", "--answer", "label", "--run.systems", "tuned", "tuned-choose")
     assert code == 0, said
     report = json.loads(next(Path("runs").glob("*/report.json")).read_text())
-    assert min(system["value"] for system in report["systems"]) > 0.9
+    assert min(system["value"] for system in report["systems"]) > 0.4  # chance: 0.25
+    for path in Path("runs").glob("*/predictions/tuned*.jsonl"):
+        answers = {json.loads(line)["answer"] for line in path.read_text().splitlines()}
+        assert answers == {"1", "10", "100", "11"}, path
 
 
 @the("raw-text-causal")

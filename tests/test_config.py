@@ -236,7 +236,7 @@ def test_a_hub_id_is_not_resolved_to_a_path(tmp_path):
         ("[train]\nepoch = 3", "'train.epoch'", "'epochs'"),
         ("[train]\nlearning-rate = 1e-4", "'train.learning-rate'", "'learning_rate'"),
         ("[data]\nanswer_column = 'a'", "'data.answer_column'", "'answer'"),
-        ("[adapter]\nzzzz = 1", "'adapter.zzzz'", "known keys: kind, rank, alpha, rslora, dora"),
+        ("[adapter]\nzzzz = 1", "'adapter.zzzz'", "use one of the keys kind, rank, alpha, rslora, dora"),
     ],
 )
 def test_an_unknown_key_suggests_the_most_similar_one(tmp_path, content: str, key: str, hint: str):
@@ -462,6 +462,7 @@ def settings_of(monkeypatch, tmp_path, capsys):
         return tmp_path
 
     monkeypatch.setattr(module, "train_only", record_config)
+    monkeypatch.setattr("loratory.cli.train.check_data", lambda _: None)
 
     def parse(*arguments: str) -> Config:
         assert main(["train", *arguments]) == 0

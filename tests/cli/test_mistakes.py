@@ -82,7 +82,7 @@ TASKS: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "no answer column named": ({}, {"data.answer": None}, ["data.answer", "text, sound", 'answer = "COLUMN"']),
     "a placeholder unlike any column": ({}, {"prompt.user": "{x}"}, ["{x}", "one of the columns text"]),
     "no data named": ({}, {"data.train": None}, ["data.train"]),
-    "an empty answer": ({"sounds.csv": with_row("dog", " ")}, {}, ["empty", "sounds.csv:14"]),
+    "an empty answer": ({"sounds.csv": with_row("dog", " ")}, {}, ["is missing", "sounds.csv:14"]),
     "a row too wide": ({"sounds.csv": with_row("dog, the", "woof")}, {}, ["sounds.csv:14", "expected: 2", "found: 3"]),
     "a label unknown to training": (
         {"test.csv": csv([("a cow", "moo"), ("a dog", "woof")])},

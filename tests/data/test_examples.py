@@ -349,7 +349,15 @@ brace_text = st.text("ab{}!:.[]0\n ")
 @given(brace_text, brace_text)
 @quick
 def test_values_are_not_interpreted_as_templates(a: str, b: str):
-    assert messages(PromptConfig(user="{a}|{b}|{a}"), {"a": a, "b": b}) == [("user", f"{a}|{b}|{a}")]
+    shown = f"{a}|{b}|{a}" if (a + b).strip() else ""
+    assert messages(PromptConfig(user="{a}|{b}|{a}"), {"a": a, "b": b}) == [("user", shown)]
+
+
+def test_a_line_whose_placeholders_are_all_empty_is_left_out():
+    prompt = PromptConfig(user="{instruction}\n\nInput: {input}\nFrom {input} to {end}\nBe brief.")
+    values = {"instruction": "Add {1}", "input": "2", "end": ""}
+    assert messages(prompt, values) == [("user", "Add {1}\n\nInput: 2\nFrom 2 to \nBe brief.")]
+    assert messages(prompt, values | {"input": " "}) == [("user", "Add {1}\n\nBe brief.")]
 
 
 template_parts = st.lists(st.tuples(st.booleans(), brace_text))
@@ -396,7 +404,7 @@ def test_a_row_without_a_column_is_named():
 
 def test_cells_that_are_not_strings_are_shown_as_json_and_none_as_empty():
     values = {"a": None, "b": ["ü", 1], "c": 1.5, "d": False, "label": "x"}
-    assert messages(PromptConfig(), values) == [("user", 'a: \nb: ["ü", 1]\nc: 1.5\nd: false')]
+    assert messages(PromptConfig(user="{a}-{b}-{c}-{d}"), values) == [("user", '-["ü", 1]-1.5-false')]
 
 
 def test_the_default_prompt_shows_every_column_except_the_answer():

@@ -65,7 +65,7 @@ def test_a_missing_answer_is_never_a_class(tmp_path, value: Any):
     split = load(DataConfig(train=(path,), answer="label", missing="skip"))
     assert split.labels == ("a", "b")
     assert sources(split) == sorted(f"{path}:{n}" for n in range(1, 33) if n not in (5, 10))
-    [finding] = split.findings
+    [finding] = [f for f in split.findings if f.name != "nan_values"]
     assert (finding.name, finding.severity, finding.count) == ("missing_answers", "note", 2)
     assert finding.places == (f"{path}:5", f"{path}:10")
 
@@ -177,7 +177,8 @@ def test_a_row_without_text_in_the_prompt(tmp_path, value: Any):
         load(DataConfig(train=(path,), answer="label"), user=user)
     assert caught.value.where == f"{path}:7"
     split = load(DataConfig(train=(path,), answer="label", missing="skip"), user=user)
-    assert [(f.name, f.count, f.places) for f in split.findings] == [("empty_prompts", 1, (f"{path}:7",))]
+    found = [(f.name, f.count, f.places) for f in split.findings if f.name != "nan_values"]
+    assert found == [("empty_prompts", 1, (f"{path}:7",))]
     assert f"{path}:7" not in sources(split) and f"{path}:8" in sources(split)
     load(DataConfig(train=(path,), answer="label"), user=f"{user} {{id}}")
 

@@ -10,7 +10,8 @@ import transformers
 from safetensors.torch import load_file
 from tiny import byte_tokenizer
 
-from loratory.data import Example, Message, read_rows
+from loratory.data import Example, Message
+from loratory.data.rows import read_rows
 from loratory.errors import UserError
 from loratory.machine.device import Machine
 from loratory.models import load_model, load_tokenizer
