@@ -169,3 +169,104 @@ def test_an_error_in_the_settings_writes_no_task_file(tmp_path, tiny_folder):
     assert main(["run", *words, "--prompt.user", "{nothing}"]) == 2
     assert not Path("things.toml").exists()
     assert not Path("runs").exists()
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def guessed(*names: str, answer: str = "", masked: bool = False) -> Config:
+    task_file = guess_task_file(names, answer, lambda _: masked)
+    return Config.parse(task_file.toml, task_file.path)
+
+
+SENTENCES = ("You may keep it for a month.", "The fee is in your account.", "Yes, the room is free.")
+
+
+@pytest.mark.parametrize(("answer", "given"), [("output", False), ("response", False), ("output", True)])
+def test_instructions_need_no_answer_column_and_no_system_message(tmp_path, answer: str, given: bool):
+    rows = [
+        {"instruction": f"Do {i}.", "input": f"with {i}" if i % 2 else "", answer: SENTENCES[i % 3], "source": f"s {i}"}
+        for i in range(60)
+    ]
+    config = guessed(write_rows(tmp_path / "a.jsonl", rows), answer=answer if given else "")
+    assert (config.task, config.data.answer, config.prompt.system) == ("text", answer, None)
+    assert config.prompt.user == "{instruction}\n\n{input}"
+    texts = {e.messages[-1].content for e in load_split(config.data, config.prompt, 0, task="text").test}
+    assert {"Do 0.", "Do 1.\n\nwith 1"} <= texts
+
+
+def test_completions_need_no_answer_column(tmp_path):
+    rows = [{"prompt": f"Say {i}.", "completion": f" word {i}"} for i in range(60)]
+    config = guessed(write_rows(tmp_path / "a.jsonl", rows))
+    assert (config.task, config.data.answer, config.prompt.user) == ("text", "completion", "{prompt}")
+
+
+def test_sentences_that_recur_are_no_labels(tmp_path):
+    rows = [{"question": f"What about thing {i} there?", "reply": SENTENCES[i % 3]} for i in range(60)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    assert guessed(path, answer="reply").task == "text"
+    rows = [{**row, "reply": ("yes", "not sure", "no way at all")[i % 3]} for i, row in enumerate(rows)]
+    assert guessed(write_rows(tmp_path / "b.jsonl", rows), answer="reply").task == "classification"
+
+
+@pytest.mark.parametrize("answer", ["", "text"])
+def test_plain_texts_are_for_pretraining_or_filling_in(tmp_path, answer: str):
+    rows = [{"id": f"x{i}", "text": f"The room opens at {i} o'clock."} for i in range(60)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    for masked, task in ((False, "pretrain"), (True, "fill")):
+        config = guessed(path, answer=answer, masked=masked)
+        assert (config.task, config.data.answer, config.prompt.user) == (task, "", "{text}")
+        assert len(load_split(config.data, config.prompt, 0, task=task).test) == 60
+
+
+def test_conversations_need_no_answer_column(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert guessed(write_rows(tmp_path / "a.jsonl", [{"messages": turns}] * 60)).task == "dialogue"
+    config = guessed(write_rows(tmp_path / "b.jsonl", [{"dialog": turns}] * 60))
+    assert (config.task, config.data.answer) == ("dialogue", "dialog")
+    config = guessed(write_rows(tmp_path / "c.jsonl", [{"prompt": turns[:1], "completion": turns[1:]}] * 60))
+    assert (config.task, config.data.answer) == ("dialogue", "")
+    assert len(load_split(config.data, config.prompt, 0, task="dialogue").test) == 60
+
+
+@pytest.mark.parametrize("label", [-1, "", None, "N/A"])
+def test_a_test_file_without_labels_is_not_used_and_this_is_said(tmp_path, label):
+    rows = [{"text": f"a thing {i} of kind {i % 7}", "color": LABELS[i % 3]} for i in range(240)]
+    path = write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "test.jsonl", [{**row, "color": label} for row in rows[:9]])
+    task_file = guess_task_file([path], "color", lambda _: False)
+    assert "# test: test.jsonl has no answers, so about 48 rows are split off train" in task_file.toml
+    config = Config.parse(task_file.toml, task_file.path)
+    assert config.data.test == () and config.data.missing == "skip"
+    write_rows(tmp_path / "test.jsonl", [{**row, "color": label if i else "red"} for i, row in enumerate(rows[:9])])
+    assert len(guessed(path, answer="color").data.test) == 1
+
+
+def test_rows_without_an_answer_are_set_aside(tmp_path):
+    columns = make_columns(240)
+    columns["color"][5] = "N/A"
+    path = write_csv(tmp_path / "things.csv", columns)
+    task_file = guess_task_file([str(path)], "color", lambda _: False)
+    assert "1 rows without an answer are set aside" in task_file.toml and "3 labels" in task_file.toml
+
+
+def test_several_files_parts_and_patterns(tmp_path):
+    names = [str(write_csv(tmp_path / f"part-{i}.csv", make_columns(120))) for i in range(2)]
+    config = guessed(*names, answer="color")
+    assert config.data.train == tuple(names) and config.run.out == "runs/part-0"
+    (tmp_path / "colors").mkdir()
+    for i in range(3):
+        write_csv(tmp_path / "colors" / f"train-{i:05d}-of-00003.csv", make_columns(90))
+    write_csv(tmp_path / "colors" / "test-00000-of-00001.csv", make_columns(30))
+    config = guessed(str(tmp_path / "colors" / "train-00001-of-00003.csv"), answer="color")
+    assert config.run.out == "runs/colors" and config.data.test[0].endswith("test-00000-of-00001.csv")
+    assert len(load_split(config.data, config.prompt, 0).train) > 200
+
+
+def test_nested_columns_are_shown_by_their_path(tmp_path):
+    rows = [{"ticket": {"body": f"a thing {i}", "n": {"color": LABELS[i % 3]}}} for i in range(240)]
+    config = guessed(write_rows(tmp_path / "a.jsonl", rows), answer="ticket.n.color")
+    assert config.prompt.user == "{ticket.body}"
+    assert load_split(config.data, config.prompt, 0).labels == ("blue", "green", "red")

@@ -117,7 +117,7 @@ def overlooked_prompting(run: Run, systems: list[dict[str, Any]], before: str) -
 
 def _against_prompting(c: dict[str, Any], state: str, by_name: dict[str, dict], tested: str, task: Task) -> str:
     values = f"{task.headline(by_name[c['b']])} against {task.format_value(by_name[c['a']])}"
-    values += f" for {_prompting_in_words(c['a'], by_name)} on {tested}"
+    values += f" for {_prompting_in_words(c['a'], by_name, task)} on {tested}"
     p = p_text(c["p_value"])
     return {
         "best": f"Tuning helped: {values} ({p})",
@@ -128,8 +128,10 @@ def _against_prompting(c: dict[str, Any], state: str, by_name: dict[str, dict], 
     }[state]
 
 
-def _prompting_in_words(before: str, by_name: dict[str, dict]) -> str:
+def _prompting_in_words(before: str, by_name: dict[str, dict], task: Task) -> str:
     """The prompting that the tuned model is compared with, and how it was chosen if several were measured."""
+    if not task.has_answers:
+        return "the base model"
     if sum(name in PROMPTING for name in by_name) == 1:
         return f"prompting ({before})"
     if by_name[before]["validation_value"] is None:
