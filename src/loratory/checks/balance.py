@@ -26,7 +26,9 @@ def rare_labels(material: Material) -> Iterator[Finding]:
     rare = sorted((counts[label], label) for label in material.split.labels if counts[label] < FEWEST_EXAMPLES)
     if rare:
         names = _listed(f"{label!r} ({count})" for count, label in rare)
-        message = f"{len(rare)} labels have fewer than {FEWEST_EXAMPLES} training examples: {names}"
+        message = (
+            f"{len(rare)} {_labels(len(rare), 'has', 'have')} fewer than {FEWEST_EXAMPLES} training examples: {names}"
+        )
         involved = [e for e in material.train if {label for _, label in rare}.intersection(e.answers)]
         yield finding("rare_labels", "warning", message, involved, len(rare))
 
@@ -43,7 +45,8 @@ def labels_begin_alike(material: Material) -> Iterator[Finding]:
         beginnings.append(label)
     if pairs:
         names = _listed(f"{short!r} and {long!r}" for short, long in pairs)
-        message = f"{len(pairs)} labels begin with another label: {names}; a reply that is cut short names the other"
+        begin = f"{len(pairs)} {_labels(len(pairs), 'begins', 'begin')} with another label"
+        message = f"{begin}: {names}; a reply that is cut short names the other"
         yield finding("labels_begin_alike", "note", message, [], len(pairs))
 
 
@@ -58,10 +61,15 @@ def labels_share_tokens(material: Material) -> Iterator[Finding]:
     if shared:
         names = _listed(", ".join(map(repr, group[:SHOWN])) for group in shared)
         count = sum(map(len, shared))
-        message = f"{count} labels share their first token with another one: {names}; the later tokens decide"
+        message = f"{count} labels share their first token with another one: {names}; only later tokens tell them apart"
         yield finding("labels_share_tokens", "note", message, [], count)
 
 
 def _listed(texts: Iterable[str]) -> str:
     items = list(texts)
     return "; ".join(items[:SHOWN]) + (f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def _labels(count: int, one: str, several: str) -> str:
+    """The noun and the verb that go with a number of labels."""
+    return f"label {one}" if count == 1 else f"labels {several}"

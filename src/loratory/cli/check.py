@@ -49,8 +49,12 @@ def execute(arguments: list[str]) -> int:
         print_json({"findings": records, "examples": examples, "labels": list(split.labels), "checks": names})
     else:
         counts = ", ".join(f"{count:,} {name}" for name, count in examples.items())
+        if data.folds:
+            counts = f"{examples['test']:,} examples, each tested in one of {data.folds} folds"
         labels = f", {len(split.labels)} labels" if split.labels else ""
-        print_text(_listing(findings) + f"Checked {counts} examples{labels}: {_summary(findings)}.")
+        print_text(
+            _listing(findings) + f"Checked {counts}{'' if data.folds else ' examples'}{labels}: {_summary(findings)}."
+        )
     return FAILED if any(f.severity == "error" for f in findings) else DONE
 
 

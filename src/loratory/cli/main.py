@@ -76,9 +76,8 @@ def main(arguments: list[str]) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(
-            "Interrupted. Finished work is kept; repeat the command, without --overwrite, to resume.", file=sys.stderr
-        )
+        kept = " Finished work is kept; repeat the command, without --overwrite, to resume."
+        print(f"Interrupted.{kept if verb.name in COMPUTING else ''}", file=sys.stderr)
         return exit_code_of(error)
     except Interrupted as error:
         print(printable(f"{error}."), file=sys.stderr)

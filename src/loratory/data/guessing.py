@@ -139,7 +139,8 @@ def reason_to_leave_out(cells: Sequence[Any], answers: Sequence[str], column: st
         return "encodes the answer: one value per label"
     if {value.lower() for value in different} <= SPLIT_NAMES:
         return "names a split of the data"
-    if len(different) == len(values) and all(re.fullmatch(r"\S{1,64}", value) for value in values):
+    is_measure = all(re.fullmatch(r"-?\d+[.,]\d+", value) for value in values)
+    if len(different) == len(values) and not is_measure and all(re.fullmatch(r"\S{1,64}", v) for v in values):
         return "a different word or number in every row, probably an identifier"
     if free_text and answers and all(a and v.endswith(a) for v, a in zip(values, answers, strict=True)):
         return "ends with the answer"

@@ -35,6 +35,8 @@ RESERVED = {
     "bos_token", "eos_token", "pad_token", "unk_token", "strftime_now", "raise_exception",
 }  # fmt: skip
 
+WITH_TOOLS = "Qwen/Qwen2.5-0.5B-Instruct"
+
 
 @dataclass(frozen=True)
 class CallForm:
@@ -203,7 +205,7 @@ def call_form(renderer: Renderer, has_tools: bool) -> CallForm:
         if PROBE_FUNCTION in text and PROBE_VALUE in text:
             shown.append((text.count("None") + text.count("{'"), form))  # values in Python's spelling
     if not shown:
-        fix = "choose another model, or write the calls into the turns' content as the model is to write them"
+        fix = f"choose a model with tools, such as {WITH_TOOLS}, or write the calls into the turns' content"
         raise UserError("The chat template does not support tool calls", renderer.name, fix=fix)
     return min(shown, key=lambda pair: pair[0])[1]
 
@@ -240,8 +242,8 @@ def check_tools_are_shown(renderer: Renderer) -> None:
     question = Message("user", PROBE["user"])
     text = apply_template(renderer, [Message(TOOLS, json.dumps([PROBE_TOOL])), question], prompt=True)
     if PROBE_TOOL["function"]["name"] not in text:
-        fix = "choose another model, or remove the tools column"
-        raise UserError("The chat template does not support tools", fix=fix)
+        fix = f"choose a model with tools, such as {WITH_TOOLS}, or remove the tools and their calls from the data"
+        raise UserError("The chat template does not support tools", renderer.name, fix=fix)
 
 
 def _leading_space(renderer: Renderer) -> str:
