@@ -101,3 +101,25 @@ def animals(tmp_path: Path) -> Path:
     path = tmp_path / "animals.csv"
     path.write_text("text,sound\n" + "\n".join(rows) + "\n")
     return path
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Returns a function that calls another one, which is interrupted in the optimizer step after the given number."""
+    from loratory.training import loop
+
+    def call(function, steps: int) -> None:
+        done, step = [0], loop.optimizer_step
+
+        def failing(*args):
+            done[0] += 1
+            if done[0] > steps:
+                raise KeyboardInterrupt
+            return step(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "optimizer_step", failing)
+            with pytest.raises(KeyboardInterrupt):
+                function()
+
+    return call

@@ -462,7 +462,7 @@ def settings_of(monkeypatch, tmp_path, capsys):
         return tmp_path
 
     monkeypatch.setattr(module, "train_only", record_config)
-    monkeypatch.setattr("loratory.cli.train.check_data", lambda _: None)
+    monkeypatch.setattr("loratory.cli.train.check_inputs", lambda _: None)
 
     def parse(*arguments: str) -> Config:
         assert main(["train", *arguments]) == 0

@@ -27,7 +27,7 @@ import pyarrow
 import pyarrow.parquet
 import tomli_w
 from forked import Ended, run_command
-from fuzz_reading import make_file
+from fuzz_reading import damaged, make_file
 from tiny import ANIMALS, CHATML, write_tiny_model
 
 from loratory.cli.main import main as main_command
@@ -110,27 +110,6 @@ def changed_value(value: Any, rng: random.Random) -> Any:
     return nasty(rng)
 
 
-def changed_bytes(content: bytes, rng: random.Random) -> bytes:
-    """The bytes with some of them flipped, removed, repeated or replaced."""
-    data = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        place = rng.randrange(len(data) + 1)
-        match rng.randrange(6):
-            case 0 if data:
-                data[place % len(data)] ^= 1 << rng.randrange(8)
-            case 1:
-                del data[place:]
-            case 2:
-                del data[place : place + rng.randrange(1, 50)]
-            case 3:
-                data[place:place] = rng.choice(TEXTS).encode("utf-8", "surrogatepass")
-            case 4:
-                data[place:place] = data[: rng.randrange(1, 200)] * rng.choice([1, 100])
-            case _:
-                data[place:place] = rng.randbytes(rng.randrange(1, 9))
-    return bytes(data)
-
-
 def as_json(value: Any) -> str:
     """The value as JSON, with lists nested more deeply than a parser may go."""
     return json.dumps(value).replace(json.dumps(DEEP), "[" * 3000 + "]" * 3000)
@@ -140,7 +119,7 @@ def changed_json(path: Path, rng: random.Random) -> None:
     """Replaces a JSON file with a damaged one."""
     content = path.read_bytes()
     if rng.random() < 0.25:
-        path.write_bytes(changed_bytes(content, rng))
+        path.write_bytes(damaged(content, rng, TEXTS))
         return
     value = json.loads(content)
     for _ in range(rng.choice([1, 1, 1, 3])):
@@ -160,7 +139,7 @@ def fuzz_task(rng: random.Random) -> list[str]:
     """A task file with wrong, missing or absurd settings."""
     task = Path("task.toml")
     if rng.random() < 0.3:
-        task.write_bytes(changed_bytes(task.read_bytes(), rng))
+        task.write_bytes(damaged(task.read_bytes(), rng, TEXTS))
     else:
         value: Any = json.loads(json.dumps(TASK))
         for _ in range(rng.choice([1, 1, 2])):
@@ -202,7 +181,7 @@ def fuzz_data(rng: random.Random) -> list[str]:
     suffix = rng.choice(sorted(contents))
     content = contents[suffix if rng.random() < 0.9 else rng.choice(sorted(contents))]
     name = f"fuzzed.{suffix}"
-    Path(name).write_bytes(changed_bytes(content, rng) if rng.random() < 0.7 else content)
+    Path(name).write_bytes(damaged(content, rng, TEXTS) if rng.random() < 0.7 else content)
     if rng.random() < 0.5:
         return [
             "init",
@@ -238,7 +217,7 @@ def fuzz_model(rng: random.Random) -> list[str]:
     if name != "model.safetensors":
         changed_json(path, rng)
     elif rng.random() < 0.5:
-        path.write_bytes(changed_bytes(path.read_bytes(), rng))
+        path.write_bytes(damaged(path.read_bytes(), rng, TEXTS))
     else:
         _change_header(path, rng)
     return ["ask", "Is it so?", "--model", "./fuzzed", "--max-new-tokens", "2"]
@@ -287,7 +266,7 @@ def fuzz_adapter(rng: random.Random) -> list[str]:
     if path.suffix == ".json":
         changed_json(path, rng)
     elif rng.random() < 0.5:
-        path.write_bytes(changed_bytes(path.read_bytes(), rng))
+        path.write_bytes(damaged(path.read_bytes(), rng, TEXTS))
     else:
         _change_header(path, rng)
     return ["predict", "run/adapter", "data.jsonl", *(["--force"] if rng.random() < 0.5 else [])]
@@ -300,7 +279,7 @@ def fuzz_run(rng: random.Random) -> list[str]:
     if path.suffix == ".json":
         changed_json(path, rng)
     else:
-        path.write_bytes(changed_bytes(path.read_bytes(), rng))
+        path.write_bytes(damaged(path.read_bytes(), rng, TEXTS))
     return rng.choice(
         [["run", "task.toml"], ["evaluate", "run"], ["compare", "run", "other", "--json"], ["ask", "x", "--run", "run"]]
     )
@@ -313,7 +292,7 @@ def fuzz_request(rng: random.Random) -> list[str]:
         return ["ask", f"x{text}", "--run", "run", "--max-new-tokens", "2"]
     records = [changed_value(row, rng) for row in rows(6)]
     content = "".join(as_json(record) + "\n" for record in records).encode()
-    Path("new.jsonl").write_bytes(changed_bytes(content, rng) if rng.random() < 0.3 else content)
+    Path("new.jsonl").write_bytes(damaged(content, rng, TEXTS) if rng.random() < 0.3 else content)
     return ["predict", "run", "new.jsonl"]
 
 

@@ -10,6 +10,7 @@ import json
 import random
 import string
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,11 @@ def make_file(folder: Path, rng: random.Random) -> Path:
     kind = suffix if rng.random() < 0.9 else rng.choice(SUFFIXES)
     content = _content(kind, rng)
     if rng.random() < 0.4:
-        content = _damaged(content, rng)
+        content = damaged(content, rng)
     if rng.random() < 0.15:
         packed = rng.choice((".gz", ".zst"))
         content = gzip.compress(content) if packed == ".gz" else _zstd(content)
-        content = _damaged(content, rng) if rng.random() < 0.2 else content
+        content = damaged(content, rng) if rng.random() < 0.2 else content
         suffix += packed
     name = rng.choice(
         (f"data{suffix}", f"data{suffix.upper()}", f"data{suffix}", f"part-0-of-{rng.randrange(3)}{suffix}")
@@ -165,7 +166,7 @@ def _sheet(kind: str, rng: random.Random) -> bytes:
         SHEETS / f"{rng.choice(('sheets', 'libreoffice'))}.{kind[1:] if kind != '.xlsb' else 'xlsx'}"
     ).read_bytes()
     if kind == ".xls":
-        return _damaged(content, rng) if rng.random() < 0.7 else content
+        return damaged(content, rng) if rng.random() < 0.7 else content
     changed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(changed, "w", zipfile.ZIP_DEFLATED) as new:
         members = old.namelist()
@@ -181,12 +182,13 @@ def _sheet(kind: str, rng: random.Random) -> bytes:
 def _changed_xml(content: bytes, rng: random.Random) -> bytes:
     numbers = [i for i, byte in enumerate(content) if 48 <= byte <= 57]
     if not numbers or rng.random() < 0.4:
-        return _damaged(content, rng)
+        return damaged(content, rng)
     place = rng.choice(numbers)
     return content[:place] + rng.choice((b"1048576", b"0", b"-1", b"999999999999", b"")) + content[place + 1 :]
 
 
-def _damaged(content: bytes, rng: random.Random) -> bytes:
+def damaged(content: bytes, rng: random.Random, pieces: Sequence[str] = PIECES) -> bytes:
+    """The bytes with some of them flipped, removed or repeated, or with one of the pieces between them."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 8))):
         place = rng.randrange(len(data) + 1)
@@ -198,7 +200,7 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
             case 2:
                 del data[place : place + rng.randrange(1, 50)]
             case 3:
-                data[place:place] = rng.choice(PIECES).encode()
+                data[place:place] = rng.choice(pieces).encode("utf-8", "surrogatepass")
             case 4:
                 data[place:place] = data[: rng.randrange(1, 200)] * rng.choice((1, 100))
             case _:

@@ -512,27 +512,14 @@ def test_a_run_that_fills_in_free_answers(masked_folder, pets, tmp_path):
     assert sum(p for _, p in every[0]) == pytest.approx(1) and len(every[0]) == 86 - 5
 
 
-def test_an_interrupted_masked_training_resumes_bit_for_bit(masked_folder, texts, tmp_path, monkeypatch):
-    from loratory.training import loop
-
+def test_an_interrupted_masked_training_resumes_bit_for_bit(masked_folder, texts, tmp_path, interrupted):
     def config(out: str) -> Config:
         settings = TrainConfig(epochs=3, batch_size=8, learning_rate=3e-3, checkpoint_every=2, keep="last")
         found = masked_config(masked_folder, texts, tmp_path / out, task="fill", train=settings, prompt=PromptConfig())
         return dataclasses.replace(found, data=DataConfig(train=(str(texts),)))
 
     whole = finetune(config("whole"))
-    calls, step = [0], loop.optimizer_step
-
-    def failing(*args):
-        calls[0] += 1
-        if calls[0] > 7:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "optimizer_step", failing)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config("resumed"))
+    interrupted(lambda: finetune(config("resumed")), 7)
     resumed = finetune(config("resumed"))
     name = "adapter/adapter_model.safetensors"
     assert (whole / name).read_bytes() == (resumed / name).read_bytes()

@@ -348,9 +348,7 @@ def test_show_prints_the_windows_of_a_document(tiny_folder, texts, tmp_path, cap
 
 
 @pytest.mark.thorough
-def test_an_interrupted_pretraining_resumes_bit_for_bit(tiny_folder, texts, tmp_path, monkeypatch):
-    from loratory.training import loop
-
+def test_an_interrupted_pretraining_resumes_bit_for_bit(tiny_folder, texts, tmp_path, interrupted):
     model = Path(copytree(tiny_folder, tmp_path / "model"))
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 40}))
@@ -363,18 +361,7 @@ def test_an_interrupted_pretraining_resumes_bit_for_bit(tiny_folder, texts, tmp_
     whole = finetune(config("whole"))
     rows = json.loads((whole / "data.json").read_text())["rendered"]
     assert [is_trained for _, is_trained in rows[0]["tokens"]][:6] == [False] * 5 + [True]  # a later window
-    calls, step = [0], loop.optimizer_step
-
-    def failing(*args):
-        calls[0] += 1
-        if calls[0] > 5:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "optimizer_step", failing)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config("resumed"))
+    interrupted(lambda: finetune(config("resumed")), 5)
     resumed = finetune(config("resumed"))
     name = "adapter/adapter_model.safetensors"
     assert (whole / name).read_bytes() == (resumed / name).read_bytes()

@@ -1,12 +1,12 @@
 """What the checks look at: the split with its texts prepared once for all checks."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from loratory.checks.similar import near_earlier, normalized
-from loratory.data import FIXED_LABEL_TASKS, MOST_PLACES, TOOLS, Example, Finding, Severity, Split
+from loratory.data import FIXED_LABEL_TASKS, TOOLS, Example, Finding, Severity, Split, places_of
 from loratory.text import Renderer
 
 
@@ -65,11 +65,6 @@ def text_of(example: Example, with_candidates: bool = False) -> str:
     """What distinguishes an example's prompt from others: the cells that it shows, or the turns of a conversation."""
     turns = [m.content for m in example.messages if m.role not in ("system", TOOLS)]
     return "\n".join([*(example.cells or turns), *(example.candidates if with_candidates else ())])
-
-
-def places_of(examples: Iterable[Example]) -> tuple[str, ...]:
-    """Where the first few of the examples are."""
-    return tuple(dict.fromkeys(e.source for e in examples))[:MOST_PLACES]
 
 
 def finding(

@@ -2,7 +2,7 @@
 
 from loratory.cli.output import print_report
 from loratory.cli.progress import progress_display
-from loratory.cli.task_arguments import RunFlags, check_data, confirmation, parse_with_task
+from loratory.cli.task_arguments import RunFlags, check_inputs, confirmation, parse_with_task
 from loratory.cli.verb import Verb
 
 COMMON_SETTINGS = (
@@ -21,7 +21,7 @@ COMMON_SETTINGS = (
 
 def execute(arguments: list[str]) -> None:
     flags, task_file = parse_with_task(RunFlags, arguments, "run")
-    check_data(flags.config)
+    check_inputs(flags.config)
     from loratory.finetune import finetune
 
     with progress_display() as on_event:

@@ -95,7 +95,7 @@ def _folder_error(folder: Path) -> UserError:
     return UserError("A run directory is not a task file", str(folder), expected, found, fix)
 
 
-def check_data(config: Config) -> None:
+def check_inputs(config: Config) -> None:
     """Reads the data and fills in the prompts, so that a mistake in them is told before PyTorch is loaded.
 
     Raises UserError. Datasets of the hub are left to the run, which downloads them.

@@ -5,7 +5,7 @@ import dataclasses
 from loratory.cli.output import print_json, print_text
 from loratory.cli.progress import progress_display
 from loratory.cli.run import COMMON_SETTINGS
-from loratory.cli.task_arguments import RunFlags, check_data, confirmation, parse_with_task
+from loratory.cli.task_arguments import RunFlags, check_inputs, confirmation, parse_with_task
 from loratory.cli.verb import Verb
 
 
@@ -19,7 +19,7 @@ class TrainFlags(RunFlags):
 
 def execute(arguments: list[str]) -> None:
     flags, task_file = parse_with_task(TrainFlags, arguments, "train")
-    check_data(flags.config)
+    check_inputs(flags.config)
     from loratory.finetune import train_only
 
     with progress_display() as on_event:

@@ -8,7 +8,7 @@ into training, validation and test sets, or a task file guessed from the data. R
 from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
 from loratory.data.conversations import question
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
-from loratory.data.findings import MOST_PLACES, Finding, Severity
+from loratory.data.findings import Finding, Severity, places_of
 from loratory.data.prompts import (
     ANSWER_SLOT,
     LABELS,
@@ -32,7 +32,6 @@ __all__ = [
     "LABELS",
     "LABEL_SEPARATOR",
     "MASK",
-    "MOST_PLACES",
     "TOOLS",
     "Example",
     "Finding",
@@ -53,6 +52,7 @@ __all__ = [
     "is_plain_text",
     "load_split",
     "placeholders",
+    "places_of",
     "question",
     "read_table",
     "records_to_examples",

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loratory.data.examples import Tests
-from loratory.data.rows import Row, cell_text, column_text, columns_of, parse_json
+from loratory.data.json_files import parse_json
+from loratory.data.rows import Row, cell_text, column_text, columns_of
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from loratory.data.examples import TOOLS, Example, Message
 from loratory.data.findings import MOST_PLACES, Finding
-from loratory.data.rows import Row, parse_json
-from loratory.data.turns import CALLS, Remarks, is_turn, read_tools, read_turn, remark
+from loratory.data.json_files import parse_json
+from loratory.data.rows import Row
+from loratory.data.turns import CALLS, Noticed, is_turn, read_tools, read_turn, remark
 from loratory.errors import UserError
 
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
@@ -37,7 +38,7 @@ def read_conversations(parts: Sequence[list[Row]], column: str, system: str | No
 
     Raises UserError if a row has no conversation, or if no row of a list has an assistant turn to train on.
     """
-    remarks: Remarks = {}
+    remarks: Noticed = {}
     found = {id(row): conversation(row, column, system, remarks) for rows in parts for row in rows}
     examples = {key: example for key, example in found.items() if example is not None}
     kept = [[row for row in rows if id(row) in examples] for rows in parts]
@@ -48,7 +49,7 @@ def read_conversations(parts: Sequence[list[Row]], column: str, system: str | No
 
 
 def conversation(
-    row: Row, column: str = "", system: str | None = None, remarks: Remarks | None = None
+    row: Row, column: str = "", system: str | None = None, remarks: Noticed | None = None
 ) -> Example | None:
     """The example of a row's conversation, whose answer is the last assistant turn that is trained.
 
@@ -121,7 +122,7 @@ def _is_turns(value: Any) -> bool:
 
 
 def _messages(
-    row: Row, column: str, system: str | None, remarks: Remarks
+    row: Row, column: str, system: str | None, remarks: Noticed
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """What precedes a row's turns, its tools and a system message, and the turns. Raises UserError."""
     prompt, turns, used = _turns(row, column)
@@ -139,7 +140,7 @@ def _messages(
     return (*tools, *([Message("system", text)] if text else [])), read
 
 
-def _read(turns: list[Any], source: str, start: int, remarks: Remarks) -> list[Message]:
+def _read(turns: list[Any], source: str, start: int, remarks: Noticed) -> list[Message]:
     return [read_turn(turn, f"{source}, turn {number}", remarks) for number, turn in enumerate(turns, start)]
 
 
@@ -193,7 +194,7 @@ def _system(row: Row) -> tuple[str, str]:
     return "", ""
 
 
-def _with_greeting_untrained(turns: tuple[Message, ...], row: Row, remarks: Remarks) -> tuple[Message, ...]:
+def _with_greeting_untrained(turns: tuple[Message, ...], row: Row, remarks: Noticed) -> tuple[Message, ...]:
     """The turns, where assistant turns before the first turn of a user or tool are only context: they answer nothing,
     and a model that is used is always asked something."""
     start = next((i for i, turn in enumerate(turns) if turn.role in ("user", "tool")), len(turns))
@@ -217,7 +218,7 @@ SENTENCES = {
 NAMES = {"end": "unanswered_turns", "untrained": "conversations_set_aside", "greeting": "assistant_begins"}
 
 
-def _findings(remarks: Remarks, total: int) -> list[Finding]:
+def _findings(remarks: Noticed, total: int) -> list[Finding]:
     """One finding for each kind of remark. ``total``: how many conversations there are."""
     findings = []
     for (kind, subject), places in remarks.items():

@@ -1,7 +1,8 @@
 """What reading and checking data found: rows set aside, guesses about a file, faults of the data."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 Severity = Literal["note", "warning", "error"]
 MOST_PLACES = 5
@@ -21,3 +22,16 @@ class Finding:
     """The number of rows, groups or labels concerned; 0 if it concerns a whole file."""
     places: tuple[str, ...] = ()
     """The first few places, as file:line."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A row or an example."""
+
+    @property
+    def source(self) -> str: ...
+
+
+def places_of(items: Iterable[Placed]) -> tuple[str, ...]:
+    """Where the first few of the rows or examples are, each place once."""
+    return tuple(dict.fromkeys(item.source for item in items))[:MOST_PLACES]

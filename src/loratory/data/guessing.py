@@ -15,7 +15,9 @@ ANSWER_WORDS = ("label", "category", "answer", "intent", "class", "target", "top
 INSTRUCTION, INSTRUCTION_INPUTS, INSTRUCTION_ANSWERS = "instruction", ("input", "context"), ("output", "response")
 PROMPT, PROMPT_ANSWERS = "prompt", ("completion", "chosen", "response")
 SENTENCE_WORDS, LONG_SENTENCE_WORDS = 3, 8
-SPLIT_NAMES = {"train", "training", "test", "validation", "valid", "val", "dev"}
+# Words that replace "train" in the names of the other files of a data set.
+SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
+SPLIT_NAMES = {"train", "training", "test", *SPLIT_WORDS["validation"]}
 
 
 @dataclass(frozen=True)

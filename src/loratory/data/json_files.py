@@ -168,41 +168,42 @@ def _object_records(text: str, start: int, name: str, data: DataConfig, remarks:
 def _members(text: str, start: int, name: str) -> tuple[dict[str, Any], int]:
     """The object at a position and the position after it. Lists and objects directly inside it are read item by item,
     so that no more memory is taken than a table may have. Raises UserError."""
-    found: dict[str, Any] = {}
-    budget, position = Budget(name), _skip_space(text, start + 1)
-    if text[position : position + 1] == "}":
-        return found, position + 1
-    while True:
-        key, position = _key(text, position, name)
+    budget = Budget(name)
+
+    def value_at(key: str, position: int, number: int) -> tuple[Any, int]:
         place = f"{name}, {key[:80]!r}"
         opening = text[position : position + 1]
         if opening == "[":
-            found[key], last = [], position + 1
+            values, last = [], position + 1
             for value, end in _list_items(text, position, name):
                 budget.admit({"": value}, place)
-                found[key].append(value)
+                values.append(value)
                 last = end
-            position = _after(text, last, "]", name)
-        elif opening == "{":
-            inner, position = _inner_object(text, position, name, budget, place)
-            found[key] = inner
-        else:
-            found[key], position = _item(text, position, name, 1)
-        position = _skip_space(text, position)
-        if text[position : position + 1] != ",":
-            return found, _after(text, position, "}", name)
-        position = _skip_space(text, position + 1)
+            return values, _after(text, last, "]", name)
+        if opening == "{":
+            return _object(text, position, name, lambda *inner: admitted(place, *inner))
+        return _item(text, position, name, 1)
+
+    def admitted(place: str, key: str, position: int, number: int) -> tuple[Any, int]:
+        value, end = _item(text, position, name, number)
+        budget.admit({key: value}, place)
+        return value, end
+
+    return _object(text, start, name, value_at)
 
 
-def _inner_object(text: str, start: int, name: str, budget: Budget, place: str) -> tuple[dict[str, Any], int]:
+def _object(
+    text: str, start: int, name: str, value_at: Callable[[str, int, int], tuple[Any, int]]
+) -> tuple[dict[str, Any], int]:
+    """The object at a position and the position after it. ``value_at`` reads the value of a key at a position, given
+    how many keys there are so far, and returns it with the position after it."""
     found: dict[str, Any] = {}
     position = _skip_space(text, start + 1)
     if text[position : position + 1] == "}":
         return found, position + 1
     while True:
         key, position = _key(text, position, name)
-        found[key], position = _item(text, position, name, len(found) + 1)
-        budget.admit({key: found[key]}, place)
+        found[key], position = value_at(key, position, len(found) + 1)
         position = _skip_space(text, position)
         if text[position : position + 1] != ",":
             return found, _after(text, position, "}", name)

@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from loratory.data.findings import MOST_PLACES, Finding
+from loratory.data.findings import Finding, places_of
 from loratory.data.rows import Row
 
 GROUPS_SHOWN = 5
@@ -50,7 +50,7 @@ def normalized_answers(
     message = f"{len(affected)} rows were given the most frequent spelling of their label: {pairs}"
     # The labels of a set are sorted (see ``labels_of``), whatever their spelling.
     changed = {key: tuple(sorted(value)) for key, value in changed.items()}
-    return changed, [Finding("normalized_labels", "note", message, len(affected), _places(affected))]
+    return changed, [Finding("normalized_labels", "note", message, len(affected), places_of(affected))]
 
 
 def label_findings(rows: Sequence[Row], answers: Mapping[int, tuple[str, ...]]) -> list[Finding]:
@@ -64,13 +64,13 @@ def label_findings(rows: Sequence[Row], answers: Mapping[int, tuple[str, ...]]) 
         message = f"labels that look alike: {texts}; [data] normalize_labels = true makes each group one label"
         affected = [row for row in rows if rare.intersection(answers[id(row)])]
         count = sum(map(len, groups))
-        findings.append(Finding("look_alike_labels", "warning", message, count, _places(affected)))
+        findings.append(Finding("look_alike_labels", "warning", message, count, places_of(affected)))
     suspects = [label for label in LOOKS_MISSING if label in counts]
     if suspects:
         texts = ", ".join(f"{label!r} ({counts[label]})" for label in suspects)
         message = f"labels that look like a missing value: {texts}; if they are, add them to [data] missing_texts"
         affected = [row for row in rows if set(suspects).intersection(answers[id(row)])]
-        findings.append(Finding("label_looks_missing", "warning", message, len(affected), _places(affected)))
+        findings.append(Finding("label_looks_missing", "warning", message, len(affected), places_of(affected)))
     return findings
 
 
@@ -84,7 +84,3 @@ def _listed(texts: Iterable[str]) -> str:
     items = list(texts)
     more = f"; and {len(items) - GROUPS_SHOWN} more" if len(items) > GROUPS_SHOWN else ""
     return "; ".join(items[:GROUPS_SHOWN]) + more
-
-
-def _places(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(row.source for row in rows[:MOST_PLACES])

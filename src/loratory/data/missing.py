@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from loratory.data.answers import LABEL_SEPARATOR, answer_of, is_missing
-from loratory.data.findings import MOST_PLACES, Finding
+from loratory.data.findings import Finding, places_of
 from loratory.data.rows import Row, Table
 from loratory.errors import UserError
 from loratory.settings import DataConfig
@@ -111,5 +111,4 @@ def _set_aside(
         if rows and not kept[part]:
             what = "No rows are left after rows with missing values were set aside"
             raise UserError(what, rows[0].source, found=f"{len(rows)} rows of {part}", fix="fill in the missing values")
-    places = tuple(row.source for row in found[:MOST_PLACES])
-    return kept, [Finding(name, "note", message.format(len(found)), len(found), places)]
+    return kept, [Finding(name, "note", message.format(len(found)), len(found), places_of(found))]

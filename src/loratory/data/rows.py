@@ -12,9 +12,9 @@ from typing import Any
 from loratory.data.delimited import delimited_records
 from loratory.data.encodings import TextFile
 from loratory.data.findings import Finding
-from loratory.data.json_files import json_records, parse_json
+from loratory.data.json_files import json_records
 from loratory.data.limits import MAX_CELL, Budget, check_file_size, too_large
-from loratory.data.parts import SPREADSHEETS, data_suffix, files_of, is_readable
+from loratory.data.parts import SPREADSHEETS, data_suffix, files_of
 from loratory.data.plain_text import text_records
 from loratory.data.remarks import Record, Remarks, rows_in_words
 from loratory.data.spreadsheets import sheet_records
@@ -193,7 +193,7 @@ def _without_nan(value: Any) -> Any:
 def _with_whole_numbers(rows: list[Row], remarks: Remarks) -> list[Row]:
     """The rows with 1 in the place of 1.0 in the columns that have no other values: data frames turn whole numbers into
     these when one of them is missing."""
-    possible: dict[str, bool] = {}  # whether a value was seen
+    possible: dict[str, None] = {}  # the columns with such values, in order
     excluded: set[str] = set()
     for row in rows:
         for column, value in row.values.items():
@@ -203,7 +203,7 @@ def _with_whole_numbers(rows: list[Row], remarks: Remarks) -> list[Row]:
                 excluded.add(column)
                 possible.pop(column, None)
             else:
-                possible[column] = True
+                possible[column] = None
     if not possible:
         return rows
     names = ", ".join(list(possible)[:5])
@@ -248,18 +248,3 @@ def column_text(row: Row, name: str) -> str:
     if len(text) > MAX_CELL:  # such as the text of binary data
         raise too_large(f"{row.source}, column {name!r}", len(text))
     return text
-
-
-__all__ = [
-    "HUB",
-    "Row",
-    "Table",
-    "cell_text",
-    "column_text",
-    "columns_of",
-    "is_readable",
-    "parse_json",
-    "read_rows",
-    "read_table",
-    "read_tables",
-]

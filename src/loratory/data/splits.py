@@ -39,6 +39,11 @@ class Split:
     task: str = "classification"
     """The task of the settings; dialogue if the answers of the task text turn out to be lists of turns."""
 
+    def map(self, change: Callable[[Example], Example]) -> "Split":
+        """The split with every example changed."""
+        parts = {name: tuple(map(change, getattr(self, name))) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts)
+
 
 @dataclass(frozen=True)
 class _Usable:

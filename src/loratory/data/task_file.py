@@ -15,14 +15,14 @@ from typing import Any
 import tomli_w
 
 from loratory.data.answers import is_missing
-from loratory.data.guessing import Kind, choose_columns, recognize
+from loratory.data.guessing import SPLIT_WORDS, Kind, choose_columns, recognize
+from loratory.data.missing import UNLABELED
+from loratory.data.parts import is_readable
 from loratory.data.prompts import MASK
-from loratory.data.rows import HUB, Row, cell_text, columns_of, is_readable, read_table, read_tables
+from loratory.data.rows import HUB, Row, cell_text, columns_of, read_table, read_tables
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import BUILTIN, BUILTINS, DataConfig, ModelConfig
 
-# Words that replace "train" in the names of the other files of a data set.
-SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "heldout")}
 GENERIC_STEMS = {"train", "training", "data", "dataset", "examples"}
 LONGEST_LABEL_LIST = 4_000  # characters; longer lists of labels are not part of the prompt
 # Maximum number of examples: a first run should finish while the user waits.
@@ -33,7 +33,6 @@ MIN_STEPS, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
 READING = DataConfig(missing="skip")  # how the data is read
 PART = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a file in several parts
 NO_HEADER = "no_header"  # the name of the finding
-UNKNOWN = "-1"  # the label of rows whose label is not published
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, 
         elif kind.answer in columns:
             answers = [row.value(kind.answer) for row in rows]
             given = [cell_text(cell).strip() for cell in answers if not is_missing(cell, READING.missing_texts)]
-            if set(given) - {UNKNOWN}:
+            if set(given) - {UNLABELED}:
                 return name, len(given), ""
             unlabeled = name
     return None, 0, Path(unlabeled).name

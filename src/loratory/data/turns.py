@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from loratory.data.examples import Message
-from loratory.data.rows import parse_json
+from loratory.data.json_files import parse_json
 from loratory.errors import UserError, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -22,16 +22,16 @@ OLD_CALL = "function_call"  # OpenAI's form before tool_calls
 # What templates may show of a turn besides its role, text and calls.
 TEMPLATE_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = ("text", "input_text", "output_text")
-Remarks = dict[tuple[str, str], list[str]]
+Noticed = dict[tuple[str, str], list[str]]
 """What was noticed while reading: the kind of remark and its subject, such as a key, with the places."""
 
 
-def remark(remarks: Remarks, kind: str, subject: str, place: str) -> None:
+def remark(remarks: Noticed, kind: str, subject: str, place: str) -> None:
     """Adds a place to a remark."""
     remarks.setdefault((kind, subject), []).append(place)
 
 
-def read_turn(turn: Any, place: str, remarks: Remarks) -> Message:
+def read_turn(turn: Any, place: str, remarks: Noticed) -> Message:
     """The turn as a message. Keys without a value count as absent: parquet files have every key in every turn.
 
     Raises UserError if it is not a turn of text.
@@ -91,7 +91,7 @@ def _role(name: Any, place: str) -> str:
     return role
 
 
-def _is_trained(values: dict[str, Any], role: str, place: str, remarks: Remarks) -> bool:
+def _is_trained(values: dict[str, Any], role: str, place: str, remarks: Noticed) -> bool:
     """Whether the keys "weight" and "train" leave a turn in the training; removes them."""
     marks = {key: values.pop(key) for key in ("weight", "train") if key in values}
     for key, value in marks.items():
@@ -107,7 +107,7 @@ def _is_trained(values: dict[str, Any], role: str, place: str, remarks: Remarks)
 # ---- content ---------------------------------------------------------------------------------------------------------
 
 
-def _text(content: Any, role: str, place: str, remarks: Remarks) -> str:
+def _text(content: Any, role: str, place: str, remarks: Noticed) -> str:
     """The text of a content: a text, parts of text, which are joined, or, as the result of a tool, any value."""
     if isinstance(content, str):
         return content
@@ -125,7 +125,7 @@ def _is_part(part: Any) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part))
 
 
-def _part_text(part: Any, place: str, remarks: Remarks) -> str:
+def _part_text(part: Any, place: str, remarks: Noticed) -> str:
     if isinstance(part, str):
         return part
     values = {key: value for key, value in part.items() if value is not None}

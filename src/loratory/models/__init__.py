@@ -31,7 +31,7 @@ from loratory.models.loading import (
     non_finite,
     suggested_models,
 )
-from loratory.models.starting import merged_settings
+from loratory.models.starting import StartingAdapter, merged_settings
 from loratory.models.targets import module_targets
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "WEIGHTS",
     "LoadedModel",
     "LoadedTokenizer",
+    "StartingAdapter",
     "adapter_disabled",
     "attach_adapter",
     "attach_start",

@@ -115,10 +115,3 @@ def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tu
     if not parts["train"] or not parts["test"]:
         raise UserError("No examples are left", "[data] overlong", fix="use a model with a longer context")
     return dataclasses.replace(split, **parts), found
-
-
-def without_cells(split: Split) -> Split:
-    """The split without the cells of its examples, which only the checks of the data need."""
-    parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
-    bare = {name: tuple(dataclasses.replace(e, cells=()) for e in part) for name, part in parts.items()}
-    return dataclasses.replace(split, **bare)

@@ -16,7 +16,7 @@ from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
 from loratory.machine import Machine, describe_machine, git_state, resolve_machine, versions
 from loratory.metrics import task_variant
-from loratory.models import WEIGHTS, LoadedModel, load_with_start, merged_settings, module_targets
+from loratory.models import WEIGHTS, LoadedModel, StartingAdapter, load_with_start, merged_settings, module_targets
 from loratory.run.checks import (
     check_model_kind,
     check_tokens,
@@ -26,7 +26,6 @@ from loratory.run.checks import (
     fit_split,
     is_demonstration,
     template_notes,
-    without_cells,
 )
 from loratory.settings import BUILTIN_MASKED
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
@@ -94,13 +93,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     base = load_with_start(config.model, machine)
     started_from: list[Finding] = []
     if base.start:
-        adapter, decided = merged_settings(config.adapter, base.start)
-        config = dataclasses.replace(config, adapter=adapter)
-        message = f"Training goes on from the adapter in {base.start.folder}; what is measured before has it too"
-        started_from = [Finding("starts_from_adapter", "note", message)]
-        on_event(Event("message", message))
-        if decided:  # not part of the record: a run that is resumed has these settings already
-            on_event(Event("message", f"Settings taken from the adapter: {', '.join(decided)}"))
+        config, started_from = _started_from(config, base.start, on_event)
     elif not full:
         module_targets(base.model, config.adapter)  # reports a mistake before anything else is done
     check_model_kind(config, base.text, base.name)
@@ -120,7 +113,8 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     loaded = time.perf_counter()
     on_event(Event("stage", "check"))
     found = _check(split, renderer, config, on_event)
-    split, fitted = fit_split(without_cells(split), renderer, base.text.max_length, config.data.overlong)
+    split = split.map(lambda example: dataclasses.replace(example, cells=()))  # only the checks need them
+    split, fitted = fit_split(split, renderer, base.text.max_length, config.data.overlong)
     for finding in fitted:
         on_event(_event_of(finding))
     check_tokens(split, renderer)
@@ -149,6 +143,19 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     resolved = dataclasses.replace(config, model=model, prompt=prompt, speed=speed, run=run_settings)
     seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
     return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, tuple(checks), seconds)
+
+
+def _started_from(config: Config, start: StartingAdapter, on_event: EventCallback) -> tuple[Config, list[Finding]]:
+    """The settings that the adapter decides, from which training goes on, and the finding that says so.
+
+    Raises UserError for settings that contradict the adapter.
+    """
+    adapter, decided = merged_settings(config.adapter, start)
+    message = f"Training goes on from the adapter in {start.folder}; what is measured before has it too"
+    on_event(Event("message", message))
+    if decided:  # not part of the record: a run that is resumed has these settings already
+        on_event(Event("message", f"Settings taken from the adapter: {', '.join(decided)}"))
+    return dataclasses.replace(config, adapter=adapter), [Finding("starts_from_adapter", "note", message)]
 
 
 def _check(split: Split, renderer: Renderer, config: Config, on_event: EventCallback) -> list[Finding]:

@@ -74,8 +74,7 @@ def with_rendered_answers(split: Split, renderer: Renderer) -> Split:
         text = rendered_turn(example.messages, example.turn, renderer, example.source).text
         return dataclasses.replace(example, answers=(text,))
 
-    parts = {name: tuple(map(rendered, getattr(split, name))) for name in ("train", "validation", "test")}
-    return dataclasses.replace(split, **parts)
+    return split.map(rendered)
 
 
 def check_turns_are_shown(examples: Iterable[Example], renderer: Renderer) -> list[str]:
