@@ -106,6 +106,14 @@ def check_inputs(config: Config) -> None:
         load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
 
 
+def check_tuned_folder(run: Path | None) -> None:
+    """Raises UserError if a run is given that has no tuned model, before PyTorch is loaded."""
+    if run is not None:
+        from loratory.storage import tuned_folder
+
+        tuned_folder(run)
+
+
 def _is_data(name: str) -> bool:
     from loratory.data import is_data
 
@@ -165,13 +173,12 @@ def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     config = dataclasses.replace(config, task=split.task)
     from loratory.models import load_tokenizer
-    from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_of_task, start_template_process, with_mask_count
+    from loratory.run import renderer_of_split
+    from loratory.text import check_system_is_shown, start_template_process
 
     start_template_process()
     text = load_tokenizer(config.model)
-    check_model_kind(config, text, config.model.name)
-    renderer = with_mask_count([*split.train, *split.validation], renderer_of_task(config.task, text, split.prompt))
+    renderer = renderer_of_split(split, config, text, config.model.name)
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
     return split, renderer, text.max_length

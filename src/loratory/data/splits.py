@@ -58,6 +58,8 @@ class _Usable:
     """The answers of each row, by the row's ``id``; empty for tasks without an answer column."""
     chats: dict[int, Example]
     """For dialogue, the example of each row, by the row's ``id``."""
+    names: tuple[str, ...] = ()
+    """All columns of the training rows."""
     shown: tuple[str, ...] = ()
     """The columns that prompts show, without those of candidates."""
 
@@ -97,7 +99,7 @@ def load_split(
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
-    example = _example_of(usable, names_in(usable.parts["train"]), data, labels, code, where)
+    example = _example_of(usable, data, labels, code, where)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
@@ -152,7 +154,7 @@ def _usable_rows(
         parts, found = without_missing_answers(parts, data, task)
         findings += found
     prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
-    names = names_in(parts["train"])
+    names = tuple(names_in(parts["train"]))
     shown = tuple(c for c in shown_columns(prompt, where) if c in names and c != data.candidates)
     parts, found = without_empty_prompts(parts, shown, data)
     findings += found
@@ -163,16 +165,16 @@ def _usable_rows(
             answers, found = normalized_answers(rows, answers)
             findings += found
         findings += label_findings(rows, answers)
-    return _Usable(parts, task, prompt, findings, answers, {}, shown)
+    return _Usable(parts, task, prompt, findings, answers, {}, names, shown)
 
 
 def _example_of(
-    usable: _Usable, names: Sequence[str], data: DataConfig, labels: Sequence[str], code: CodeConfig | None, where: str
+    usable: _Usable, data: DataConfig, labels: Sequence[str], code: CodeConfig | None, where: str
 ) -> Callable[[Row], Example]:
     """Returns the function that makes the example of a row. Raises UserError if the prompt does not fit the columns."""
     if usable.task == "dialogue":
         return lambda row: usable.chats[id(row)]
-    write = prompt_writer(usable.prompt, data.answer, names, labels, where, data.candidates)
+    write = prompt_writer(usable.prompt, data.answer, usable.names, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
         messages = write(row)

@@ -3,11 +3,12 @@
 The reason for each guess is written into the task file, as a comment on the setting.
 """
 
+import dataclasses
 import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import tomli_w
 
 from loratory.data.answers import is_missing
 from loratory.data.guessing import SPLIT_WORDS, Kind, choose_columns, recognize
-from loratory.data.missing import UNLABELED
-from loratory.data.parts import is_readable
+from loratory.data.missing import has_no_answer, is_unlabeled
+from loratory.data.parts import NUMBERED, is_readable
 from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, Row, cell_text, columns_of, read_table, read_tables
 from loratory.errors import UserError, did_you_mean
@@ -31,7 +32,6 @@ FEW_ROWS, FOLDS = 200, 5  # with fewer rows, a single test set is too small for 
 LONGEST_INLINE = 70  # a comment follows settings up to this length and precedes longer ones
 MIN_STEPS, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
 READING = DataConfig(missing="skip")  # how the data is read
-PART = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a file in several parts
 NO_HEADER = "no_header"  # the name of the finding
 
 
@@ -118,7 +118,7 @@ def _name(data: str) -> str:
     """A name for the task: that of the file, or of its folder if the file has a generic name such as train."""
     path = Path(data.removeprefix(HUB))
     stem = re.sub(r"(\.[A-Za-z]\w{1,6}){1,2}$", "", path.name) if is_readable(path.name) else path.stem
-    stem = PART.sub("", stem)
+    stem = re.sub(NUMBERED, "", stem)
     is_generic = stem.lower() in GENERIC_STEMS or not re.search(r"\w", stem)
     if is_generic and not data.startswith(HUB) and path.resolve().parent.name:
         stem = path.resolve().parent.name
@@ -180,7 +180,7 @@ def _data_lines(
         )
         lines.append(_line("missing", "skip", comment))
     sizes = {"train": len(rows), "validation": round(0.1 * len(rows)), "test": round(0.2 * len(rows))}
-    others = {split: _sibling(names, split, kind) for split in SPLIT_WORDS}
+    others = {split: _sibling(names, split, kind, counts) for split in SPLIT_WORDS}
     folds = others["test"][0] is None and FOLDS <= len(rows) < FEW_ROWS
     folds = folds and (kind.task != "classification" or rare >= FOLDS)
     for split, (name, labeled, unlabeled) in others.items():
@@ -257,10 +257,11 @@ def _train_lines(rows: int) -> list[str]:
 # ---- the other files of a data set -----------------------------------------------------------------------------------
 
 
-def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, int, str]:
+def _sibling(names: Sequence[str], split: str, kind: Kind, known: Collection[str]) -> tuple[str | None, int, str]:
     """The file with the validation or test data that belongs to the data, and its number of rows with an answer.
 
-    Without such a file, None, 0 and the name of a file whose answers are all missing, if there is one.
+    Without such a file, None, 0 and the name of a file that is unlabeled, if there is one. ``known`` are the answers of
+    the training data.
     """
     unlabeled = ""
     for name in _sibling_names(names[0], split) if len(names) == 1 else []:
@@ -273,10 +274,9 @@ def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, 
             if _is_of_kind(rows, columns, kind, name):
                 return name, len(rows), ""
         elif kind.answer in columns:
-            answers = [row.value(kind.answer) for row in rows]
-            given = [cell_text(cell).strip() for cell in answers if not is_missing(cell, READING.missing_texts)]
-            if set(given) - {UNLABELED}:
-                return name, len(given), ""
+            reading = dataclasses.replace(READING, answer=kind.answer)
+            if not is_unlabeled(rows, reading, kind.task, known):
+                return name, sum(not has_no_answer(row, reading, kind.task) for row in rows), ""
             unlabeled = name
     return None, 0, Path(unlabeled).name
 
@@ -297,6 +297,6 @@ def _sibling_names(data: str, split: str) -> list[str]:
         return []
     stems = [re.sub("train(ing)?", word, path.stem, flags=re.IGNORECASE) for word in SPLIT_WORDS[split]]
     # Another part of the data may have another number of parts.
-    patterns = [PART.sub("-*-of-*", glob.escape(path.with_stem(stem).name)) for stem in stems]
+    patterns = [re.sub(NUMBERED, "-*-of-*", glob.escape(path.with_stem(stem).name)) for stem in stems]
     found = [sorted(path.parent.glob(pattern)) for pattern in patterns]
     return [str(files[0]) for files in found if files and files[0].is_file()]

@@ -16,7 +16,7 @@ from loratory.models.adapters import (
     parameter_counts,
     save_tuned_model,
 )
-from loratory.models.card import CARD, changed_model_files, read_card, write_card
+from loratory.models.card import changed_model_files, read_card, write_card
 from loratory.models.finding import builtin_folder
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import (
@@ -35,7 +35,6 @@ from loratory.models.starting import StartingAdapter, merged_settings
 from loratory.models.targets import module_targets
 
 __all__ = [
-    "CARD",
     "MASKED_MODELS",
     "WEIGHTS",
     "LoadedModel",

@@ -7,8 +7,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from loratory.errors import UserError
-from loratory.models.card import CARD
 from loratory.settings import BUILTIN, BUILTINS, ModelConfig
+from loratory.storage import CARD
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 

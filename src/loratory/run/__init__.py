@@ -5,7 +5,7 @@ evaluate, a trained model. Read ``job.py`` first, then
 ``opening.py``.
 """
 
-from loratory.run.checks import check_model_kind, chooses_on_validation
+from loratory.run.checks import chooses_on_validation, renderer_of_split
 from loratory.run.job import Job, timed_stage
 from loratory.run.opening import discard_evaluation, mark, open_job, reopen_job
 from loratory.run.plan import make_plan
@@ -19,7 +19,6 @@ __all__ = [
     "BASELINE_SYSTEMS",
     "Job",
     "baseline_system",
-    "check_model_kind",
     "chooses_on_validation",
     "discard_evaluation",
     "fold_jobs",
@@ -34,6 +33,7 @@ __all__ = [
     "open_job",
     "pending_systems",
     "pool_folds",
+    "renderer_of_split",
     "reopen_job",
     "restore_base",
     "retained_texts",
