@@ -216,6 +216,15 @@ def test_nothing_is_found_in_clean_data(renderer, tmp_path, seed: int, task: str
     assert found_in(renderer, tmp_path, rows, task=task, folds=folds, **extra) == {}
 
 
+def test_labels_that_look_alike_are_not_said_to_begin_alike_too(renderer, tmp_path):
+    rows = clean_rows()
+    for row in rows[::2]:
+        row["label"] += "."
+    found = found_in(renderer, tmp_path, rows)
+    assert "look_alike_labels" in found and "labels_begin_alike" not in found
+    assert "--data.normalize-labels" in found["look_alike_labels"].message
+
+
 def test_labels_that_the_prompt_does_not_name(renderer, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in clean_rows()))

@@ -255,7 +255,7 @@ def test_an_unknown_label_of_the_test_set_that_looks_like_a_known_one(tmp_path):
     data = {"train": (path,), "test": (test,), "answer": "label"}
     with pytest.raises(UserError, match="does not occur in the training data") as caught:
         load(DataConfig(**data))
-    assert caught.value.fix == "correct it to 'yes', or set [data] normalize_labels = true"
+    assert caught.value.fix == "correct it to 'yes', or set [data] normalize_labels = true (or --data.normalize-labels)"
     split = load(DataConfig(**data, normalize_labels=True))
     assert {e.answer for e in split.test} == {"yes"}
 

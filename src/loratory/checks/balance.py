@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from loratory.checks.material import Material, finding
-from loratory.data import Finding
+from loratory.data import Finding, spelling_key
 from loratory.metrics import percent
 
 LARGEST_SHARE = 0.8  # of the training examples that a label may have without a finding
@@ -40,7 +40,8 @@ def labels_begin_alike(material: Material) -> Iterator[Finding]:
     for label in labels:
         while beginnings and not label.startswith(beginnings[-1]):
             beginnings.pop()
-        if beginnings:
+        # Spellings of one label are a finding of their own.
+        if beginnings and spelling_key(beginnings[-1]) != spelling_key(label):
             pairs.append((beginnings[-1], label))
         beginnings.append(label)
     if pairs:

@@ -14,6 +14,7 @@ LOOKS_MISSING = ("None", "-", "?", "#REF!", "#VALUE!", "#DIV/0!")
 PLAIN_SIGNS = str.maketrans({**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'),
                              **dict.fromkeys("‐‑‒–—―−", "-")})  # fmt: skip
 TRAILING = ".,:;!"
+NORMALIZE = "[data] normalize_labels = true (or --data.normalize-labels)"
 INVISIBLE = ("Cf", "Cc")  # Unicode categories: zero-width and other format characters, control characters
 
 
@@ -61,7 +62,7 @@ def label_findings(rows: Sequence[Row], answers: Mapping[int, tuple[str, ...]]) 
     if groups:
         rare = {label for group in groups for label in group[1:]}
         texts = _listed(", ".join(f"{label!r} ({counts[label]})" for label in group) for group in groups)
-        message = f"labels that look alike: {texts}; [data] normalize_labels = true makes each group one label"
+        message = f"labels that look alike: {texts}; {NORMALIZE} makes each group one label"
         affected = [row for row in rows if rare.intersection(answers[id(row)])]
         count = sum(map(len, groups))
         findings.append(Finding("look_alike_labels", "warning", message, count, places_of(affected)))

@@ -3,6 +3,7 @@
 The reason for each guess is written into the task file, as a comment on the setting.
 """
 
+import dataclasses
 import glob
 import os
 import re
@@ -65,7 +66,8 @@ def guess_task_file(
     or the column does not exist.
     """
     path = (path or Path(f"{_name(names[0])}.toml")).resolve()
-    tables = read_tables(names, READING)
+    reading = dataclasses.replace(READING, answer=answer)  # a file with several lists is read by it
+    tables = read_tables(names, reading)
     rows, findings = [r for table in tables for r in table.rows], [f for table in tables for f in table.findings]
     columns, where = columns_of(rows), ", ".join(names)
     if answer and answer not in columns:
@@ -265,7 +267,7 @@ def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, 
     unlabeled = ""
     for name in _sibling_names(names[0], split) if len(names) == 1 else []:
         try:
-            rows = read_table(name, READING, split).rows
+            rows = read_table(name, dataclasses.replace(READING, answer=kind.answer), split).rows
         except UserError:
             continue
         columns = columns_of(rows)
