@@ -129,7 +129,14 @@ def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile
     given, rest = parser.parse_known_args(arguments)
     task_file = guess_task_file(names, given.answer, is_masked_model, given.model)
     check_not_overwriting(task_file)
+    print_remarks(task_file)
     return [*rest, "--model.name", given.model], task_file
+
+
+def print_remarks(task_file: "TaskFile") -> None:
+    """Prints what the user should know about the guesses on standard error."""
+    for sentence in task_file.remarks:
+        print(printable(f"  {sentence[:1].upper()}{sentence[1:]}"), file=sys.stderr)
 
 
 def _with_booleans(config: Config) -> Config:
@@ -182,10 +189,22 @@ def render_examples(
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
     split, renderer, _ = load_examples(config)
-    from loratory.text import check_turns_are_shown, tokenize
+    print_notes(split, renderer)
+    return tokens_of(choose(split.train), renderer), renderer
+
+
+def print_notes(split: "Split", renderer: "Renderer") -> None:
+    """Prints how the data was read and what the template leaves out of it on standard error. Raises UserError."""
+    from loratory.text import check_turns_are_shown
 
     for finding in split.findings:
         print(printable(f"  {finding.message}"), file=sys.stderr)
     for sentence in [] if renderer.is_masked_lm else check_turns_are_shown(split.train, renderer):
         print(printable(f"  {sentence}"), file=sys.stderr)
-    return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer
+
+
+def tokens_of(examples: Sequence["Example"], renderer: "Renderer") -> list["TokenizedExample"]:
+    """The examples as the model sees them."""
+    from loratory.text import tokenize
+
+    return [sequence for example in examples for sequence in tokenize(example, renderer)]

@@ -9,7 +9,7 @@ from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
 from loratory.data.conversations import question
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
 from loratory.data.findings import Finding, Severity, places_of
-from loratory.data.labels import spelling_key
+from loratory.data.labels import set_separator, spelling_key
 from loratory.data.prompts import (
     ANSWER_SLOT,
     LABELS,
@@ -57,6 +57,7 @@ __all__ = [
     "question",
     "read_table",
     "records_to_examples",
+    "set_separator",
     "spelling_key",
     "stratified_sample",
     "with_shots",

@@ -51,13 +51,15 @@ def choice_of(row: Row, answer: str, candidates: str) -> str:
     return text
 
 
-def labels_of(row: Row, column: str, missing_texts: Sequence[str] = ()) -> tuple[str, ...]:
-    """The sorted labels of a row, given as a list or separated by semicolons, without those that are missing.
+def labels_of(
+    row: Row, column: str, missing_texts: Sequence[str] = (), separator: str = LABEL_SEPARATOR.strip()
+) -> tuple[str, ...]:
+    """The sorted labels of a row, given as a list or as a text with separators, without those that are missing.
 
     Raises UserError if there are none.
     """
     value = row.value(column)
-    parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(LABEL_SEPARATOR.strip())
+    parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(separator)
     labels = tuple(sorted({cell_text(part).strip() for part in parts if not is_missing(part, missing_texts)}))
     if not labels:
         raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")

@@ -188,7 +188,7 @@ def _example_of(
 
 def _correct_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
     if task == "labels":
-        return labels_of(row, data.answer, data.missing_texts)
+        return labels_of(row, data.answer, data.missing_texts, data.separator)
     return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
 
 
