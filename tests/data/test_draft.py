@@ -108,6 +108,8 @@ def test_a_missing_or_misspelled_answer_column_is_reported(tmp_path):
     path = write_csv(tmp_path / "things.csv", make_columns(240))
     with pytest.raises(UserError, match="did you mean 'color'"):
         guess_task_file([str(path)], "colour", is_masked)
+    with pytest.raises(UserError, match="did you mean 'color'"):
+        guess_task_file([str(path)], "COLOR", is_masked)
     with pytest.raises(UserError, match="text, color"):
         guess_task_file([str(path)], "", is_masked)
 
@@ -325,3 +327,16 @@ def test_the_answer_column_chooses_the_list_of_a_json_file(tmp_path):
     path.write_text(json.dumps({"things": rows, "people": [{"name": "x"}] * 3}))
     config = guessed(str(path), answer="color")
     assert len(load_split(config.data, config.prompt, 0).test) == 60
+
+
+def test_rejected_answers_are_said_to_be_unused(tmp_path):
+    rows = [{"prompt": f"Say {i}.", "chosen": f"word {i}", "rejected": f"no {i}"} for i in range(60)]
+    task_file = guess_task_file([write_rows(tmp_path / "a.jsonl", rows)], "", is_masked)
+    assert len(task_file.remarks) == 1 and "'rejected' is not used" in task_file.remarks[0]
+
+
+def test_data_is_checked_whatever_task_file_is_there(tmp_path, tiny_folder):
+    path = write_csv(tmp_path / "things.csv", make_columns(60))
+    Path("things.toml").write_text("# mine\n")
+    assert main(["check", str(path), "--answer", "color", "--model.name", str(tiny_folder)]) == 0
+    assert Path("things.toml").read_text() == "# mine\n"

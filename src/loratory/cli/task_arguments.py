@@ -58,7 +58,7 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
         raise _folder_error(Path(names[0]))
     rest, task_file = arguments[len(names) :], None
     if names and Path(names[0]).suffix.lower() != ".toml" and (_is_data(names[0]) or "--answer" in rest):
-        rest, task_file = _guess(names, rest)
+        rest, task_file = _guess(names, rest, writes=verb in ("run", "train"))
         config = Config.parse(task_file.toml, task_file.path)
     else:
         if len(names) > 1:
@@ -119,8 +119,9 @@ def is_masked_model(model: ModelConfig) -> bool:
     return is_masked(model)
 
 
-def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile"]:
-    """The guessed task file for data files, and the arguments that are left. Raises UserError."""
+def _guess(names: list[str], arguments: list[str], writes: bool) -> tuple[list[str], "TaskFile"]:
+    """The guessed task file for data files, and the arguments that are left. ``writes``: whether the verb is going to
+    write it. Raises UserError."""
     from loratory.data import check_not_overwriting, guess_task_file
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -128,7 +129,8 @@ def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile
     parser.add_argument("--model.name", dest="model", default=ModelConfig().name)
     given, rest = parser.parse_known_args(arguments)
     task_file = guess_task_file(names, given.answer, is_masked_model, given.model)
-    check_not_overwriting(task_file)
+    if writes:
+        check_not_overwriting(task_file)
     print_remarks(task_file)
     return [*rest, "--model.name", given.model], task_file
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loratory.data.examples import Tests
-from loratory.data.json_files import parse_json
+from loratory.data.literals import is_list_text, parse_list
 from loratory.data.rows import Row, cell_text, column_text, columns_of
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig
@@ -27,8 +27,8 @@ def is_missing(value: Any, texts: Iterable[str] = ()) -> bool:
 def candidates_of(row: Row, column: str) -> tuple[str, ...]:
     """The candidates of a row, at least two and all different. Raises UserError if the column has no such list."""
     value = row.value(column)
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a JSON list in a csv cell
-        value = parse_json(value, row.source)
+    if is_list_text(value):  # in a csv cell
+        value, _ = parse_list(value, row.source)
     if not isinstance(value, (list, tuple)):
         expected, found = "a list of strings", repr(value)[:80] if row.has(column) else "no such column"
         raise UserError(f"The candidates in column {column!r} are not a list", row.source, expected, found)

@@ -16,6 +16,7 @@ ANSWER_WORDS = ("label", "category", "answer", "intent", "class", "target", "top
 # Columns of files with instructions and of files with completions: the prompt shows the first ones, in this order.
 INSTRUCTION, INSTRUCTION_INPUTS, INSTRUCTION_ANSWERS = "instruction", ("input", "context"), ("output", "response")
 PROMPT, PROMPT_ANSWERS = "prompt", ("completion", "chosen", "response")
+REJECTED = "rejected"  # the other answer of preference data
 FEWEST_OF_LABEL = 5  # rows with a label, so that a random split does not leave training without it
 MOST_NUMBER_LABELS = 10  # more different numbers are quantities, not the names of classes
 LEAKS = ("encodes the answer", "ends with the answer")  # reasons to leave out a column

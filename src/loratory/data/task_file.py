@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR, is_missing
-from loratory.data.guessing import LEAKS, SPLIT_WORDS, Kind, choose_columns, labels_in, recognize
+from loratory.data.guessing import LEAKS, REJECTED, SPLIT_WORDS, Kind, choose_columns, labels_in, recognize
 from loratory.data.missing import UNLABELED
 from loratory.data.parts import is_readable
 from loratory.data.prompts import MASK
@@ -107,7 +107,8 @@ def _remarks(kind: Kind, left_out: dict[str, str]) -> tuple[str, ...]:
     """Sentences on guesses that are easily overlooked in the task file."""
     leaks = [f"{column} ({reason})" for column, reason in left_out.items() if reason.startswith(LEAKS)]
     leak = f"not shown in the prompt, because the answer could be read from it: {', '.join(leaks)}" if leaks else ""
-    return tuple(filter(None, (kind.remark, leak)))
+    rejected = "the column 'rejected' is not used: only the chosen answers are learned" if REJECTED in left_out else ""
+    return tuple(filter(None, (kind.remark, leak, rejected)))
 
 
 def _task(kind: Kind, masked: bool) -> str:
