@@ -33,7 +33,8 @@ def test_conversations_as_python_prints_them_are_those_of_json_and_this_is_said(
 
 @pytest.mark.parametrize(
     "text",
-    ["[1, 2", "[print('x')]", "[{1: 2}]", "[(1, 2)]", "[{'a'}]", "[b'x']", "[..., 1j]", "[" * 5000, "[" + "-" * 90_000 + "1]",
+    ["[1, 2", "[print('x')]", "[{1: 2}]", "[(1, 2)]", "[{'a'}]", "[b'x']", "[..., 1j]", "[" * 5000,
+     "[" + "-" * 90_000 + "1]",
      "[x for x in 'ab']", "['a\0']"],
 )  # fmt: skip
 def test_what_is_neither_json_nor_plain_is_malformed(text: str):
