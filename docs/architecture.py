@@ -23,8 +23,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
     "data": (
         "findings", "limits", "remarks", "encodings", "columns", "dialects", "delimited", "plain_text", "json_files",
-        "sheet_process", "spreadsheets", "parquet", "hub", "parts", "rows", "examples", "answers", "missing", "labels",
-        "prompts", "turns", "conversations", "splits", "guessing", "task_file",
+        "literals", "sheet_process", "spreadsheets", "parquet", "hub", "parts", "rows", "examples", "answers",
+        "missing", "labels", "prompts", "turns", "conversations", "splits", "guessing", "task_file",
     ),
     "models": (
         "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets",

@@ -31,7 +31,7 @@ class PredictFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
-    from loratory.data import read_table
+    from loratory.data import question_findings, read_table
     from loratory.storage import data_settings, tuned_folder
 
     _check_order(flags.run, flags.data)
@@ -48,6 +48,9 @@ def execute(arguments: list[str]) -> None:
     rows = table.rows
     with progress_display() as on_event:
         tuned = load(flags.run, force=flags.force, on_event=on_event)
+        if tuned.task == "dialogue":
+            for finding in question_findings(rows, tuned.answer_column, tuned.prompt.system):
+                on_event(Event("message", finding.message))
         if flags.out:
             predict_to_file(tuned, rows, flags.out, on_event)
             print(printable(f"{len(rows)} answers written to {flags.out}"), file=sys.stderr)

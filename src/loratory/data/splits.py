@@ -11,7 +11,7 @@ from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, c
 from loratory.data.conversations import conversation_columns, read_conversations
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
-from loratory.data.labels import label_findings, normalized_answers, spelling_key
+from loratory.data.labels import NORMALIZE, label_findings, normalized_answers, spelling_key
 from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
 from loratory.data.prompts import check_pretraining, default_prompt, is_plain_text, prompt_writer, shown_columns
 from loratory.data.rows import Row, Table, cell_text, columns_of, names_in, read_tables
@@ -190,7 +190,7 @@ def _example_of(
 
 def _correct_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
     if task == "labels":
-        return labels_of(row, data.answer, data.missing_texts)
+        return labels_of(row, data.answer, data.missing_texts, data.separator)
     return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
 
 
@@ -204,7 +204,7 @@ def _check_labels(
     for row, name in ((other, name) for other in others for name in answers[id(other)]):
         if name not in labels:
             alike = [label for label in labels if spelling_key(label) == spelling_key(name)]
-            fix = f"correct it to {alike[0]!r}, or set [data] normalize_labels = true" if alike else None
+            fix = f"correct it to {alike[0]!r}, or set {NORMALIZE}" if alike else None
             fix = fix or did_you_mean(name, labels)
             raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
 
