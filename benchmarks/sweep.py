@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,11 @@ def main() -> None:
     known = {key(json.loads(line)) for line in read_lines(args.out)}
     todo = [cell for cell in cells() if key(dataclasses.asdict(cell)) not in known]
     for cell in todo[args.worker :: args.workers]:
-        record = run(cell, args)
+        try:
+            record = run(cell, args)
+        except Exception:  # the others are still worth having
+            traceback.print_exc()
+            continue
         line = json.dumps(record) + "\n"
         with args.out.open("a", encoding="utf-8") as file:  # one write, so that workers do not mix their lines
             file.write(line)
@@ -126,7 +131,7 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     s = cell.settings
     config = Config(
         model=ModelConfig(args.model, device=args.device, dtype=args.dtype),
-        data=DataConfig((str(train),), (), (str(test),), "label", validation_share=VALIDATION_SHARE, waive=WAIVED),
+        data=DataConfig((str(train),), (), (str(test),), "label", validation_share=VALIDATION_SHARE),
         prompt=PromptConfig(system="Sort the text into one of: {labels}.", user="{text}"),
         adapter=AdapterConfig(rank=s.rank, alpha=2 * s.rank),
         train=TrainConfig(
@@ -165,10 +170,6 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         "device": str(job.machine.device),
         "dtype": job.machine.dtype_name,
     }
-
-
-# Texts drawn at random have duplicates and conflicting labels now and then.
-WAIVED = ()
 
 
 def summary(record: dict[str, Any]) -> str:
