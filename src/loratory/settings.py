@@ -36,8 +36,8 @@ class ModelConfig:
     """The base model."""
 
     name: str = BUILTIN
-    """Hub id, folder, GGUF file, GGUF file on the hub (owner/name/file.gguf), model of Ollama (ollama:NAME:TAG), or short
-    name (listed by "loratory models"). "builtin" (causal) and "builtin-masked" are small demonstration models included
+    """Hub id, folder, GGUF file, GGUF file on the hub (owner/name/file.gguf), model of Ollama (ollama:NAME:TAG), or
+    short name ("loratory models" lists them). "builtin" (causal) and "builtin-masked" are small demonstration models included
     in Loratory. An adapter (a run directory, or a folder with adapter_config.json): training goes on from it, on its
     base model."""
     revision: str | None = None

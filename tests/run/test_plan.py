@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from loratory.bases import KNOWN_MODELS, suggested_models
 from loratory.config import Config
 from loratory.errors import Interrupted
 from loratory.events import ignore_event
 from loratory.finetune import finetune, train_only
 from loratory.models.finding import builtin_folder
-from loratory.bases import KNOWN_MODELS, suggested_models
 from loratory.run.checks import demonstration_text, is_demonstration
 from loratory.run.job import load_job
 from loratory.run.plan import few_test_examples, make_plan

@@ -41,7 +41,7 @@ class OllamaModel:
 
 
 def find_in_ollama(name: str) -> OllamaModel:
-    """The model that a name such as "ollama:smollm2:135m", "ollama:owner/name" or "ollama:hf.co/owner/name:Q4_K_M" means.
+    """The model that a name means: "ollama:smollm2:135m", "ollama:owner/name", or "ollama:hf.co/owner/name:Q4_K_M".
 
     Without a tag, the tag is "latest". Raises UserError if it is not in the store, or if a blob is missing.
     """
@@ -72,7 +72,7 @@ def is_in_ollama(name: str) -> bool:
 
 
 def ollama_stores() -> list[Path]:
-    """The folders in which Ollama may keep its models: $OLLAMA_MODELS alone, or those of the user and of the service."""
+    """Where Ollama may keep its models: $OLLAMA_MODELS alone, or the folders of the user and of the service."""
     if chosen := os.environ.get("OLLAMA_MODELS"):
         return [Path(chosen).expanduser()]
     return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]

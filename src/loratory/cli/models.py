@@ -115,9 +115,10 @@ def _show_known(as_json: bool) -> None:
         )
     print_wide(table)
     print_text(
-        f"This machine: {memory / 1024**3:.0f} GiB of memory, {flops / 1e12:.2g} TFLOP/s in {machine.matmul_dtype_name} "
-        f"({machine.device}). Training: LoRA on {EXAMPLES} examples of {TOKENS_PER_EXAMPLE} tokens, {EPOCHS} epochs, "
-        "estimated.\nUse one with --model.name NAME; one that is not here is downloaded from the hub when it is first used."
+        f"This machine: {memory / 1024**3:.0f} GiB of memory, {flops / 1e12:.2g} TFLOP/s "
+        f"({machine.matmul_dtype_name}, {machine.device}). "
+        f"Training: LoRA on {EXAMPLES} examples of {TOKENS_PER_EXAMPLE} tokens, {EPOCHS} epochs, estimated.\n"
+        "Use one with --model.name NAME; a model that is not here is downloaded from the hub on first use."
     )
 
 

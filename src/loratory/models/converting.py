@@ -4,7 +4,6 @@ The weights are dequantized by Transformers in float32, and each tensor is store
 every one of its numbers exactly. See docs/decisions/0025-gguf-files-are-converted-once.md.
 """
 
-import contextlib
 import gc
 import math
 import re
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 
 from loratory.bases import SOURCE, cached_model, entry_folder, make_room, writing_to_cache
 from loratory.errors import UserError
@@ -199,16 +198,18 @@ def _scale_positions(model: PreTrainedModel, header: GgufHeader, path: Path) -> 
     tensor = header.tensors.get(ROPE_FACTORS)
     if tensor is None:
         return 0
-    parameters = getattr(model.config, "rope_parameters", None)
-    theta = parameters.get("rope_theta") if isinstance(parameters, dict) else None
-    found = None
-    if tensor.type == "F32" and isinstance(theta, int | float):
-        with path.open("rb") as file:
-            file.seek(tensor.start)
-            found = torch.frombuffer(bytearray(file.read(tensor.end - tensor.start)), dtype=torch.float32)
-    factor = float(found.max()) if found is not None else 0.0
-    expected = _llama3_factors(theta, tensor.numbers, factor) if found is not None and factor >= 1 else None
-    if found is None or expected is None or not torch.allclose(found, expected, rtol=1e-4, atol=0):
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    theta = float(parameters.get("rope_theta") or 0)
+    with path.open("rb") as file:
+        file.seek(tensor.start)
+        stored = bytearray(file.read(tensor.end - tensor.start))
+    found = torch.frombuffer(stored, dtype=torch.float32) if tensor.type == "F32" else torch.zeros(tensor.numbers)
+    factor = float(found.max())
+    if (
+        theta <= 0
+        or not factor >= 1
+        or not torch.allclose(found, _llama3_factors(theta, len(found), factor), rtol=1e-4)
+    ):
         what = "Transformers does not read the scaled positions of this GGUF file"
         raise UserError(what, str(path), found=ROPE_FACTORS, fix=ORIGINAL_MODEL)
     scaled = {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 3), **LLAMA3}

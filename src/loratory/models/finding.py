@@ -1,7 +1,7 @@
 """Finds the files of a model or an adapter, wherever a person has them.
 
-A name is that of a built-in model, a folder, a run directory, a GGUF file, a model of Ollama, a known model by its short
-name, or a model on the hub.
+A name is that of a built-in model, a folder, a run directory, a GGUF file, a model of Ollama, a known model by its
+short name, or a model on the hub.
 """
 
 import glob

@@ -4,6 +4,7 @@ The format is described at https://github.com/ggml-org/ggml/blob/master/docs/ggu
 after this module has accepted it.
 """
 
+import itertools
 import math
 import mmap
 import struct
@@ -145,7 +146,7 @@ class _Reader:
             name: TensorInfo(*info[:2], data + info[2], data + info[2] + info[3]) for name, info in listed.items()
         }
         ordered = sorted(tensors.items(), key=lambda item: item[1].start)
-        for (_, before), (name, after) in zip(ordered, ordered[1:], strict=False):
+        for (_, before), (name, after) in itertools.pairwise(ordered):
             if after.start < before.end:
                 raise self._damaged(f"the tensor {name[:80]!r} overlaps another one")
         if (end := ordered[-1][1].end) > self.size:
