@@ -82,8 +82,8 @@ def training_seconds(parameters: int, tokens: int, flops: float) -> float:
 
     A token takes 2 FLOP per parameter in the forward pass and as many in the backward pass, which passes gradients
     through the frozen weights but computes none for them (Kaplan et al., 2020, count 2 and 4 with them). Attention,
-    which matters in long contexts, and the adapter are not counted. The efficiency of 60 % was measured with SmolLM2-135M on
-    two CPU cores: 0.19 of 0.31 TFLOP/s.
+    which matters in long contexts, and the adapter are not counted. The efficiency of 60 % was measured with
+    SmolLM2-135M on two CPU cores: 0.19 of 0.31 TFLOP/s.
     """
     return FLOPS_PER_PARAMETER * parameters * tokens / (EFFICIENCY * flops)
 

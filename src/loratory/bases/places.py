@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants
 
 from loratory.bases.known import KNOWN_MODELS, KnownModel
 from loratory.bases.ollama import PREFIX, is_in_ollama
@@ -50,15 +50,16 @@ def known_places() -> list[tuple[KnownModel, Place]]:
 
 def _is_in_hub_cache(hub_id: str) -> bool:
     """Whether all weights of the model are in the hub's cache; a download may have been interrupted."""
-    config = try_to_load_from_cache(hub_id, "config.json")
-    if not isinstance(config, str):
+    root = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    try:
+        folder = root / "snapshots" / (root / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
         return False
-    folder = Path(config).parent
     try:
         names = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         names = {"model.safetensors"}
-    return all((folder / str(name)).is_file() for name in names)
+    return all((folder / name).is_file() for name in ("config.json", *map(str, names)))
 
 
 def _file_in_package(module: str, file: str) -> Path | None:

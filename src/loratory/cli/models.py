@@ -105,7 +105,7 @@ def _show_known(as_json: bool) -> None:
     for row in rows:
         table.add_row(
             row["name"],
-            FOUND.get(row["where"], f"to download: {row['download_gigabytes']:.2f} GB"),
+            FOUND.get(row["where"]) or f"to download: {row['download_gigabytes']:.2f} GB",
             f"{row['parameters'] / 1e9:.2f} B",
             f"{row['context']:,}",
             row["license"],
