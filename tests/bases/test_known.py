@@ -49,6 +49,7 @@ def put_into_hub_cache(folder: Path) -> Path:
     return repository / "snapshots" / "0123abc"
 
 
+@pytest.mark.thorough
 def test_the_places_are_asked_in_order(nowhere, monkeypatch):
     assert place_of(SMALLEST) == Place("hub", SMALLEST.hub_id)
     assert not place_of(SMALLEST).is_here
