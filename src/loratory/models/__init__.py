@@ -1,8 +1,8 @@
 """Loading of models and tokenizers, and LoRA adapters.
 
 In: a hub id, a folder, a GGUF file, a model of Ollama, or a short name. Out: a ``LoadedModel``, to which a LoRA
-adapter can be attached, saved or loaded. No other package imports ``AutoModel`` or ``peft``. Read ``loading.py``
-first, then ``adapters.py``.
+adapter can be attached, saved or loaded. No other package imports ``AutoModel`` or ``peft``.
+Read ``loading.py`` first, then ``adapters.py``.
 """
 
 from loratory.models.adapters import (
