@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tiny_gguf import TOKENS, WIDTH, write_gguf
+from tiny_gguf import TOKENS, WIDTH, llama_weights, write_gguf
 
 from loratory.bases import cache as cache_module
 from loratory.bases import cached_models, clear_cache
@@ -292,6 +292,10 @@ def test_a_tokenizer_that_splits_in_an_unknown_way_is_refused(pre, tmp_path):
 def test_weights_that_are_missing_or_not_read_are_told(tmp_path, cache):
     write_gguf(tmp_path / "less.gguf", left_out=("blk.1.ffn_up.weight",))
     error_of(tmp_path / "less.gguf", "The GGUF file lacks weights of the model")
+    write_gguf(tmp_path / "layer.gguf", left_out=tuple(name for name in llama_weights() if name.startswith("blk.1.")))
+    assert "1 layers instead of 2" in str(
+        error_of(tmp_path / "layer.gguf", "The GGUF file lacks weights of the model").found
+    )
     write_gguf(tmp_path / "more.gguf", tensors={"blk.0.attn_q.bias": np.ones(WIDTH, dtype=np.float32)})
     error_of(tmp_path / "more.gguf", "Transformers does not read all weights of the GGUF file")
     assert not cached_models()

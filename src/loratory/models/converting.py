@@ -28,6 +28,7 @@ from loratory.models.untrusted import MOST_NUMBERS_PER_STORED, check_implied, ch
 from loratory.storage import atomic_folder, check_no_pointer, sealed, sha256_of, write_json
 
 FILE = "model.gguf"
+LAYER = re.compile(r"blk\.(\d{1,5})\.")
 OWN_FILES = re.compile(r".*")
 NOT_CAUSAL = {"general", "tokenizer", "t5", "umt5"}
 ORIGINAL_MODEL = "use the original model in Transformers' format"
@@ -115,6 +116,10 @@ def _check_readable(header: GgufHeader, path: Path) -> None:
     shapes = {name: list(tensor.shape) for name, tensor in header.tensors.items()}
     check_sizes(sizes, path)
     check_implied(sizes, shapes, path)
+    layers = 1 + max((int(match[1]) for name in shapes if (match := LAYER.match(name))), default=-1)
+    if isinstance(sizes["num_hidden_layers"], int) and sizes["num_hidden_layers"] > layers:
+        found = f"{layers} layers instead of {sizes['num_hidden_layers']}"
+        raise UserError("The GGUF file lacks weights of the model", str(path), found=found, fix=ORIGINAL_MODEL)
     widest = max(max(shape) for shape in shapes.values())
     heads, width = (sizes[key] if isinstance(sizes[key], int) else 1 for key in ("num_attention_heads", "head_dim"))
     experts = header.of_architecture("expert_count")
