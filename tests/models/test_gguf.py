@@ -102,6 +102,7 @@ def test_scaled_positions_of_llama_3_are_taken_over(tmp_path):
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_second_load_comes_from_the_cache_with_the_same_hashes(tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf")
     first = load(tmp_path / "tiny.gguf")
@@ -311,6 +312,7 @@ def test_scaled_positions_that_are_not_read_are_told(tmp_path):
     error_of(tmp_path / "b.gguf", what)
 
 
+@pytest.mark.thorough
 def test_a_special_token_that_transformers_does_not_take_over_is_told(tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     header = read_gguf_header(tmp_path / "tiny.gguf")
