@@ -66,7 +66,7 @@ def _papers(data: Path, text_of, held_out: int) -> Rows:
 
 
 def _held_out(rows: Sequence[dict[str, str]], count: int) -> Rows:
-    """``count`` rows for tests, the same for every draw; a text that occurs in both parts stays in the test set only."""
+    """``count`` rows for tests, the same for every draw; a text that is in both parts stays in the test set only."""
     test = balanced(rows, count, "test")
     texts = {row["text"] for row in test}
     return Rows(tuple(row for row in rows if row["text"] not in texts), tuple(test))

@@ -21,14 +21,15 @@ ORDER: dict[str, tuple[str, ...]] = {
     "signals": (),
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
+    "bases": ("known", "ollama", "places", "cache"),
     "data": (
         "findings", "limits", "remarks", "encodings", "columns", "dialects", "delimited", "plain_text", "json_files",
         "literals", "sheet_process", "spreadsheets", "parquet", "hub", "parts", "rows", "examples", "answers",
         "missing", "labels", "prompts", "turns", "conversations", "splits", "guessing", "task_file",
     ),
     "models": (
-        "identity", "untrusted", "usable", "card", "finding", "starting", "loading", "lora_linear", "targets",
-        "adapters",
+        "identity", "untrusted", "usable", "card", "gguf_header", "gguf_tokenizer", "converting", "finding", "starting",
+        "loading", "lora_linear", "targets", "adapters",
     ),
     "text": (
         "template_process", "template_runner", "renderer", "template", "turns", "masking", "documents", "rendering",
@@ -50,7 +51,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),
     "cli": (
         "verb", "output", "progress", "task_arguments", "run", "init", "check", "train", "evaluate", "predict", "ask",
-        "fill", "chat", "compare", "show", "help", "allocator", "crash", "main", "__main__",
+        "fill", "chat", "compare", "show", "models", "help", "allocator", "crash", "main", "__main__",
     ),
 }  # fmt: skip
 

@@ -22,7 +22,10 @@ MOST_LINES = 360
 # A pattern of names, and the modules that alone may say them.
 ONE_PLACE = {
     "peft": (r"peft", {"models.targets", "models.adapters"}),
-    "the loaders of models and tokenizers": (r"AutoModel\w*|AutoTokenizer|AutoConfig", {"models.loading"}),
+    "the loaders of models and tokenizers": (
+        r"AutoModel\w*|AutoTokenizer|AutoConfig",
+        {"models.loading", "models.converting"},
+    ),
     "the download of models": (r"snapshot_download", {"models.finding"}),
     "the chat template": (r"render_jinja_template|apply_chat_template", {"text.template_process"}),
     "datasets": (r"datasets", {"data.hub"}),

@@ -219,9 +219,12 @@ def test_data_paths_are_relative_to_the_task_file(tmp_path, monkeypatch):
     assert config.data.validation == (str(tmp_path / "v.csv"),)
     assert config.data.test == ()
     assert config.model.name == str(folder / "model")
+    (folder / "small.gguf").write_bytes(b"")
+    assert from_toml(folder, 'model.name = "small.gguf"').model.name == str(folder / "small.gguf")
 
 
 def test_a_hub_id_is_not_resolved_to_a_path(tmp_path):
+    assert from_toml(tmp_path, 'model.name = "owner/name/small.gguf"').model.name == "owner/name/small.gguf"
     assert from_toml(tmp_path, 'model.name = "owner/name"').model.name == "owner/name"
     (tmp_path / "builtin").mkdir()
     assert from_toml(tmp_path, 'model.name = "builtin"').model.name == "builtin"

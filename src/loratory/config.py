@@ -62,8 +62,9 @@ class Config:
             raise UserError("The task file is not valid TOML", str(path), found=str(error)) from error
         config = config_from_dict(values, str(path))
         data, model = _absolute_paths(config.data, path.parent), config.model
-        if (path.parent / model.name).is_dir() and model.name not in BUILTINS:
-            model = dataclasses.replace(model, name=str((path.parent / model.name).resolve()))
+        local = path.parent / model.name
+        if model.name not in BUILTINS and (local.is_dir() or (local.suffix.lower() == ".gguf" and local.is_file())):
+            model = dataclasses.replace(model, name=str(local.resolve()))
         return dataclasses.replace(config, data=data, model=model)
 
 

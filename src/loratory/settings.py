@@ -36,8 +36,10 @@ class ModelConfig:
     """The base model."""
 
     name: str = BUILTIN
-    """Hub id or folder. "builtin" (causal) and "builtin-masked" are small demonstration models included in Loratory. An
-    adapter (a run directory, or a folder with adapter_config.json): training goes on from it, on its base model."""
+    """Hub id, folder, GGUF file, GGUF file on the hub (owner/name/file.gguf), model of Ollama (ollama:NAME:TAG), or
+    short name ("loratory models" lists them). "builtin" (causal) and "builtin-masked" are small demonstration models
+    included in Loratory. An adapter (a run directory, or a folder with adapter_config.json): training goes on from it,
+    on its base model."""
     revision: str | None = None
     """Branch, tag or commit on the hub. It is resolved to a commit, which is recorded."""
     device: str = "auto"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from loratory.bases.known import KNOWN_MODELS, suggested_models
 from loratory.config import Config
 from loratory.errors import Interrupted
 from loratory.events import ignore_event
 from loratory.finetune import finetune, train_only
 from loratory.models.finding import builtin_folder
-from loratory.models.loading import KNOWN_MODELS, suggested_models
 from loratory.run.checks import demonstration_text, is_demonstration
 from loratory.run.job import load_job
 from loratory.run.plan import few_test_examples, make_plan
@@ -115,11 +115,12 @@ def test_the_demonstration_model_warns_on_other_data_than_its_own(config):
 
 
 def test_suggested_models_fit_into_memory():
-    names = [name for name, _ in KNOWN_MODELS]
-    assert suggested_models(0) == [names[0]]
+    assert suggested_models(0) == [KNOWN_MODELS[0].hub_id]
     for gibibytes in (2, 4, 8, 16, 24, 64, 200):
         found = suggested_models(gibibytes * 1024**3)
-        sizes = [size for name, size in KNOWN_MODELS if name in found]
+        chosen = {model.hub_id: model for model in KNOWN_MODELS}
+        sizes = [chosen[name].billions for name in found]
+        assert all(chosen[name].is_open for name in found)
         assert 1 <= len(found) <= 3
         assert sizes == sorted(sizes)
         assert len(found) == 1 or max(sizes) * 4e9 < gibibytes * 1024**3

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 
-from loratory.cli import ask, chat, check, compare, evaluate, fill, init, predict, run, show, train
+from loratory.cli import ask, chat, check, compare, evaluate, fill, init, models, predict, run, show, train
 from loratory.cli.allocator import keep_freed_memory
 from loratory.cli.crash import crash_report, memory_problem, whole_traceback
 from loratory.cli.help import verb_help
@@ -20,7 +20,7 @@ from loratory.errors import (
 from loratory.printable import printable
 from loratory.signals import termination_raised
 
-MODULES = (run, init, check, train, evaluate, predict, ask, fill, chat, compare, show)
+MODULES = (run, init, check, train, evaluate, predict, ask, fill, chat, compare, show, models)
 VERBS = {module.VERB.name: module.VERB for module in MODULES}
 COMPUTING = ("run", "train", "evaluate", "predict")
 HELP_FLAGS = {"-h", "--help", "--help-all"}
@@ -40,6 +40,7 @@ Fine-tunes a language model on your own examples and measures whether that helpe
   chat [RUN]              talk with a model or a run; base and tuned side by side
   compare RUN_A RUN_B     compare two runs on the same test examples
   show [TASK.toml]        training examples token by token, trained tokens marked
+  models                  known models: where they are, and what they need to be trained
 
 `loratory VERB --help` shows the common flags of a verb, `--help-all` every flag.
 Every key of a task file is a flag, as in --train.learning-rate 2e-4.
@@ -100,6 +101,7 @@ def _silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.simplefilter("ignore", FutureWarning)
 
 

@@ -1,7 +1,8 @@
 """Loading of models and tokenizers, and LoRA adapters.
 
-In: a hub id or a folder. Out: a ``LoadedModel``, to which a LoRA adapter can be attached, saved or loaded. No other
-package imports ``AutoModel`` or ``peft``. Read ``loading.py`` first, then ``adapters.py``.
+In: a hub id, a folder, a GGUF file, a model of Ollama, or a short name. Out: a ``LoadedModel``, to which a LoRA
+adapter can be attached, saved or loaded. No other package imports ``AutoModel`` or ``peft``.
+Read ``loading.py`` first, then ``adapters.py``.
 """
 
 from loratory.models.adapters import (
@@ -29,7 +30,6 @@ from loratory.models.loading import (
     load_model,
     load_tokenizer,
     non_finite,
-    suggested_models,
 )
 from loratory.models.starting import StartingAdapter, merged_settings
 from loratory.models.targets import module_targets
@@ -62,6 +62,5 @@ __all__ = [
     "parameter_counts",
     "read_card",
     "save_tuned_model",
-    "suggested_models",
     "write_card",
 ]

@@ -259,9 +259,12 @@ def _load_lora(base: PreTrainedModel, folder: Path, fused: bool, trained_dropout
             config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+            # PEFT looks for the base model's config.json, which is not beside a GGUF file, nor on the hub when offline.
+            warnings.filterwarnings("ignore", "Could not find a config file")
             model = PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=trained)
+            expected = set(get_peft_model_state_dict(model))
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-            expected, present = set(get_peft_model_state_dict(model)), set(file.keys())
+            present = set(file.keys())
     except Exception as error:  # corrupt files raise many kinds of exceptions
         raise UserError("The adapter cannot be loaded", str(folder), found=str(error).splitlines()[0][:300]) from error
     if missing := expected - present:  # PEFT would leave them at their start

@@ -1,16 +1,42 @@
-"""Finds the files of a model or an adapter: a built-in model, a folder, a run directory, or a download from the hub."""
+"""Finds the files of a model or an adapter, wherever a person has them.
 
+A name is that of a built-in model, a folder, a run directory, a GGUF file, a model of Ollama, a known model by its
+short name, or a model on the hub.
+"""
+
+import glob
 import importlib.resources
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from loratory.bases import PREFIX, SHORT_NAMES, find_in_ollama, place_of, unused_settings
 from loratory.errors import UserError
+from loratory.models.converting import GgufSource, converted
 from loratory.settings import BUILTIN, BUILTINS, ModelConfig
 from loratory.storage import CARD
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+GGUF = ".gguf"
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where the files of a model or an adapter are."""
+
+    folder: Path
+    revision: str | None
+    """Commit hash on the hub; None for a folder or file."""
+    name: str
+    """The hub id, the absolute path, or the name in Ollama with its tag: what finds it again from any working
+    directory, and at the same place."""
+    gguf: GgufSource | None = None
+    """The GGUF file from which the files in the folder were converted."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how it was found, for the person who starts a run."""
 
 
 def builtin_folder(name: str = BUILTIN) -> Path:
@@ -18,23 +44,86 @@ def builtin_folder(name: str = BUILTIN) -> Path:
     return Path(str(importlib.resources.files("loratory") / "builtin" / ("model" if name == BUILTIN else "masked")))
 
 
-def find_files(config: ModelConfig) -> tuple[Path, str | None]:
-    """The folder with the model's files, downloaded from the hub if necessary, and the commit (None for a folder).
+def find_files(config: ModelConfig) -> FoundModel:
+    """The folder with the model's files, downloaded from the hub or converted from GGUF if necessary.
 
     In a run directory, that is the folder with its adapter or its fully fine-tuned model.
 
-    Raises UserError if the model does not exist, is gated, or cannot be downloaded.
+    Raises UserError if the model does not exist, is gated, or cannot be downloaded or converted.
     """
-    if config.name in BUILTINS:
-        return builtin_folder(config.name), None
-    folder = Path(config.name)
-    if config.name.strip() and folder.is_dir():
-        return _inside_run(folder), None
-    if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1 or not config.name.strip():
-        raise UserError("Model folder not found", "[model] name", "a folder or a hub id", config.name)
-    where = f"[model] name = {config.name!r}"
+    name = config.name
+    if name in BUILTINS:
+        return _in_folder(builtin_folder(name))
+    path = Path(name)
+    if name.strip() and path.is_dir():
+        inside = _inside_run(path)
+        return _from_gguf(only) if (only := _only_gguf(inside)) else _in_folder(inside)
+    if path.suffix.lower() == GGUF and path.exists():
+        return _from_gguf(path)
+    if name.startswith(PREFIX):
+        return _from_ollama(name)
+    if name in SHORT_NAMES and config.revision is None:  # a revision is one on the hub
+        return _known(name)
+    if name in SHORT_NAMES:
+        return _on_hub(SHORT_NAMES[name].hub_id, config.revision, FILES)
+    if path.suffix.lower() == GGUF and name.count("/") < 2:
+        raise UserError("Model file not found", "[model] name", "a GGUF file, or owner/name/file.gguf on the hub", name)
+    if name.startswith((".", "/", "~")) or not name.strip() or (name.count("/") > 1 and path.suffix.lower() != GGUF):
+        kinds = "a folder, a GGUF file, a hub id, a short name or ollama:NAME"
+        raise UserError("Model folder not found", "[model] name", kinds, name)
+    if name.count("/") > 1:
+        owner, model, file = name.split("/", 2)
+        found = _on_hub(f"{owner}/{model}", config.revision, [glob.escape(file)])
+        if not (found.folder / file).is_file():
+            raise UserError("The model on the hub does not have this file", f"[model] name = {name!r}", found=file)
+        folder, source = converted(found.folder / file)
+        return FoundModel(folder, found.revision, name, source, (_note(source),))
+    return _on_hub(name, config.revision, FILES)
+
+
+def _in_folder(folder: Path) -> FoundModel:
+    return FoundModel(folder, None, str(folder.resolve()))
+
+
+def _from_gguf(path: Path) -> FoundModel:
+    folder, source = converted(path)
+    return FoundModel(folder, None, source.file, source, (_note(source),))
+
+
+def _from_ollama(name: str) -> FoundModel:
+    model = find_in_ollama(name)
+    folder, source = converted(model.blob, model.sha256)
+    template = folder / "chat_template.jinja"
+    different = unused_settings(model, template.read_text(encoding="utf-8") if template.exists() else "")
+    return FoundModel(folder, None, model.name, source, (_note(source), *([different] if different else [])))
+
+
+def _known(name: str) -> FoundModel:
+    """A known model, from the first place that has it; from the hub if none has."""
+    place = place_of(SHORT_NAMES[name])
+    found = find_files(ModelConfig(place.name))
+    return FoundModel(found.folder, found.revision, found.name, found.gguf, (f"{name} is {found.name}", *found.notes))
+
+
+def _note(source: GgufSource) -> str:
+    return f"Base model: {source.file}, a GGUF file quantized as {source.quantization}"
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has no other weights. Raises UserError if there are several."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == GGUF)
+    if not files or any(True for pattern in OTHER_WEIGHTS for _ in folder.glob(pattern)):
+        return None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        raise UserError("The folder has several GGUF files", str(folder), found=names, fix="name one of these files")
+    return files[0]
+
+
+def _on_hub(name: str, revision: str | None, files: list[str]) -> FoundModel:
+    where = f"[model] name = {name!r}"
     try:
-        fetched = Path(snapshot_download(config.name, revision=config.revision, allow_patterns=FILES))
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except GatedRepoError as error:
         fix = "accept the terms on the model's hub page and run: hf auth login; or choose a model without terms,"
         fix += " such as Qwen/Qwen2.5-0.5B-Instruct"
@@ -52,7 +141,7 @@ def find_files(config: ModelConfig) -> tuple[Path, str | None]:
         ) from error
     except ValueError as error:
         raise UserError("Not a valid model name", where, "a folder or a hub id", str(error).splitlines()[0]) from error
-    return fetched, fetched.name
+    return FoundModel(fetched, fetched.name, name)
 
 
 def _inside_run(folder: Path) -> Path:

@@ -21,12 +21,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.errors import UserError
 from loratory.machine import Machine
-from loratory.models.finding import find_files
-from loratory.models.identity import model_hashes
+from loratory.models.converting import GgufSource
+from loratory.models.finding import FoundModel, find_files
+from loratory.models.identity import WEIGHTS, model_hashes
 from loratory.models.starting import StartingAdapter, base_files, starting_adapter
 from loratory.models.untrusted import check_model_folder
 from loratory.models.usable import check_not_quantized, check_weights
-from loratory.settings import BUILTINS, ModelConfig
+from loratory.settings import ModelConfig
 
 # For models without a chat template: the system text, the question, then "Answer:" on a line of its own.
 PLAIN_TEMPLATE = (
@@ -37,20 +38,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
-# Chat models to suggest, by size: name and billions of parameters. Anyone can download them without accepting terms.
-KNOWN_MODELS = (
-    ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
-    ("HuggingFaceTB/SmolLM2-360M-Instruct", 0.36),
-    ("Qwen/Qwen2.5-0.5B-Instruct", 0.49),
-    ("Qwen/Qwen2.5-1.5B-Instruct", 1.54),
-    ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71),
-    ("Qwen/Qwen3-4B-Instruct-2507", 4.02),
-    ("Qwen/Qwen2.5-7B-Instruct", 7.6),
-    ("Qwen/Qwen2.5-14B-Instruct", 14.8),
-)
 MASKED_MODELS = ("distilbert/distilroberta-base", "FacebookAI/roberta-base", "answerdotai/ModernBERT-base")
-# Float32 weights plus half as much again for training; some memory is left to the rest of the machine.
-BYTES_PER_PARAMETER, SPARE_BYTES = 6, 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -60,13 +48,18 @@ class LoadedModel:
     model: PreTrainedModel
     text: "LoadedTokenizer"
     name: str
-    """Hub id or absolute path of the folder, usable from any working directory."""
+    """Hub id, absolute path of the folder or GGUF file, or name in Ollama: usable from any working directory."""
     revision: str | None
-    """Commit hash on the hub; None for a folder."""
+    """Commit hash on the hub; None for a folder or file."""
     hashes: Mapping[str, str]
-    """The hashes of the files that decide its answers; those of the weights under "weights"."""
+    """The hashes of the files that decide its answers; those of the weights under "weights". Of a model from a GGUF
+    file, from which the others follow, the hashes of the weights and of that file."""
     start: StartingAdapter | None = None
     """The adapter from which training goes on, if the settings name one instead of a model."""
+    gguf: GgufSource | None = None
+    """The GGUF file from which it was converted."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how it was found."""
 
     @property
     def decisive_hashes(self) -> dict[str, str]:
@@ -93,9 +86,9 @@ class LoadedTokenizer:
 
 def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
     """Loads only the tokenizer; that of the base model, if ``config`` names an adapter. Raises UserError."""
-    start = starting_adapter(config)
-    folder, _ = base_files(start) if start else find_files(config)
-    return _load_tokenizer(folder, config.name)
+    found = find_files(config)
+    start = starting_adapter(config, found)
+    return _load_tokenizer((base_files(start) if start else found).folder, config.name)
 
 
 def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
@@ -132,8 +125,10 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     Raises UserError if the model is missing, gated, not available offline, stored as pickle or requires custom code, or
     if it is neither a causal nor a masked language model.
     """
-    start = starting_adapter(config)
-    folder, revision = base_files(start) if start else find_files(config)
+    found = find_files(config)
+    start = starting_adapter(config, found)
+    found = base_files(start) if start else found
+    folder = found.folder
     config = start.base if start else config
     check_weights(folder, config.name)
     text = _load_tokenizer(folder, config.name)
@@ -160,12 +155,21 @@ def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
     if text.is_masked_lm:  # some models do not number positions from 0
         positions = context_length(model.config.get_text_config()) - first_position(model)
         text = dataclasses.replace(text, max_length=min(text.max_length, positions))
-    local = config.name in BUILTINS or Path(config.name).is_dir()
-    name = str(folder.resolve()) if local else config.name
-    hashes = model_hashes(folder)
+    hashes = _hashes(found)
     if start:
         start.check_base(hashes)
-    return LoadedModel(model, text, name, revision, hashes, start)
+    return LoadedModel(model, text, found.name, found.revision, hashes, start, found.gguf, found.notes)
+
+
+def _hashes(found: FoundModel) -> dict[str, str]:
+    """What identifies a model. Raises UserError if converted weights are not what was put into the cache."""
+    hashes = model_hashes(found.folder)
+    if found.gguf is None:
+        return hashes
+    if hashes[WEIGHTS] != found.gguf.weights_sha256:
+        fix = "remove the converted models, which are then made again: loratory models --clear-cache"
+        raise UserError("The converted weights in the cache have changed", str(found.folder), fix=fix)
+    return {WEIGHTS: hashes[WEIGHTS], "gguf": found.gguf.sha256}
 
 
 def first_position(model: nn.Module) -> int:
@@ -179,12 +183,6 @@ def first_position(model: nn.Module) -> int:
 def context_length(settings: PretrainedConfig) -> int:
     """``max_position_embeddings``, in tokens; a very large number for models that do not state it."""
     return int(getattr(settings, "max_position_embeddings", None) or 2**31)
-
-
-def suggested_models(memory_bytes: int, most: int = 3) -> list[str]:
-    """The largest ``most`` of the known open models that LoRA can train in this much memory, smallest first."""
-    fitting = [name for name, size in KNOWN_MODELS if size * 1e9 * BYTES_PER_PARAMETER + SPARE_BYTES <= memory_bytes]
-    return fitting[-most:] or [KNOWN_MODELS[0][0]]
 
 
 def is_masked(config: ModelConfig) -> bool:

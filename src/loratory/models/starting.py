@@ -11,7 +11,7 @@ from typing import Any
 
 from loratory.errors import UserError
 from loratory.models.card import read_card
-from loratory.models.finding import find_files
+from loratory.models.finding import FoundModel, find_files
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.untrusted import NOT_PLAIN_LORA, check_adapter_folder, check_files, read_json
 from loratory.settings import AdapterConfig, ModelConfig
@@ -46,12 +46,12 @@ class StartingAdapter:
             raise UserError("The adapter was trained on a different base model", where, found=different, fix=fix)
 
 
-def starting_adapter(config: ModelConfig) -> StartingAdapter | None:
-    """The adapter that ``config`` names; None if it names a model.
+def starting_adapter(config: ModelConfig, found: FoundModel) -> StartingAdapter | None:
+    """The adapter that ``config`` names, whose files are ``found``; None if it names a model.
 
-    Raises UserError if it cannot be found, is damaged, or has features that cannot be trained here.
+    Raises UserError if it is damaged, or has features that cannot be trained here.
     """
-    folder, revision = find_files(config)
+    folder, revision = found.folder, found.revision
     if not (folder / ADAPTER_CONFIG).exists() or (folder / "config.json").exists():
         return None
     check_files(folder)
@@ -78,7 +78,7 @@ def starting_adapter(config: ModelConfig) -> StartingAdapter | None:
     )
 
 
-def base_files(adapter: StartingAdapter) -> tuple[Path, str | None]:
+def base_files(adapter: StartingAdapter) -> FoundModel:
     """``find_files`` of the base model. Raises UserError, which names adapter and base, if it cannot be found."""
     try:
         return find_files(adapter.base)

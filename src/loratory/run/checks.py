@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loratory.bases import suggested_models
 from loratory.config import Config
 from loratory.data import Finding, Split, is_plain_text
 from loratory.errors import UserError, did_you_mean
 from loratory.machine import memory_bytes
-from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder, suggested_models
+from loratory.models import MASKED_MODELS, LoadedTokenizer, builtin_folder
 from loratory.settings import BUILTIN_MASKED, BUILTINS, MASKED_TASKS
 from loratory.text import (
     Renderer,

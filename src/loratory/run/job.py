@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratory.bases import SHORT_NAMES
 from loratory.checks import Material, check_data, refuse_errors, with_waivers
 from loratory.config import Config
 from loratory.data import ANSWER_SLOT, Example, Finding, Message, Split, fold_splits, load_split
@@ -104,6 +105,8 @@ def load_job(
     layout, speed = _layout_and_speed(loaded, train_sequences, on_event)
     model = dataclasses.replace(
         config.model,
+        # A short name may lead to another place when the run is resumed.
+        name=base.name if config.model.name in SHORT_NAMES and not base.start else config.model.name,
         device=str(machine.device),
         dtype=machine.dtype_name,
         revision=(base.start.revision if base.start else base.revision) or config.model.revision,
@@ -133,6 +136,8 @@ def _load(config: Config, on_event: EventCallback, source: str) -> _Loaded:
     for sentence in (counts, f"Device: {machine.reason}"):
         on_event(Event("message", sentence))
     base = load_with_start(config.model, machine)
+    for note in base.notes:
+        on_event(Event("message", note))
     started_from: list[Finding] = []
     if base.start:
         config, started_from = _started_from(config, base.start, on_event)
@@ -209,13 +214,19 @@ def _choose_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], con
 
 def environment(job: Job) -> dict[str, Any]:
     """The content of environment.json: model, machine, versions."""
-    model = {"name": job.base.name, "revision": job.base.revision, "weights_sha256": job.base.hashes[WEIGHTS]}
+    model: dict[str, Any] = {
+        "name": job.base.name,
+        "revision": job.base.revision,
+        "weights_sha256": job.base.hashes[WEIGHTS],
+    }
     batches = {"kind": job.layout.kind, "why": job.layout.reason}
     ending = {
         "text": "" if job.renderer.is_masked_lm else job.renderer.ending_text,
         "stop_ids": list(job.renderer.stop_ids),
         "why": job.renderer.note,
     }
+    if job.base.gguf:
+        model["gguf"] = job.base.gguf.record()
     git = git_state(Path.cwd())
     machine = describe_machine(job.machine)
     record = {"model": model, "demonstration": is_demonstration(job.config), **machine, "batches": batches}

@@ -123,6 +123,11 @@ def temporary_path(folder: Path) -> Path:
     return folder / f".loratory-{secrets.token_hex(6)}.tmp"
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether the name marks a file or folder as temporary: if nobody is writing it, a killed process has left it."""
+    return bool(TEMPORARY.fullmatch(path.name))
+
+
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
