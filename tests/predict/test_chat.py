@@ -405,7 +405,7 @@ def test_the_text_of_an_interrupted_answer_stays_in_the_conversation(talking):
 
 
 def test_ctrl_c_stops_only_the_answer(talking):
-    calls = []
+    calls, handler = [], signal.getsignal(signal.SIGINT)
 
     def press(*_):
         calls.append(1)
@@ -420,7 +420,7 @@ def test_ctrl_c_stops_only_the_answer(talking):
     hook.remove()
     assert conversation.last[0].interrupted and 4 <= len(conversation.last[0].text) < 400
     assert conversation.turns[1].content == conversation.last[0].text
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_message_whose_answer_is_interrupted_before_any_text_is_dropped(talking):
