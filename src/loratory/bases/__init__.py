@@ -13,6 +13,7 @@ from loratory.bases.cache import (
     make_room,
     writing_to_cache,
 )
+from loratory.bases.encoders import ENCODERS, KnownEncoder, encoder_at_hand, encoder_source
 from loratory.bases.known import (
     KNOWN_MODELS,
     SHORT_NAMES,
@@ -25,16 +26,20 @@ from loratory.bases.ollama import PREFIX, find_in_ollama, unused_settings
 from loratory.bases.places import Place, known_places, place_of
 
 __all__ = [
+    "ENCODERS",
     "KNOWN_MODELS",
     "PREFIX",
     "SHORT_NAMES",
     "SOURCE",
+    "KnownEncoder",
     "KnownModel",
     "Place",
     "cache_folder",
     "cached_model",
     "cached_models",
     "clear_cache",
+    "encoder_at_hand",
+    "encoder_source",
     "entry_folder",
     "find_in_ollama",
     "known_places",

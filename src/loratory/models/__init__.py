@@ -18,6 +18,7 @@ from loratory.models.adapters import (
     save_tuned_model,
 )
 from loratory.models.card import CARD, changed_model_files, read_card, write_card
+from loratory.models.encoder import Encoder, load_encoder
 from loratory.models.finding import builtin_folder
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import (
@@ -38,6 +39,7 @@ __all__ = [
     "CARD",
     "MASKED_MODELS",
     "WEIGHTS",
+    "Encoder",
     "LoadedModel",
     "LoadedTokenizer",
     "StartingAdapter",
@@ -53,6 +55,7 @@ __all__ = [
     "has_adapter",
     "is_masked",
     "load_adapter",
+    "load_encoder",
     "load_model",
     "load_tokenizer",
     "load_with_start",

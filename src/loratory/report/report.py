@@ -7,6 +7,7 @@ from loratory.report.reading import Report, Run, events_named, not_measured, rea
 from loratory.report.results import (
     choose_before_and_after,
     compare_with_after,
+    delivered,
     describe_folds,
     describe_forgetting,
     describe_seeds,
@@ -36,6 +37,7 @@ def describe(run: Run) -> Report:
     tested = f"{run.data['test_examples']:,} " + (f"examples in {folds['count']} folds" if folds else "test examples")
     examples = run.data["test_examples"], needed_examples(run, before, after)
     verdict = write_verdict(task, systems, comparisons, seeds, before, after, tested, examples)
+    verdict["delivered"] = delivered(run, after)
     verdict["sentence"] += overlooked_prompting(run, systems, before) + remarks(run, after)
     missing = not_measured(run)
     if after not in TUNED and any(system["name"] in TUNED for system in missing):

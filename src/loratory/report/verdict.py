@@ -19,6 +19,7 @@ STATES = {
 # How a sentence names the simple systems: as a subject, and as an owner.
 SIMPLE_BASELINES = {
     "linear": ("a linear model", "a linear model's"),
+    "encoder": ("a classifier on a sentence encoder", "a sentence encoder's"),
     "embed": ("a classifier on hidden states", "a hidden-state classifier's"),
     "copy": ("copying from the text", "copying's"),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.bases import SHORT_NAMES
+from loratory.bases import encoder_at_hand
 from loratory.checks import Material, check_data, refuse_errors, with_waivers
 from loratory.config import Config
 from loratory.data import ANSWER_SLOT, Example, Finding, Message, Split, fold_splits, load_split
@@ -28,7 +29,7 @@ from loratory.run.checks import (
     is_demonstration,
     template_notes,
 )
-from loratory.settings import BUILTIN_MASKED
+from loratory.settings import BUILTIN_MASKED, NO_ENCODER
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
 from loratory.text import (
     Renderer,
@@ -137,6 +138,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     checks = [dataclasses.asdict(f) for f in (*started_from, *found, *fitted)]
     model = dataclasses.replace(
         config.model,
+        encoder=_encoder(config),
         # A short name may lead to another place when the run is resumed.
         name=base.name if config.model.name in SHORT_NAMES and not base.start else config.model.name,
         device=str(machine.device),
@@ -148,6 +150,14 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     resolved = dataclasses.replace(config, model=model, prompt=prompt, speed=speed, run=run_settings)
     seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
     return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, tuple(checks), seconds)
+
+
+def _encoder(config: Config) -> str:
+    """The name of the sentence encoder; the one that is on this machine, if any, for "auto"."""
+    if config.model.encoder != "auto":
+        return config.model.encoder
+    found = encoder_at_hand() if config.task == "classification" else None
+    return found.short if found else NO_ENCODER
 
 
 def _started_from(config: Config, start: StartingAdapter, on_event: EventCallback) -> tuple[Config, list[Finding]]:
