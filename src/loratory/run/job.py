@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.bases import SHORT_NAMES
-from loratory.bases import encoder_at_hand
+from loratory.bases import SHORT_NAMES, encoder_at_hand
 from loratory.checks import Material, check_data, refuse_errors, with_waivers
 from loratory.config import Config
 from loratory.data import ANSWER_SLOT, Example, Finding, Message, Split, fold_splits, load_split
