@@ -17,7 +17,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: setup demo examples check test test-slow chaos fuzz fuzz-reading docs docs-test site wheel lint format clean
+.PHONY: setup demo examples check test test-slow chaos fuzz fuzz-reading gpu-check docs docs-test site wheel lint format clean
 
 setup: $(VENV)/.ready
 
@@ -68,6 +68,10 @@ fuzz: setup
 fuzz-reading: setup
 	PYTHONPATH=tests:tests/robustness $(BIN)/python tests/robustness/fuzz.py --kind reading --count 4000 \
 	    --out benchmarks/results/fuzz-reading.json
+
+# Exactness, resuming, the demo and the speed on a GPU: about five minutes. Without TRL, its two measurements fail.
+gpu-check: setup
+	PYTHONPATH=src $(BIN)/python benchmarks/gpu_check.py
 
 # Writes the pages that are generated from the code.
 docs: $(VENV)/.installed

@@ -50,6 +50,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "sheet": text,
         "missing": st.sampled_from(["error", "skip"]),
         "missing_texts": st.lists(text, max_size=3).map(tuple),
+        "separator": st.sampled_from([";", ",", " / "]),
         "normalize_labels": st.booleans(),
         "waive": st.lists(text, max_size=3).map(tuple),
         "limit_train": limit,
@@ -218,9 +219,12 @@ def test_data_paths_are_relative_to_the_task_file(tmp_path, monkeypatch):
     assert config.data.validation == (str(tmp_path / "v.csv"),)
     assert config.data.test == ()
     assert config.model.name == str(folder / "model")
+    (folder / "small.gguf").write_bytes(b"")
+    assert from_toml(folder, 'model.name = "small.gguf"').model.name == str(folder / "small.gguf")
 
 
 def test_a_hub_id_is_not_resolved_to_a_path(tmp_path):
+    assert from_toml(tmp_path, 'model.name = "owner/name/small.gguf"').model.name == "owner/name/small.gguf"
     assert from_toml(tmp_path, 'model.name = "owner/name"').model.name == "owner/name"
     (tmp_path / "builtin").mkdir()
     assert from_toml(tmp_path, 'model.name = "builtin"').model.name == "builtin"
@@ -390,6 +394,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "data.header": (["False"], False),
     "data.sheet": (["Answers"], "Answers"),
     "data.missing": (["skip"], "skip"),
+    "data.separator": ([","], ","),
     "data.normalize_labels": ([], True),
     "data.missing_texts": (["?", "-"], ("?", "-")),
     "data.waive": (["test_in_train"], ("test_in_train",)),

@@ -17,7 +17,7 @@ import pretrain as recipe
 from corpus import Windows, make_corpus, packed
 from documents import CHAT_TEMPLATE, FORMS, SEVERAL_TURNS, Source, chat, conversation, count_words, make_document
 from evaluate import evaluate
-from muon import make_optimizer
+from muon import StackedMuon, make_optimizer
 from objectives import hidden_tokens
 from papers import read_papers
 from settings import RECIPES, learning_rate_at
@@ -126,6 +126,13 @@ def test_documents_depend_only_on_their_random_draws(source):
         return [make_document(source.others[n : n + 8], source, draw) for n in range(50)]
 
     assert documents(1) == documents(1) != documents(2)
+
+
+def test_a_tokenizer_in_the_work_folder_is_used_again(papers_file, work):
+    files = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    settings = dataclasses.replace(TINY, vocabulary=600)
+    make_corpus([papers_file], work, settings, HELD_OUT, None)
+    assert files == {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
 
 
 def test_few_documents_cross_a_window_boundary():
@@ -244,6 +251,25 @@ def test_every_parameter_is_trained_by_exactly_one_optimizer(work, optimizer):
         group["lr"] = 1e-2
     together.step()
     assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_stacked_matrices_are_updated_like_single_ones():
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (24, 8), (8, 8), (8, 24)]
+    sides = [[torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2)]
+    options = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [
+        kind(matrices, **options) for kind, matrices in zip((torch.optim.Muon, StackedMuon), sides, strict=True)
+    ]
+    for _ in range(3):
+        for single, stacked in zip(*sides, strict=True):
+            single.grad = torch.randn(single.shape, generator=draw)
+            stacked.grad = single.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for single, stacked in zip(*sides, strict=True):
+        assert (single - 1).abs().max() > 0.05
+        torch.testing.assert_close(stacked, single, rtol=0, atol=5e-3)
 
 
 def test_masked_tokens_are_the_targets():

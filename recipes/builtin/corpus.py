@@ -4,7 +4,8 @@ import dataclasses
 import json
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,13 @@ def make_corpus(files: Sequence[Path], work: Path, settings: Settings, held_out:
     rows = [json.dumps(dataclasses.asdict(paper)) + "\n" for paper in islice(papers, held_out)]
     (work / "held-out.jsonl").write_text("".join(rows))
     chosen = list(islice(papers, most))
-    tokenizer = make_tokenizer((paper.text for paper in chosen[:SAMPLE]), settings)
+    if (work / "tokenizer").exists():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    else:
+        tokenizer = make_tokenizer((paper.text for paper in chosen[:SAMPLE]), settings)
+        tokenizer.save_pretrained(work / "tokenizer")
     source = Source(chosen, count_words(chosen[:SAMPLE]))
     written = write_tokens(documents(chosen, source, settings), tokenizer, work, settings)
-    tokenizer.save_pretrained(work / "tokenizer")
     print(f"{len(chosen):,} papers, {written:,} tokens, {len(rows):,} papers held out", flush=True)
 
 
@@ -75,14 +79,18 @@ def make_tokenizer(texts: Iterator[str], settings: Settings) -> PreTrainedTokeni
 
 
 def write_tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, work: Path, settings: Settings) -> int:
-    """Writes ``tokens.bin``: packed 16-bit ids, each document truncated to the context. Returns the number of ids."""
-    token_ids = (
-        np.array(ids[: settings.context], dtype=np.uint16)
-        for some in batched(texts, AT_ONCE)
-        for ids in tokenizer(some, add_special_tokens=False)["input_ids"]
-    )
+    """Writes ``tokens.bin``: packed 16-bit ids, each document truncated to the context. Returns the number of ids.
+
+    Documents are tokenized on all cores while the next ones are made.
+    """
+
+    def encoded(some: list[str]) -> list[Ids]:
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        return [np.array(encoding.ids[: settings.context], dtype=np.uint16) for encoding in encodings]
+
     written = 0
-    with (work / "tokens.bin").open("wb") as file:
+    with ThreadPool(1) as pool, (work / "tokens.bin").open("wb") as file:
+        token_ids = chain.from_iterable(pool.imap(encoded, batched(texts, AT_ONCE)))
         for ids in packed(token_ids, settings.window, tokenizer.pad_token_id):
             ids.tofile(file)
             written += len(ids)

@@ -9,6 +9,7 @@ The number of ``steps`` can be increased until the learning rate begins to decay
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import sys
@@ -40,7 +41,7 @@ from loratory.storage import append_metric, repair_metrics, write_json
 from loratory.training import latest_checkpoint, load_checkpoint, save_checkpoint
 from loratory.tree import step_examples
 
-SAVE_SECONDS = 300.0
+SAVE_SECONDS = 60.0
 SHARD = "15MB"
 
 
@@ -54,9 +55,10 @@ def main() -> None:
     settings = Settings(**json.loads((args.work / "recipe.json").read_text()))
     machine = resolve_machine(args.device, "auto", 0, products="auto")
     model = pretrain(args.work, settings, machine, args.minutes, args.steps, args.compile)
-    write_json(args.work / "evaluation.json", evaluate(model, args.work, settings))
     if args.out:
         save(model, args.work, args.out)
+    # On a CPU, no kernel has to be compiled for each length of a batch.
+    write_json(args.work / "evaluation.json", evaluate(model.cpu(), args.work, settings))
 
 
 def arguments() -> argparse.Namespace:
@@ -173,17 +175,18 @@ def update(
     """One optimizer step. Returns the mean loss in nats per target and the gradient norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     targets = sum(batch[-1].numel() for batch in batches)
-    loss = 0.0
+    shares = []
     for batch in batches:
         with torch.autocast(machine.device.type, machine.autocast_dtype) if machine.autocast_dtype else nullcontext():
             share = loss_of(*(part.to(machine.device) for part in batch)) / targets
         share.backward()
-        loss += share.item()
+        shares.append(share.detach())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     optimizer.step()
-    return loss, float(norm)
+    # Reading a number waits for the GPU, so it comes last.
+    return sum(share.item() for share in shares), float(norm)
 
 
 def make_model(work: Path, settings: Settings, machine: Machine) -> PreTrainedModel:
@@ -231,12 +234,12 @@ def measured_steps(work: Path, settings: Settings, machine: Machine, minutes: fl
 
 
 def save(model: PreTrainedModel, work: Path, out: Path) -> None:
-    """Saves the model to a standard Transformers folder, with bfloat16 weights."""
+    """Saves the model to a standard Transformers folder, with weights rounded to bfloat16."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     if model.can_generate():
         stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
         model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
-    model.to(torch.bfloat16).save_pretrained(out, max_shard_size=SHARD)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out, max_shard_size=SHARD)
     tokenizer.save_pretrained(out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters -> {out}")
 

@@ -95,6 +95,7 @@ def check_config(config: Config, where: str) -> None:
     t, a, d, p = config.train, config.adapter, config.data, config.prompt
     rates = t.learning_rate if isinstance(t.learning_rate, tuple) else (t.learning_rate,)
     rules = [
+        ("data.separator", bool(d.separator), "at least one character", d.separator),
         ("train.epochs", t.epochs >= 1, "at least 1", t.epochs),
         ("train.batch_size", t.batch_size >= 1, "at least 1", t.batch_size),
         ("train.token_budget", t.token_budget >= 1, "at least 1", t.token_budget),

@@ -52,6 +52,7 @@ def exit_code_of(stop: KeyboardInterrupt) -> int:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str | None:
-    """A question that suggests the most similar of ``names``, or None if none is similar."""
-    match = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean {match[0]!r}?" if match else None
+    """A question that suggests the most similar of ``names``, whatever their case, or None if none is similar."""
+    spelled = {candidate.lower(): candidate for candidate in names}
+    match = difflib.get_close_matches(name.lower(), list(spelled), n=1)
+    return f"did you mean {spelled[match[0]]!r}?" if match else None

@@ -16,7 +16,7 @@ from loratory.evaluation import NotMeasurable, System, evaluate, headline, is_ev
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import peak_memory_bytes
 from loratory.metrics import task_variant
-from loratory.models import CARD, read_card, write_card
+from loratory.models import read_card, write_card
 from loratory.report import write_report
 from loratory.run import (
     BASELINE_SYSTEMS,
@@ -48,7 +48,7 @@ from loratory.run import (
     unusable_systems,
 )
 from loratory.settings import BLEND, TUNED
-from loratory.storage import append_metric
+from loratory.storage import CARD, append_metric
 
 Confirm = Callable[[], bool]
 """Called after the plan is shown; returns whether to start the run."""

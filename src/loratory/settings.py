@@ -75,7 +75,10 @@ class DataConfig:
     missing: Literal["error", "skip"] = "error"
     """Rows without an answer, or without any text in the prompt: stop with an error, or set them aside."""
     missing_texts: tuple[str, ...] = ("N/A", "n/a", "#N/A", "NA", "NaN", "nan", "<NA>", "NULL", "null", r"\N")
-    """Texts that mean a missing answer, besides empty cells and null."""
+    """Texts that mean a missing answer, besides empty cells and null. A list of your own replaces the default list, so
+    repeat the texts of it that should still count."""
+    separator: str = ";"
+    """For the task labels: the text between the labels of a set that is written in one cell."""
     normalize_labels: bool = False
     """Give labels that differ only in case, white space, invisible characters or Unicode form the spelling that is the
     most frequent among them."""

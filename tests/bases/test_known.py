@@ -11,8 +11,8 @@ import pytest
 from tiny import write_tiny_model
 from tiny_gguf import put_into_ollama, write_gguf
 
-from loratory.bases import KNOWN_MODELS, SHORT_NAMES, memory_needed, training_seconds
 from loratory.bases import cache as cache_module
+from loratory.bases.known import KNOWN_MODELS, SHORT_NAMES, memory_needed, training_seconds
 from loratory.bases.places import Place, place_of
 from loratory.cli.main import main
 from loratory.errors import UserError

@@ -226,7 +226,7 @@ def test_a_mistake_keeps_the_run_that_it_was_to_overwrite(tmp_path, mistake):
         (["run", "--run.systems", "prmpt"], ["run.systems", "prmpt"]),
         (["evaluate"], ["run"]),
         (["evaluate", "none"], ["Not a run directory", "none"]),
-        (["predict", "none", "none.csv"], ["not found", "none.csv"]),
+        (["predict", "none", "none.csv"], ["No tuned model", "none"]),
         (["ask", "Is it so?", "--run", "none"], ["No tuned model", "none", "nothing at this path", "check the path"]),
         (["ask", "Is it so?", "--model", "./none"], ["Model folder not found", "./none"]),
         (["ask"], ["text"]),
@@ -241,6 +241,30 @@ def test_a_mistake_on_the_command_line_is_named(arguments: list[str], words: lis
 def test_rows_for_a_folder_that_is_no_run_are_not_answered(tmp_path, mistake):
     (tmp_path / "a.csv").write_text("text\ncow\n")
     assert "No tuned model" in mistake("predict", str(tmp_path), "a.csv", "--out", "answers.jsonl")
+
+
+TYPOS = [
+    ["run", "tasc.toml"],
+    ["run", "sounds.csv", "--answer", "sond"],
+    ["train", "task.toml", "--data.answer", "sond"],
+    ["check", "sonds.csv", "--answer", "sound"],
+    ["init", "sounds.csv", "--answer", "sond"],
+    ["predict", "runs/nowhere", "sounds.csv"],
+    ["evaluate", "runs/nowhere"],
+    ["ask", "Hello?", "--run", "runs/nowhere"],
+    ["chat", "runs/nowhere"],
+    ["fill", "[MASK]", "--run", "runs/nowhere"],
+    ["compare", "runs/nowhere", "runs/nothing"],
+]
+
+
+def test_typos_are_told_before_pytorch_is_loaded(tmp_path):
+    write_task(tmp_path, {}, {})
+    code = "import sys; from loratory.cli.main import main"
+    code += f"; print([main(arguments) for arguments in {TYPOS}], 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().endswith(f"{[2] * len(TYPOS)} False"), done.stdout + done.stderr
 
 
 def test_data_in_the_place_of_the_run_is_told_apart_from_a_missing_run(tmp_path, mistake):

@@ -154,6 +154,11 @@ def no_prompt(train: Rows, test: Rows) -> None:
     train[11] |= {"text": "", "place": None}
 
 
+def combine(train: Rows, test: Rows) -> None:
+    for row in train[:20]:
+        row["label"] = f"{LABELS[0]}, {LABELS[1]}"
+
+
 # The fault, the finding, its severity, and the first place: file and line.
 FAULTS: list[tuple[Callable[[Rows, Rows], None], str, str, str]] = [
     (repeat_train, "duplicates_in_train", "note", "train.jsonl:51"),
@@ -167,6 +172,7 @@ FAULTS: list[tuple[Callable[[Rows, Rows], None], str, str, str]] = [
     (mention_answer, "answer_in_prompt", "warning", "train.jsonl:1"),
     (imbalance, "imbalanced_labels", "warning", ""),
     (rare, "rare_labels", "warning", "train.jsonl:8"),
+    (combine, "answers_are_sets", "warning", "train.jsonl:1"),
     (begin_alike, "labels_begin_alike", "note", ""),
     (share_first_token, "labels_share_tokens", "note", ""),
     (look_alike, "look_alike_labels", "warning", "train.jsonl:1"),
@@ -177,7 +183,11 @@ FAULTS: list[tuple[Callable[[Rows, Rows], None], str, str, str]] = [
     (no_prompt, "empty_prompts", "note", "train.jsonl:12"),
 ]
 # What a fault brings with it: a repeated text with two labels, a longer label that begins with the same token.
-COMPANIONS = {"conflicting_answers": {"duplicates_in_train"}, "labels_begin_alike": {"labels_share_tokens"}}
+COMPANIONS = {
+    "conflicting_answers": {"duplicates_in_train"},
+    "labels_begin_alike": {"labels_share_tokens"},
+    "answers_are_sets": {"labels_begin_alike", "labels_share_tokens"},
+}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +205,14 @@ def test_a_planted_fault_is_found_at_its_place_and_no_other(renderer, tmp_path, 
 def test_every_name_of_a_finding_is_in_the_table_and_planted_or_tested_elsewhere():
     names = [check.name for check in CHECKS]
     assert len(set(names)) == len(names)
-    elsewhere = {"labels_not_in_prompt", "normalized_labels", "overlong_dropped", "overlong_cut", "template_differs"}
+    elsewhere = {
+        "few_examples",
+        "labels_not_in_prompt",
+        "normalized_labels",
+        "overlong_dropped",
+        "overlong_cut",
+        "template_differs",
+    }
     assert set(names) == {name for _, name, _, _ in FAULTS} | elsewhere
 
 
@@ -214,6 +231,22 @@ def test_nothing_is_found_in_clean_data(renderer, tmp_path, seed: int, task: str
             row["label"] = row["options"][0]
     extra = {"candidates": "options"} if task == "choice" else {}
     assert found_in(renderer, tmp_path, rows, task=task, folds=folds, **extra) == {}
+
+
+def test_labels_that_look_alike_are_not_said_to_begin_alike_too(renderer, tmp_path):
+    rows = clean_rows()
+    for row in rows[::2]:
+        row["label"] += "."
+    found = found_in(renderer, tmp_path, rows)
+    assert "look_alike_labels" in found and "labels_begin_alike" not in found
+    assert "--data.normalize-labels" in found["look_alike_labels"].message
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_few_examples_are_said_to_show_little(renderer, tmp_path, folds: int):
+    found = found_in(renderer, tmp_path, clean_rows(29), folds=folds)
+    assert found["few_examples"].count == 29 and "only 29 examples" in found["few_examples"].message
+    assert "few_examples" not in found_in(renderer, tmp_path, clean_rows(30), folds=folds)
 
 
 def test_labels_that_the_prompt_does_not_name(renderer, tmp_path):

@@ -108,6 +108,8 @@ def test_a_missing_or_misspelled_answer_column_is_reported(tmp_path):
     path = write_csv(tmp_path / "things.csv", make_columns(240))
     with pytest.raises(UserError, match="did you mean 'color'"):
         guess_task_file([str(path)], "colour", is_masked)
+    with pytest.raises(UserError, match="did you mean 'color'"):
+        guess_task_file([str(path)], "COLOR", is_masked)
     with pytest.raises(UserError, match="text, color"):
         guess_task_file([str(path)], "", is_masked)
 
@@ -270,3 +272,71 @@ def test_nested_columns_are_shown_by_their_path(tmp_path):
     config = guessed(write_rows(tmp_path / "a.jsonl", rows), answer="ticket.n.color")
     assert config.prompt.user == "{ticket.body}"
     assert load_split(config.data, config.prompt, 0).labels == ("blue", "green", "red")
+
+
+@pytest.mark.parametrize(("separator", "written"), [("; ", ";"), (", ", ","), ("|", "|")])
+def test_sets_of_labels_in_a_cell_are_the_task_labels(tmp_path, separator: str, written: str):
+    sets = [LABELS[:1], LABELS[1:2], LABELS[1:], LABELS[:2]]
+    rows = [{"text": f"a thing {i}", "color": separator.join(sets[i % 4])} for i in range(240)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    task_file = guess_task_file([path], "color", lambda _: False)
+    config = Config.parse(task_file.toml, task_file.path)
+    assert (config.task, config.data.separator) == ("labels", written)
+    assert len(task_file.remarks) == 1 and 'task = "classification"' in task_file.remarks[0]
+    split = load_split(config.data, config.prompt, 0, task="labels")
+    assert split.labels == tuple(sorted(LABELS)) and {len(e.answers) for e in split.train} == {1, 2}
+    assert guessed(path, answer="color", masked=True).task == "classification"
+
+
+def test_numbers_are_said_to_be_learned_as_text_or_labels(tmp_path):
+    for different, task in ((60, "text"), (20, "classification"), (5, "classification")):
+        rows = [{"text": f"a thing {i}", "price": f"{12 + i % different}.5"} for i in range(60)]
+        task_file = guess_task_file([write_rows(tmp_path / f"{different}.jsonl", rows)], "price", lambda _: False)
+        assert Config.parse(task_file.toml, task_file.path).task == task
+        assert ["regression is not offered" in text for text in task_file.remarks] == [True] * (different > 5)
+
+
+def test_columns_that_give_the_answer_away_are_said(tmp_path, tiny_folder, capsys):
+    path = write_csv(tmp_path / "things.csv", make_columns(240, color_id=[str(i % 3) for i in range(240)]))
+    for words in (["init", "--model"], ["check", "--model.name"]):
+        assert main([words[0], str(path), "--answer", "color", words[1], str(tiny_folder)]) == 0
+        assert "the answer could be read from it: color_id" in capsys.readouterr().err
+
+
+def test_conversations_with_tools_get_a_task_file_for_another_model(tmp_path, capsys):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    path = write_rows(tmp_path / "chats.jsonl", [{"messages": turns, "tools": [tool]}] * 20)
+    assert main(["init", path]) == 0
+    captured = capsys.readouterr()
+    assert Config.load("chats.toml").task == "dialogue"
+    assert "does not support tools" in captured.out and "--model.name" in captured.out
+    assert "Only 20 examples" in captured.err
+
+
+def test_no_folds_because_of_a_rare_label_are_explained(tmp_path):
+    columns = make_columns(60)
+    columns["color"][:2] = ["black", "black"]
+    task_file = guess_task_file([str(write_csv(tmp_path / "a.csv", columns))], "color", is_masked)
+    assert "# folds: few rows, but a label" in task_file.toml and "folds = " not in task_file.toml
+
+
+def test_the_answer_column_chooses_the_list_of_a_json_file(tmp_path):
+    rows = [{"text": f"a thing {i}", "color": LABELS[i % 3]} for i in range(60)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"things": rows, "people": [{"name": "x"}] * 3}))
+    config = guessed(str(path), answer="color")
+    assert len(load_split(config.data, config.prompt, 0).test) == 60
+
+
+def test_rejected_answers_are_said_to_be_unused(tmp_path):
+    rows = [{"prompt": f"Say {i}.", "chosen": f"word {i}", "rejected": f"no {i}"} for i in range(60)]
+    task_file = guess_task_file([write_rows(tmp_path / "a.jsonl", rows)], "", is_masked)
+    assert len(task_file.remarks) == 1 and "'rejected' is not used" in task_file.remarks[0]
+
+
+def test_data_is_checked_whatever_task_file_is_there(tmp_path, tiny_folder):
+    path = write_csv(tmp_path / "things.csv", make_columns(60))
+    Path("things.toml").write_text("# mine\n")
+    assert main(["check", str(path), "--answer", "color", "--model.name", str(tiny_folder)]) == 0
+    assert Path("things.toml").read_text() == "# mine\n"

@@ -117,6 +117,7 @@ def test_a_parquet_file_gives_rows_and_the_names_of_class_labels(tmp_path):
         ("a.json", '[{"a": 1}, 3]', "must be a JSON object", ", record 2"),
         ("a.json", "[", "Malformed JSON", ":1"),
         ("a.json", "[" * 100_000, "Malformed JSON", ":1"),
+        ("a.json", '[\n{"a": 1},\n{"a" 2}\n]', "Malformed JSON", ":3"),
         ("a.json", "[]", "no rows", ""),
         ("a.parquet", "not parquet", "parquet file cannot be read", ""),
         ("a.doc", "text", "Unknown type", ""),

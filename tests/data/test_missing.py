@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratory.data.answers import is_missing
-from loratory.data.labels import look_alikes, spelling_key
+from loratory.data.labels import look_alikes, set_separator, spelling_key
 from loratory.data.splits import Split, fold_splits, load_split
 from loratory.errors import UserError
 from loratory.settings import DataConfig, PromptConfig
@@ -255,7 +255,7 @@ def test_an_unknown_label_of_the_test_set_that_looks_like_a_known_one(tmp_path):
     data = {"train": (path,), "test": (test,), "answer": "label"}
     with pytest.raises(UserError, match="does not occur in the training data") as caught:
         load(DataConfig(**data))
-    assert caught.value.fix == "correct it to 'yes', or set [data] normalize_labels = true"
+    assert caught.value.fix == "correct it to 'yes', or set [data] normalize_labels = true (or --data.normalize-labels)"
     split = load(DataConfig(**data, normalize_labels=True))
     assert {e.answer for e in split.test} == {"yes"}
 
@@ -266,3 +266,26 @@ def test_a_label_that_looks_like_a_missing_value_is_a_warning(tmp_path):
     [finding] = split.findings
     assert (finding.name, finding.severity, finding.count) == ("label_looks_missing", "warning", 6)
     assert "None" in split.labels
+
+
+SETS = ["a", "b", "c", "a{0}b", "b{0}c", "a{0}b{0}c"]
+
+
+@pytest.mark.parametrize("separator", ["; ", ";", "|", " | ", ", "])
+def test_sets_of_labels_are_told_by_parts_that_recur(separator: str):
+    assert set_separator(text.format(separator) for text in SETS) == separator.strip()
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["spam", "ham"],
+        ["Paris, France", "Lyon, France", "Rome, Italy"],
+        ["Yes, it is.", "No, it is not.", "Yes, but it is not."],
+        ["12,5", "13,1", "12,1"],
+        ["a", "b", "c", "d", "e", "f", "g", "h", "a, b"],
+        ["New York, New York", "New York"],
+    ],
+)
+def test_other_answers_with_a_separator_are_no_sets(answers: list[str]):
+    assert set_separator(answers) == ""

@@ -554,6 +554,45 @@ def test_several_lists_are_not_guessed_among(tmp_path):
     assert caught.value.found == "the lists 'train', 'test'"
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_answer_column_chooses_among_several_lists(tmp_path, count: int):
+    users = [{"name": f"person {i}", "team": {"lead": "x"}} for i in range(count)]
+    path = put(tmp_path, "a.json", json.dumps({"users": users, "tickets": PAIR}))
+    table = read_table(path, DataConfig(answer="label"))
+    assert values_of(table) == PAIR and said(table) == ["read from the list 'tickets'"]
+    assert values_of(read_table(path, DataConfig(answer="team.lead"))) == users
+    both = put(tmp_path, "b.json", json.dumps({"users": [*PAIR, *PAIR], "tickets": PAIR}))
+    with pytest.raises(UserError, match="--answer COLUMN"):
+        read_table(both, DataConfig(answer="label"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.json", '[\n {"a": 1},\n {"a": 2},\n]\n', 3),
+        ("a.json", '[\n {"a": 1,\n  "b": 2,\n }\n]\n', 4),
+        ("a.json", '{"rows": [\n {"a": 1},\n],\n"n": 1}', 2),
+        ("a.json", '{\n"rows": [{"a": 1}],\n}', 2),
+        ("a.json", '[{"a": [1,\n2,\n]}]', 3),
+        ("a.jsonl", '{"a": 1}\n{"a": 2,}\n', 2),
+    ],
+)
+def test_a_trailing_comma_is_named_at_one_position_with_its_fix(tmp_path, name: str, content: str, line: int):
+    with pytest.raises(UserError, match="Malformed JSON") as caught:
+        read_table(put(tmp_path, name, content))
+    assert caught.value.where == f"{tmp_path / name}:{line}"
+    assert "remove the comma" in str(caught.value.fix) and "line " not in str(caught.value.found)
+
+
+def test_an_empty_file_is_told_from_one_with_only_a_header(tmp_path):
+    found = []
+    for name, content in (("a.csv", ""), ("b.csv", "text,label\n"), ("c.json", "[]")):
+        with pytest.raises(UserError, match="no rows") as caught:
+            read_table(put(tmp_path, name, content))
+        found.append(caught.value.found)
+    assert found == ["an empty file", "b.csv: only a header, with the columns text, label", "no records"]
+
+
 @pytest.mark.parametrize(
     "content", ['{"a": [1, }', '{"a": {"b": 1}', '{"a": 1} x', '{"a" 1}', "{a: 1}", '{"a": [1 2]}', "{"]
 )

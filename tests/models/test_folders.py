@@ -76,7 +76,7 @@ def test_a_missing_part_of_the_weights_is_named(folder, index):
     assert shards[1].name in str(error.found) and shards[0].name not in str(error.found)
 
 
-@pytest.mark.parametrize("name", ["model-q4.gguf", "tf_model.h5", "flax_model.msgpack"])
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.onnx"])
 def test_weights_in_another_format_are_named(folder, name):
     (folder / "model.safetensors").rename(folder / name)
     assert error_of(folder, "in a format that cannot be trained").found == name

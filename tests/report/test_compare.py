@@ -200,4 +200,4 @@ def test_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == compare(a, b)
     assert "No significant difference" in (tmp_path / "c.html").read_text()
     assert main(["compare", str(a), str(tmp_path)]) == 2
-    assert "No system was measured" in capsys.readouterr().err
+    assert "Not a run directory" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loratory.bases import KNOWN_MODELS, suggested_models
+from loratory.bases.known import KNOWN_MODELS, suggested_models
 from loratory.config import Config
 from loratory.errors import Interrupted
 from loratory.events import ignore_event

@@ -18,6 +18,7 @@ from tiny import ANIMALS
 
 from loratory.cli.main import main
 from loratory.config import Config
+from loratory.data import Finding
 from loratory.data.rows import read_rows
 from loratory.errors import Terminated, UserError
 from loratory.events import Event
@@ -209,6 +210,15 @@ def test_a_changed_adapter_is_not_passed_over_by_evaluate(finished):
     with pytest.raises(UserError, match="Files of the adapter have changed"):
         evaluate_run(finished.run)
     assert {p: p.read_bytes() for p in sorted((finished.run / "systems").iterdir())} == before
+
+
+def test_a_check_that_is_new_stops_no_run_that_has_started(unfinished, monkeypatch):
+    fault = Finding("leaks", "error", "The prompt of every row contains its answer")
+    monkeypatch.setattr("loratory.run.job.check_data", lambda material: [fault])
+    with pytest.raises(UserError, match="contains its answer"):
+        finetune(dataclasses.replace(unfinished.config, run=RunConfig(str(unfinished.run.with_name("new")))))
+    assert fault.message in unfinished.repeat()
+    assert evaluate_run(unfinished.run) == unfinished.run
 
 
 def test_files_added_to_a_base_model_or_hidden_in_it_are_found(unfinished):

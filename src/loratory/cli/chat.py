@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from loratory.cli.output import print_message
+from loratory.cli.task_arguments import check_tuned_folder
 from loratory.cli.verb import Verb
 from loratory.errors import UserError, exit_code_of
 from loratory.settings import ModelConfig
@@ -31,6 +32,7 @@ def execute(arguments: list[str]) -> None:
     flags = tyro.cli(ChatFlags, args=arguments, prog="loratory chat")
     if flags.run is not None and flags.model != ModelConfig().name:
         raise UserError("A run brings its own model", "--model", fix="give either a run or --model")
+    check_tuned_folder(flags.run)
     from loratory.predict import converse, open_chat, standard_terminal, welcome_message
 
     chat_model, conversation = open_chat(

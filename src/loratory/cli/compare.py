@@ -27,8 +27,11 @@ class CompareFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(CompareFlags, args=arguments, prog="loratory compare")
+    from loratory.storage import check_is_run, check_replaceable, write_text
+
+    for run in (flags.run_a, flags.run_b):
+        check_is_run(run)
     from loratory.report import compare_runs, comparison_page, read_pair, render_comparison
-    from loratory.storage import check_replaceable, write_text
 
     if flags.html:
         check_replaceable(flags.html, [])

@@ -22,6 +22,9 @@ class EvaluateFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(EvaluateFlags, args=arguments, prog="loratory evaluate")
+    from loratory.storage import check_is_run
+
+    check_is_run(flags.run)
     from loratory.finetune import evaluate_run
 
     with progress_display() as on_event:

@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from loratory.cli.output import print_json, print_message, print_text
+from loratory.cli.task_arguments import check_tuned_folder
 from loratory.cli.verb import Verb
 from loratory.errors import UserError
 from loratory.settings import BUILTIN_MASKED
@@ -33,6 +34,7 @@ def execute(arguments: list[str]) -> None:
     flags = tyro.cli(FillFlags, args=arguments, prog="loratory fill")
     if flags.top < 1:
         raise UserError("There is nothing to show", "--top", "1 or more", str(flags.top))
+    check_tuned_folder(flags.run)
     from loratory.predict import load, load_plain
     from loratory.tree import fill_masks
 

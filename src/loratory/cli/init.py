@@ -1,15 +1,23 @@
 """``loratory init``: a task file guessed from data."""
 
 import dataclasses
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from loratory.cli.output import print_json, print_text, print_tokens
-from loratory.cli.task_arguments import is_masked_model, render_examples
+from loratory.cli.task_arguments import is_masked_model, load_examples, print_notes, print_remarks, tokens_of
 from loratory.cli.verb import Verb
 from loratory.config import Config
+from loratory.errors import UserError
+from loratory.printable import printable
 from loratory.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from loratory.data import Split
+    from loratory.text import Renderer
 
 EXAMPLES_SHOWN = 3
 
@@ -42,15 +50,41 @@ def execute(arguments: list[str]) -> None:
     if not flags.overwrite:
         check_not_overwriting(task_file)
     config = Config.parse(task_file.toml, task_file.path)
-    sequences, _ = render_examples(config, lambda train: draw_few_shot(train, EXAMPLES_SHOWN, config.train.seed))
+    print_remarks(task_file)
+    split, renderer, _ = load_examples(config)
+    from loratory.checks import Material, few_examples
+
+    problem, sequences = _problem(split, renderer), []
+    if problem is None:
+        sequences = tokens_of(draw_few_shot(split.train, EXAMPLES_SHOWN, config.train.seed), renderer)
+    material = Material(split, renderer, split.task, config.data.folds > 0, bool(config.data.test))
+    for finding in few_examples(material):
+        print(printable(f"  {finding.message[:1].upper()}{finding.message[1:]}"), file=sys.stderr)
     write_text(task_file.path, task_file.toml)
     if flags.json:
         columns = {"shown": task_file.shown, "left_out": task_file.left_out}
-        print_json({"task_file": str(task_file.path), **columns, "toml": task_file.toml})
+        remarks = {"remarks": task_file.remarks}
+        print_json({"task_file": str(task_file.path), **columns, **remarks, "toml": task_file.toml})
         return
     print_text(task_file.toml)
     print_tokens(sequences)
-    print_text(f"Written: {task_file.path}\nNext: loratory run {task_file.path.name}")
+    print_text(f"Written: {task_file.path}")
+    command = f"loratory run {task_file.path.name}"
+    if problem:
+        print_text(f"The model cannot learn this data. {problem.what}; {problem.fix}")
+        command += " --model.name MODEL"
+    print_text(f"Next: {command}")
+
+
+def _problem(split: "Split", renderer: "Renderer") -> UserError | None:
+    """Why the conversations need a model with another chat template, which is no reason not to write the task file."""
+    try:
+        print_notes(split, renderer)
+    except UserError as error:
+        if error.where != renderer.name:
+            raise
+        return error
+    return None
 
 
 VERB = Verb(

@@ -31,14 +31,15 @@ class PredictFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(PredictFlags, args=arguments, prog="loratory predict")
-    from loratory.data import read_table
-    from loratory.storage import data_settings
+    from loratory.data import question_findings, read_table
+    from loratory.storage import data_settings, tuned_folder
 
     _check_order(flags.run, flags.data)
+    tuned_folder(flags.run)  # raises if there is none
     table = read_table(str(flags.data), data_settings(flags.run))
     for finding in table.findings:
         print(printable(finding.message), file=sys.stderr)
-    # The heavy libraries load after a mistake in the data was told.
+    # PyTorch is loaded after a mistake in the paths or the data was told.
     from loratory.events import Event
     from loratory.predict import answer_line, check_output, load, predict_to_file
 
@@ -47,6 +48,9 @@ def execute(arguments: list[str]) -> None:
     rows = table.rows
     with progress_display() as on_event:
         tuned = load(flags.run, force=flags.force, on_event=on_event)
+        if tuned.task == "dialogue":
+            for finding in question_findings(rows, tuned.answer_column, tuned.prompt.system):
+                on_event(Event("message", finding.message))
         if flags.out:
             predict_to_file(tuned, rows, flags.out, on_event)
             print(printable(f"{len(rows)} answers written to {flags.out}"), file=sys.stderr)

@@ -58,7 +58,7 @@ def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "
         raise _folder_error(Path(names[0]))
     rest, task_file = arguments[len(names) :], None
     if names and Path(names[0]).suffix.lower() != ".toml" and (_is_data(names[0]) or "--answer" in rest):
-        rest, task_file = _guess(names, rest)
+        rest, task_file = _guess(names, rest, writes=verb in ("run", "train"))
         config = Config.parse(task_file.toml, task_file.path)
     else:
         if len(names) > 1:
@@ -106,6 +106,14 @@ def check_inputs(config: Config) -> None:
         load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
 
 
+def check_tuned_folder(run: Path | None) -> None:
+    """Raises UserError if a run is given that has no tuned model, before PyTorch is loaded."""
+    if run is not None:
+        from loratory.storage import tuned_folder
+
+        tuned_folder(run)
+
+
 def _is_data(name: str) -> bool:
     from loratory.data import is_data
 
@@ -119,8 +127,9 @@ def is_masked_model(model: ModelConfig) -> bool:
     return is_masked(model)
 
 
-def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile"]:
-    """The guessed task file for data files, and the arguments that are left. Raises UserError."""
+def _guess(names: list[str], arguments: list[str], writes: bool) -> tuple[list[str], "TaskFile"]:
+    """The guessed task file for data files, and the arguments that are left. ``writes``: whether the verb is going to
+    write it. Raises UserError."""
     from loratory.data import check_not_overwriting, guess_task_file
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -128,8 +137,16 @@ def _guess(names: list[str], arguments: list[str]) -> tuple[list[str], "TaskFile
     parser.add_argument("--model.name", dest="model", default=ModelConfig().name)
     given, rest = parser.parse_known_args(arguments)
     task_file = guess_task_file(names, given.answer, is_masked_model, given.model)
-    check_not_overwriting(task_file)
+    if writes:
+        check_not_overwriting(task_file)
+    print_remarks(task_file)
     return [*rest, "--model.name", given.model], task_file
+
+
+def print_remarks(task_file: "TaskFile") -> None:
+    """Prints what the user should know about the guesses on standard error."""
+    for sentence in task_file.remarks:
+        print(printable(f"  {sentence[:1].upper()}{sentence[1:]}"), file=sys.stderr)
 
 
 def _with_booleans(config: Config) -> Config:
@@ -165,13 +182,12 @@ def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
     split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
     config = dataclasses.replace(config, task=split.task)
     from loratory.models import load_tokenizer
-    from loratory.run import check_model_kind
-    from loratory.text import check_system_is_shown, renderer_of_task, start_template_process, with_mask_count
+    from loratory.run import renderer_of_split
+    from loratory.text import check_system_is_shown, start_template_process
 
     start_template_process()
     text = load_tokenizer(config.model)
-    check_model_kind(config, text, config.model.name)
-    renderer = with_mask_count([*split.train, *split.validation], renderer_of_task(config.task, text, split.prompt))
+    renderer = renderer_of_split(split, config, text, config.model.name)
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
     return split, renderer, text.max_length
@@ -182,10 +198,22 @@ def render_examples(
 ) -> tuple[list["TokenizedExample"], "Renderer"]:
     """Some of the training examples as the model sees them."""
     split, renderer, _ = load_examples(config)
-    from loratory.text import check_turns_are_shown, tokenize
+    print_notes(split, renderer)
+    return tokens_of(choose(split.train), renderer), renderer
+
+
+def print_notes(split: "Split", renderer: "Renderer") -> None:
+    """Prints how the data was read and what the template leaves out of it on standard error. Raises UserError."""
+    from loratory.text import check_turns_are_shown
 
     for finding in split.findings:
         print(printable(f"  {finding.message}"), file=sys.stderr)
     for sentence in [] if renderer.is_masked_lm else check_turns_are_shown(split.train, renderer):
         print(printable(f"  {sentence}"), file=sys.stderr)
-    return [s for e in choose(split.train) for s in tokenize(e, renderer)], renderer
+
+
+def tokens_of(examples: Sequence["Example"], renderer: "Renderer") -> list["TokenizedExample"]:
+    """The examples as the model sees them."""
+    from loratory.text import tokenize
+
+    return [sequence for example in examples for sequence in tokenize(example, renderer)]

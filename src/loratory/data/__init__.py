@@ -6,9 +6,10 @@ into training, validation and test sets, or a task file guessed from the data. R
 """
 
 from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR
-from loratory.data.conversations import question
+from loratory.data.conversations import question, question_findings
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
 from loratory.data.findings import Finding, Severity, places_of
+from loratory.data.labels import set_separator, spelling_key
 from loratory.data.prompts import (
     ANSWER_SLOT,
     LABELS,
@@ -54,8 +55,11 @@ __all__ = [
     "placeholders",
     "places_of",
     "question",
+    "question_findings",
     "read_table",
     "records_to_examples",
+    "set_separator",
+    "spelling_key",
     "stratified_sample",
     "with_shots",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loratory.data.examples import Tests
-from loratory.data.json_files import parse_json
+from loratory.data.literals import is_list_text, parse_list
 from loratory.data.rows import Row, cell_text, column_text, columns_of
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import CodeConfig
@@ -27,8 +27,8 @@ def is_missing(value: Any, texts: Iterable[str] = ()) -> bool:
 def candidates_of(row: Row, column: str) -> tuple[str, ...]:
     """The candidates of a row, at least two and all different. Raises UserError if the column has no such list."""
     value = row.value(column)
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a JSON list in a csv cell
-        value = parse_json(value, row.source)
+    if is_list_text(value):  # in a csv cell
+        value, _ = parse_list(value, row.source)
     if not isinstance(value, (list, tuple)):
         expected, found = "a list of strings", repr(value)[:80] if row.has(column) else "no such column"
         raise UserError(f"The candidates in column {column!r} are not a list", row.source, expected, found)
@@ -51,13 +51,15 @@ def choice_of(row: Row, answer: str, candidates: str) -> str:
     return text
 
 
-def labels_of(row: Row, column: str, missing_texts: Sequence[str] = ()) -> tuple[str, ...]:
-    """The sorted labels of a row, given as a list or separated by semicolons, without those that are missing.
+def labels_of(
+    row: Row, column: str, missing_texts: Sequence[str] = (), separator: str = LABEL_SEPARATOR.strip()
+) -> tuple[str, ...]:
+    """The sorted labels of a row, given as a list or as a text with separators, without those that are missing.
 
     Raises UserError if there are none.
     """
     value = row.value(column)
-    parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(LABEL_SEPARATOR.strip())
+    parts = value if isinstance(value, (list, tuple)) else answer_of(row, column).split(separator)
     labels = tuple(sorted({cell_text(part).strip() for part in parts if not is_missing(part, missing_texts)}))
     if not labels:
         raise UserError(f"The answer in column {column!r} is empty", row.source, fix="fill it in or remove the row")

@@ -64,6 +64,9 @@ class _Seen:
         return self.is_increasing or (is_range and 2 * self.total == (self.lowest + self.highest) * self.count)
 
 
+ONLY_HEADER = "only_header"  # the name of the finding
+
+
 @dataclass
 class _Odd:
     """Rows that are unlike the others: how many, and where the first ones are."""
@@ -86,6 +89,7 @@ class _Plan:
     names: list[str | None] = field(default_factory=list)
     """The name of each column; None if it is left out."""
     skipped: int = 0
+    is_header_only: bool = False
     short: _Odd = field(default_factory=_Odd)
     repeated: _Odd = field(default_factory=_Odd)
 
@@ -103,13 +107,14 @@ def table_records(
         return
     has_header = (header is True) or (header == "auto" and not looks_like_data(sample))
     plan = _planned(rows_of, has_header, sample, remarks, separator)
-    first = has_header
+    first, plan.is_header_only = has_header, has_header
     for cells, place in rows_of():
         if is_blank(cells):
             continue
         if first or (plan.header and _is_header_again(cells, plan.header)):
             first = False
             continue
+        plan.is_header_only = False
         filled = [*cells, *[""] * (len(plan.names) - len(cells))]
         yield {name: cell for name, cell in zip(plan.names, filled, strict=False) if name is not None}, place
     _say(plan, has_header, header, remarks)
@@ -196,6 +201,8 @@ def _say(plan: _Plan, has_header: bool, header: Literal["auto"] | bool, remarks:
         shown = ", ".join(names if len(names) <= 3 else [names[0], "...", names[-1]])
         sentence = f"the first row looks like data, so the columns are called {shown} (else set data.header = true)"
         remarks.add("no_header", sentence)
+    if plan.is_header_only:
+        remarks.add(ONLY_HEADER, f"only a header, with the columns {', '.join(filter(None, plan.header or []))[:200]}")
     if plan.skipped:
         remarks.add("empty_rows", f"{rows_in_words(plan.skipped)} without any value left out", plan.skipped)
     if plan.repeated.count:

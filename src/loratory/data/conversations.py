@@ -8,7 +8,7 @@ from typing import Any
 
 from loratory.data.examples import TOOLS, Example, Message
 from loratory.data.findings import MOST_PLACES, Finding
-from loratory.data.json_files import parse_json
+from loratory.data.literals import is_list_text, parse_list
 from loratory.data.rows import Row
 from loratory.data.turns import CALLS, Noticed, is_turn, read_tools, read_turn, remark
 from loratory.errors import UserError
@@ -75,17 +75,25 @@ def conversation(
     return Example((*first, *turns[:last]), (answer,), (), row.source, turn=turn)
 
 
-def question(row: Row, column: str = "", system: str | None = None) -> Example:
+def question(row: Row, column: str = "", system: str | None = None, remarks: Noticed | None = None) -> Example:
     """An unanswered example from a row's conversation; an assistant turn at the end is removed. Raises UserError.
 
     The arguments are those of ``conversation``; a row may also have only TRL's ``prompt``.
     """
-    first, turns = _messages(row, column, system, {})
+    first, turns = _messages(row, column, system, {} if remarks is None else remarks)
     turns = turns[:-1] if turns[-1].role == "assistant" else turns
     if not turns or turns[-1].role not in ("user", "tool"):
         last = turns[-1].role if turns else "no turns"
         raise UserError("The conversation has no user turn to answer", row.source, found=last)
     return Example((*first, *turns), (), (), row.source)
+
+
+def question_findings(rows: Sequence[Row], column: str = "", system: str | None = None) -> tuple[Finding, ...]:
+    """What ``question`` leaves unused of the rows. Raises UserError."""
+    remarks: Noticed = {}
+    for row in rows:
+        question(row, column, system, remarks)
+    return tuple(_findings(remarks, len(rows)))
 
 
 def conversation_columns(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -110,9 +118,9 @@ def _holds_turns(rows: Sequence[Row], column: str) -> bool:
 
 
 def _is_turns(value: Any) -> bool:
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if is_list_text(value):
         try:
-            value = parse_json(value, "")
+            value, _ = parse_list(value, "")
         except UserError:
             return False
     return isinstance(value, list) and bool(value) and all(is_turn(turn) for turn in value)
@@ -125,7 +133,7 @@ def _messages(
     row: Row, column: str, system: str | None, remarks: Noticed
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """What precedes a row's turns, its tools and a system message, and the turns. Raises UserError."""
-    prompt, turns, used = _turns(row, column)
+    prompt, turns, used = _turns(row, column, remarks)
     tools, tools_column = _tools(row)
     own, system_column = _system(row)
     for name, value in row.values.items():
@@ -144,7 +152,7 @@ def _read(turns: list[Any], source: str, start: int, remarks: Noticed) -> list[M
     return [read_turn(turn, f"{source}, turn {number}", remarks) for number, turn in enumerate(turns, start)]
 
 
-def _turns(row: Row, column: str) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _turns(row: Row, column: str, remarks: Noticed) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """The turns of the prompt, which are context only, the other turns, and the columns used. Raises UserError."""
     known = (*CONVERSATION_COLUMNS, *ANSWER_COLUMNS, PROMPT)
     name = column if column in row.values else ""
@@ -157,7 +165,7 @@ def _turns(row: Row, column: str) -> tuple[list[Any], list[Any], tuple[str, ...]
     if not name:
         expected = f"column {column!r}" if column else " or ".join((*CONVERSATION_COLUMNS, *ANSWER_COLUMNS))
         raise UserError("The row has no conversation", row.source, expected, ", ".join(map(str, row.values)))
-    turns = _list_in(row, name)
+    turns = _list_in(row, name, remarks)
     if name == PROMPT and isinstance(turns, list):
         return turns, [], (PROMPT,)
     if not isinstance(turns, list) or not turns:
@@ -169,10 +177,15 @@ def _turns(row: Row, column: str) -> tuple[list[Any], list[Any], tuple[str, ...]
     return prompt, rest, (name, PROMPT)
 
 
-def _list_in(row: Row, column: str) -> Any:
-    """The value of a cell; a list as JSON, as in a csv file, is parsed."""
+def _list_in(row: Row, column: str, remarks: Noticed | None = None) -> Any:
+    """The value of a cell; a list that is written as text, as in a csv file, is parsed."""
     value = row.value(column)
-    return parse_json(value, row.source) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    if not is_list_text(value):
+        return value
+    found, is_literal = parse_list(value, row.source)
+    if is_literal and remarks is not None:
+        remark(remarks, "literal", "", row.source)
+    return found
 
 
 def _tools(row: Row) -> tuple[tuple[Message, ...], str]:
@@ -212,10 +225,12 @@ def _untrained(turns: Sequence[Message]) -> list[Message]:
 
 SENTENCES = {
     "system": "have a system turn and another system text in their row; the turn is used",
+    "literal": "are written as Python literals, as data frames write lists to csv files; they are read as lists",
     "greeting": "begin with an assistant turn; it is context and not trained",
     "untrained": "have no assistant turn to train on; they are set aside",
 }
-NAMES = {"end": "unanswered_turns", "untrained": "conversations_set_aside", "greeting": "assistant_begins"}
+NAMES = {"end": "unanswered_turns", "untrained": "conversations_set_aside", "greeting": "assistant_begins",
+         "literal": "python_literals"}  # fmt: skip
 
 
 def _findings(remarks: Noticed, total: int) -> list[Finding]:

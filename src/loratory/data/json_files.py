@@ -15,6 +15,8 @@ from loratory.settings import DataConfig
 
 WHITE_SPACE = re.compile(r"\s*")
 MALFORMED = "Malformed JSON"
+TRAILING_COMMA = "remove the comma after the last value; JSON does not allow one there"
+BROKEN = "write valid JSON: texts and keys in double quotation marks, commas only between values, brackets closed"
 
 
 def parse_json(text: str, place: str) -> Any:
@@ -22,7 +24,19 @@ def parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
-        raise UserError(MALFORMED, place, found=str(error)) from error
+        raise _malformed(error, text, place) from error
+
+
+def _malformed(error: Exception, text: str, place: str, start: int = 0) -> UserError:
+    """The error for a text that the parser rejects from ``start`` on. ``place`` names the line: the parser counts lines
+    from where it began to read, so only the character is taken from it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return UserError(MALFORMED, place, found=str(error), fix=BROKEN)
+    at = start + error.pos
+    is_comma = text[:at].rstrip().endswith(",") and text[at : at + 1] in ("}", "]")
+    fix = TRAILING_COMMA if is_comma or "trailing comma" in error.msg else BROKEN
+    character = at - text.rfind("\n", 0, at)
+    return UserError(MALFORMED, place, found=f"{error.msg} at character {character} of the line", fix=fix)
 
 
 def json_records(text: TextFile, is_lines: bool, data: DataConfig, remarks: Remarks) -> Iterator[Record]:
@@ -115,15 +129,18 @@ def _list_items(text: str, start: int, name: str, is_last: bool = False) -> Iter
     the list. Raises UserError if the list is malformed or an item is larger than a row may be."""
     position, number, expected = start, 0, r"\["
     while separator := re.compile(rf"\s*{expected}\s*").match(text, position):
+        comma = _skip_space(text, position)
         position, number, expected = separator.end(), number + 1, ","
         if number == 1 and text[position : position + 1] == "]":
             break
+        if text[position : position + 1] == "]":
+            raise UserError(MALFORMED, _line_place(text, comma, name), found="a comma before ]", fix=TRAILING_COMMA)
         value, position = _item(text, position, name, number)
         yield value, position
     closing = re.compile(r"\s*\]\s*\Z" if is_last else r"\s*\]").match(text, position)
     if not closing:
         expected = "a comma or the end of the list after each record"
-        raise UserError(MALFORMED, _line_place(text, position, name), expected)
+        raise UserError(MALFORMED, _line_place(text, _skip_space(text, position), name), expected, fix=BROKEN)
 
 
 def _item(text: str, position: int, name: str, number: int) -> tuple[Any, int]:
@@ -138,7 +155,7 @@ def _item(text: str, position: int, name: str, number: int) -> tuple[Any, int]:
         except (ValueError, RecursionError) as error:
             if position + size >= len(text):
                 place = _line_place(text, position + getattr(error, "pos", 0), name)
-                raise UserError(MALFORMED, place, found=str(error)) from error
+                raise _malformed(error, text, place, position) from error
         if size == MAX_ROW:
             raise UserError("A row is too large", f"{name}, record {number}", f"at most {MAX_ROW} characters")
         size = min(8 * size, MAX_ROW)
@@ -207,13 +224,15 @@ def _object(
         position = _skip_space(text, position)
         if text[position : position + 1] != ",":
             return found, _after(text, position, "}", name)
-        position = _skip_space(text, position + 1)
+        comma, position = position, _skip_space(text, position + 1)
+        if text[position : position + 1] == "}":
+            raise UserError(MALFORMED, _line_place(text, comma, name), found="a comma before }", fix=TRAILING_COMMA)
 
 
 def _key(text: str, position: int, name: str) -> tuple[str, int]:
     """The key of a member, and the position of its value."""
     if text[position : position + 1] != '"':
-        raise UserError(MALFORMED, _line_place(text, position, name), "a key in quotation marks")
+        raise UserError(MALFORMED, _line_place(text, position, name), "a key in quotation marks", fix=BROKEN)
     key, position = _item(text, position, name, 1)
     return key, _skip_space(text, _after(text, position, ":", name))
 
@@ -222,7 +241,7 @@ def _after(text: str, position: int, expected: str, name: str) -> int:
     """The position after an expected character. Raises UserError if it is not there."""
     position = _skip_space(text, position)
     if text[position : position + 1] != expected:
-        raise UserError(MALFORMED, _line_place(text, position, name), f"{expected!r}")
+        raise UserError(MALFORMED, _line_place(text, position, name), f"{expected!r}", fix=BROKEN)
     return position + 1
 
 
@@ -233,9 +252,9 @@ def _records_of_object(members: dict[str, Any], name: str, data: DataConfig, rem
         remarks.kinds.append("columns and rows")
         columns, rows = [str(column) for column in members["columns"]], members["data"]
         yield from table_records(_rows_of([columns, *rows], name), True, remarks)
-    elif len(lists) == 1 and not _are_columns(members):
-        [(key, values)] = lists.items()
-        remarks.kinds.append(f"the list {key!r}")
+    elif (chosen := _list_with(lists, data.answer)) or (len(lists) == 1 and not _are_columns(members)):
+        key, values = chosen or next(iter(lists.items()))
+        remarks.kinds.append(f"read from the list {key!r}")
         if "schema" in members:  # pandas' orientation "table", with an index
             columns = list(dict.fromkeys(column for value in values for column in value))
             rows = [["" if column == "index" else column for column in columns]]
@@ -252,7 +271,7 @@ def _records_of_object(members: dict[str, Any], name: str, data: DataConfig, rem
         yield from _nested_records(members, name, remarks)
     elif len(lists) > 1:
         found = ", ".join(map(repr, lists))
-        fix = "keep one of the lists"
+        fix = "name an answer column that only one of the lists has (--answer COLUMN), or keep one list"
         raise UserError("A json file must contain a list of records", name, "one list", f"the lists {found}", fix)
     elif len(members) == 1 and isinstance(next(iter(members.values())), list):
         [(key, values)] = members.items()
@@ -260,6 +279,13 @@ def _records_of_object(members: dict[str, Any], name: str, data: DataConfig, rem
     elif members:
         remarks.kinds.append("a single JSON object, read as one row")
         yield members, name
+
+
+def _list_with(lists: dict[str, list[dict[str, Any]]], column: str) -> tuple[str, list[dict[str, Any]]] | None:
+    """The one of several lists whose objects have a column, by its name or by the beginning of its path."""
+    names = {column, column.split(".")[0]} - {""}
+    found = [(key, values) for key, values in lists.items() if any(not names.isdisjoint(value) for value in values)]
+    return found[0] if len(lists) > 1 and len(found) == 1 else None
 
 
 def _is_list_of(kind: type, value: Any) -> bool:

@@ -14,6 +14,10 @@ LOOKS_MISSING = ("None", "-", "?", "#REF!", "#VALUE!", "#DIV/0!")
 PLAIN_SIGNS = str.maketrans({**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'),
                              **dict.fromkeys("‐‑‒–—―−", "-")})  # fmt: skip
 TRAILING = ".,:;!"
+NORMALIZE = "[data] normalize_labels = true (or --data.normalize-labels)"
+SEPARATORS = (";", "|", ", ")  # of the labels of a set
+SHARE_OF_SETS = 0.2  # of the different answers, that shows that they are sets
+MOST_WORDS = 4  # of a label in a set; more are a sentence
 INVISIBLE = ("Cf", "Cc")  # Unicode categories: zero-width and other format characters, control characters
 
 
@@ -61,7 +65,7 @@ def label_findings(rows: Sequence[Row], answers: Mapping[int, tuple[str, ...]]) 
     if groups:
         rare = {label for group in groups for label in group[1:]}
         texts = _listed(", ".join(f"{label!r} ({counts[label]})" for label in group) for group in groups)
-        message = f"labels that look alike: {texts}; [data] normalize_labels = true makes each group one label"
+        message = f"labels that look alike: {texts}; {NORMALIZE} makes each group one label"
         affected = [row for row in rows if rare.intersection(answers[id(row)])]
         count = sum(map(len, groups))
         findings.append(Finding("look_alike_labels", "warning", message, count, places_of(affected)))
@@ -72,6 +76,29 @@ def label_findings(rows: Sequence[Row], answers: Mapping[int, tuple[str, ...]]) 
         affected = [row for row in rows if set(suspects).intersection(answers[id(row)])]
         findings.append(Finding("label_looks_missing", "warning", message, len(affected), places_of(affected)))
     return findings
+
+
+def set_separator(answers: Iterable[str]) -> str:
+    """The separator of answers that look like sets of labels, as in "billing, shipping"; empty if they do not.
+
+    They do if at least a fifth of the different answers, and half of those with the separator, consist of different
+    short parts each of which recurs: alone, or with other parts.
+    """
+    different = set(answers)
+    for separator in SEPARATORS:
+        parts = {answer: [part.strip() for part in answer.split(separator)] for answer in different}
+        occurrences = Counter(part for found in parts.values() for part in set(found))
+        several = [found for found in parts.values() if len(found) > 1]
+        sets = [found for found in several if _is_set(found) and min(occurrences[part] for part in found) > 1]
+        if sets and len(sets) >= max(SHARE_OF_SETS * len(different), len(several) / 2):
+            return separator.strip()
+    return ""
+
+
+def _is_set(parts: Sequence[str]) -> bool:
+    """Whether the parts of an answer are different names and not pieces of a sentence."""
+    is_name = all(part and len(part.split()) <= MOST_WORDS and part[-1] not in ".!?" for part in parts)
+    return is_name and len(set(parts)) == len(parts)
 
 
 def label_counts(rows: Sequence[Row], answers: Mapping[int, tuple[str, ...]]) -> Counter[str]:

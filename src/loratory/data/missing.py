@@ -1,6 +1,6 @@
 """Missing answers and empty prompts: what counts as missing, and the rows that are set aside because of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from loratory.data.answers import LABEL_SEPARATOR, answer_of, is_missing
 from loratory.data.findings import Finding, places_of
@@ -21,17 +21,22 @@ def has_no_answer(row: Row, data: DataConfig, task: str) -> bool:
     return is_missing(value, () if task == "choice" else data.missing_texts)
 
 
-def check_answers_exist(tables: Mapping[str, Sequence[Table]], data: DataConfig, task: str) -> None:
-    """Raises UserError for a file without the answer column, and for a validation or test file without answers.
+def is_unlabeled(rows: Sequence[Row], data: DataConfig, task: str, known: Collection[str]) -> bool:
+    """Whether no row has an answer, as in published test sets: every answer is missing, or is -1 in all of them.
 
-    In such a file, every answer is missing, or is the -1 of published test sets and no answer of the training data.
+    ``known`` are the answers of the training data; if -1 is among them, it is an answer.
     """
+    unlabeled = () if UNLABELED in known else (UNLABELED,)
+    return all(has_no_answer(row, data, task) or _text(row, data) in unlabeled for row in rows)
+
+
+def check_answers_exist(tables: Mapping[str, Sequence[Table]], data: DataConfig, task: str) -> None:
+    """Raises UserError for a file without the answer column, and for an unlabeled validation or test file."""
     known = {_text(row, data) for table in tables["train"] for row in table.rows}
     for part, rows in ((part, table.rows) for part, files in tables.items() for table in files):
         if rows and not any(row.has(data.answer) for row in rows):
             answer_of(rows[0], data.answer)  # says that the column is missing
-        unlabeled = () if UNLABELED in known else (UNLABELED,)
-        if part != "train" and all(has_no_answer(row, data, task) or _text(row, data) in unlabeled for row in rows):
+        if part != "train" and is_unlabeled(rows, data, task, known):
             raise UserError(
                 f"A {part} file has no answers",
                 rows[0].source,

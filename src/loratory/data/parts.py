@@ -16,7 +16,8 @@ SUFFIXES = (
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
 TEXTS = tuple(suffix for suffix in SUFFIXES if suffix not in (*SPREADSHEETS, ".parquet"))
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz")
-PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<suffix>(\.\w+)+)")
+NUMBERED = r"-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})"
+PART = re.compile(rf"(?P<stem>.*){NUMBERED}(?P<suffix>(\.\w+)+)")
 MOST_NAMED = 5
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratory.data.columns import ONLY_HEADER
 from loratory.data.delimited import delimited_records
 from loratory.data.encodings import TextFile
 from loratory.data.findings import Finding
@@ -123,9 +124,12 @@ def _read(name: str, data: DataConfig, split: str, others: Sequence[str]) -> Tab
     paths = files_of(name, others)
     tables = [_read_file(path, data) for path in paths]
     rows = [row for table in tables for row in table.rows]
-    if not rows:
-        raise UserError("The data file has no rows", name, expected="at least one example")
     findings = [finding for table in tables for finding in table.findings]
+    if not rows:
+        found = "; ".join(f.message for f in findings if f.name == ONLY_HEADER)
+        found = found or ("no records" if any(path.stat().st_size for path in paths) else "an empty file")
+        fix = "add rows, or check that the program that wrote the file has finished"
+        raise UserError("The data file has no rows", name, "at least one example", found, fix)
     if len(paths) > 1:
         sentence = f"{len(paths)} files with {rows_in_words(len(rows))}: {paths[0].name} to {paths[-1].name}"
         findings.insert(0, Finding("parts", "note", f"{Path(name).name}: {sentence}", len(paths)))

@@ -11,7 +11,7 @@ from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, c
 from loratory.data.conversations import conversation_columns, read_conversations
 from loratory.data.examples import Example
 from loratory.data.findings import Finding
-from loratory.data.labels import label_findings, normalized_answers, spelling_key
+from loratory.data.labels import NORMALIZE, label_findings, normalized_answers, spelling_key
 from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
 from loratory.data.prompts import check_pretraining, default_prompt, is_plain_text, prompt_writer, shown_columns
 from loratory.data.rows import Row, Table, cell_text, columns_of, names_in, read_tables
@@ -58,6 +58,8 @@ class _Usable:
     """The answers of each row, by the row's ``id``; empty for tasks without an answer column."""
     chats: dict[int, Example]
     """For dialogue, the example of each row, by the row's ``id``."""
+    names: tuple[str, ...] = ()
+    """All columns of the training rows."""
     shown: tuple[str, ...] = ()
     """The columns that prompts show, without those of candidates."""
 
@@ -97,7 +99,7 @@ def load_split(
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
-    example = _example_of(usable, names_in(usable.parts["train"]), data, labels, code, where)
+    example = _example_of(usable, data, labels, code, where)
 
     def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
         chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
@@ -152,7 +154,7 @@ def _usable_rows(
         parts, found = without_missing_answers(parts, data, task)
         findings += found
     prompt = dataclasses.replace(prompt, user=prompt.user or default_prompt(columns, data.answer, where, task))
-    names = names_in(parts["train"])
+    names = tuple(names_in(parts["train"]))
     shown = tuple(c for c in shown_columns(prompt, where) if c in names and c != data.candidates)
     parts, found = without_empty_prompts(parts, shown, data)
     findings += found
@@ -163,16 +165,16 @@ def _usable_rows(
             answers, found = normalized_answers(rows, answers)
             findings += found
         findings += label_findings(rows, answers)
-    return _Usable(parts, task, prompt, findings, answers, {}, shown)
+    return _Usable(parts, task, prompt, findings, answers, {}, names, shown)
 
 
 def _example_of(
-    usable: _Usable, names: Sequence[str], data: DataConfig, labels: Sequence[str], code: CodeConfig | None, where: str
+    usable: _Usable, data: DataConfig, labels: Sequence[str], code: CodeConfig | None, where: str
 ) -> Callable[[Row], Example]:
     """Returns the function that makes the example of a row. Raises UserError if the prompt does not fit the columns."""
     if usable.task == "dialogue":
         return lambda row: usable.chats[id(row)]
-    write = prompt_writer(usable.prompt, data.answer, names, labels, where, data.candidates)
+    write = prompt_writer(usable.prompt, data.answer, usable.names, labels, where, data.candidates)
 
     def example(row: Row) -> Example:
         messages = write(row)
@@ -188,7 +190,7 @@ def _example_of(
 
 def _correct_answers(row: Row, data: DataConfig, task: str) -> tuple[str, ...]:
     if task == "labels":
-        return labels_of(row, data.answer, data.missing_texts)
+        return labels_of(row, data.answer, data.missing_texts, data.separator)
     return (choice_of(row, data.answer, data.candidates) if data.candidates else answer_of(row, data.answer),)
 
 
@@ -202,7 +204,7 @@ def _check_labels(
     for row, name in ((other, name) for other in others for name in answers[id(other)]):
         if name not in labels:
             alike = [label for label in labels if spelling_key(label) == spelling_key(name)]
-            fix = f"correct it to {alike[0]!r}, or set [data] normalize_labels = true" if alike else None
+            fix = f"correct it to {alike[0]!r}, or set {NORMALIZE}" if alike else None
             fix = fix or did_you_mean(name, labels)
             raise UserError("A label does not occur in the training data", row.source, found=repr(name), fix=fix)
 

@@ -3,21 +3,22 @@
 The reason for each guess is written into the task file, as a comment on the setting.
 """
 
+import dataclasses
 import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from loratory.data.answers import is_missing
-from loratory.data.guessing import SPLIT_WORDS, Kind, choose_columns, recognize
-from loratory.data.missing import UNLABELED
-from loratory.data.parts import is_readable
+from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR, is_missing
+from loratory.data.guessing import LEAKS, REJECTED, SPLIT_WORDS, Kind, choose_columns, labels_in, recognize
+from loratory.data.missing import has_no_answer, is_unlabeled
+from loratory.data.parts import NUMBERED, is_readable
 from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, Row, cell_text, columns_of, read_table, read_tables
 from loratory.errors import UserError, did_you_mean
@@ -31,7 +32,6 @@ FEW_ROWS, FOLDS = 200, 5  # with fewer rows, a single test set is too small for 
 LONGEST_INLINE = 70  # a comment follows settings up to this length and precedes longer ones
 MIN_STEPS, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
 READING = DataConfig(missing="skip")  # how the data is read
-PART = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a file in several parts
 NO_HEADER = "no_header"  # the name of the finding
 
 
@@ -47,6 +47,8 @@ class TaskFile:
     """The columns shown in the prompt."""
     left_out: dict[str, str]
     """The columns not shown in the prompt, with the reason."""
+    remarks: tuple[str, ...]
+    """Sentences on guesses that the user should know about."""
 
 
 def guess_task_file(
@@ -65,7 +67,8 @@ def guess_task_file(
     or the column does not exist.
     """
     path = (path or Path(f"{_name(names[0])}.toml")).resolve()
-    tables = read_tables(names, READING)
+    reading = dataclasses.replace(READING, answer=answer)  # a file with several lists is read by it
+    tables = read_tables(names, reading)
     rows, findings = [r for table in tables for r in table.rows], [f for table in tables for f in table.findings]
     columns, where = columns_of(rows), ", ".join(names)
     if answer and answer not in columns:
@@ -82,7 +85,11 @@ def guess_task_file(
         fix = "write a task file by hand"
         raise UserError("No column is left for the prompt to show", where, found=reasons, fix=fix)
     masked = is_masked(ModelConfig(model))
+    if masked and kind.task == "labels":
+        kind = dataclasses.replace(kind, task="classification", separator="", remark="")
     answers = [cell_text(row.value(kind.answer)).strip() for row in labeled] if kind.answer else []
+    if kind.separator:
+        answers = [label for text in answers for label in labels_in(text, kind.separator)]
     header = [_line("header", False, "the first row is data")] if any(f.name == NO_HEADER for f in findings) else []
     parts = [
         *_model_lines(model, _task(kind, masked), kind.reason),
@@ -92,7 +99,15 @@ def guess_task_file(
         "[run]",
         _line("out", f"runs/{_name(names[0])}"),
     ]
-    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out)
+    return TaskFile(path, "\n".join(parts) + "\n", tuple(shown), left_out, _remarks(kind, left_out))
+
+
+def _remarks(kind: Kind, left_out: dict[str, str]) -> tuple[str, ...]:
+    """Sentences on guesses that are easily overlooked in the task file."""
+    leaks = [f"{column} ({reason})" for column, reason in left_out.items() if reason.startswith(LEAKS)]
+    leak = f"not shown in the prompt, because the answer could be read from it: {', '.join(leaks)}" if leaks else ""
+    rejected = "the column 'rejected' is not used: only the chosen answers are learned" if REJECTED in left_out else ""
+    return tuple(filter(None, (kind.remark, leak, rejected)))
 
 
 def _task(kind: Kind, masked: bool) -> str:
@@ -118,7 +133,7 @@ def _name(data: str) -> str:
     """A name for the task: that of the file, or of its folder if the file has a generic name such as train."""
     path = Path(data.removeprefix(HUB))
     stem = re.sub(r"(\.[A-Za-z]\w{1,6}){1,2}$", "", path.name) if is_readable(path.name) else path.stem
-    stem = PART.sub("", stem)
+    stem = re.sub(NUMBERED, "", stem)
     is_generic = stem.lower() in GENERIC_STEMS or not re.search(r"\w", stem)
     if is_generic and not data.startswith(HUB) and path.resolve().parent.name:
         stem = path.resolve().parent.name
@@ -172,17 +187,20 @@ def _data_lines(
     rare, common = (min(counts.values()), max(counts.values())) if counts else (0, 0)
     if kind.answer:
         per_label = f"{rare}" if rare == common else f"{rare} to {common}"
-        is_label = kind.task == "classification"
+        is_label = kind.task in FIXED_LABEL_TASKS
         shown = f"{len(counts)} labels with {per_label} rows each" if is_label else f"{len(counts)} different answers"
         lines.append(_line("answer", kind.answer, shown if answers else ""))
+        if kind.separator and kind.separator != LABEL_SEPARATOR.strip():
+            lines.append(_line("separator", kind.separator, "between the labels of a row"))
         comment = (
             f"{missing} rows without an answer are set aside" if missing else "rows without an answer are set aside"
         )
         lines.append(_line("missing", "skip", comment))
     sizes = {"train": len(rows), "validation": round(0.1 * len(rows)), "test": round(0.2 * len(rows))}
-    others = {split: _sibling(names, split, kind) for split in SPLIT_WORDS}
+    others = {split: _sibling(names, split, kind, counts) for split in SPLIT_WORDS}
     folds = others["test"][0] is None and FOLDS <= len(rows) < FEW_ROWS
-    folds = folds and (kind.task != "classification" or rare >= FOLDS)
+    too_rare = folds and kind.task in FIXED_LABEL_TASKS and rare < FOLDS
+    folds = folds and not too_rare
     for split, (name, labeled, unlabeled) in others.items():
         if name is not None:
             sizes[split] = labeled
@@ -194,6 +212,8 @@ def _data_lines(
             lines.append(f"# test: {unlabeled} has no answers, so it is not used")
     if folds:
         lines.append(_line("folds", FOLDS, "few rows: each is tested by a model trained on the other folds"))
+    elif too_rare:
+        lines.append(f"# folds: few rows, but a label with fewer than {FOLDS} of them cannot be in every fold")
     for split, limit in LIMITS.items():
         if sizes[split] > limit:
             comment = f"of {sizes[split]}, for a fast first run; remove for the final run"
@@ -232,6 +252,9 @@ def _system_prompt(answers: Sequence[str], kind: Kind) -> tuple[str, str]:
         return f"Write the {name} that belongs to this text.", "describe the answer here"
     if len(", ".join(sorted(set(answers)))) > LONGEST_LABEL_LIST:
         return "Sort the text into its category. Answer with the category alone.", "too many labels to list"
+    if kind.task == "labels":
+        text = "Which of these categories does the text belong to? {labels}."
+        return text, "{labels} is replaced by the names of all labels"
     text = "Sort the text into one of these categories: {labels}. Answer with the category alone."
     return text, "{labels} is replaced by the names of all labels"
 
@@ -257,15 +280,16 @@ def _train_lines(rows: int) -> list[str]:
 # ---- the other files of a data set -----------------------------------------------------------------------------------
 
 
-def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, int, str]:
+def _sibling(names: Sequence[str], split: str, kind: Kind, known: Collection[str]) -> tuple[str | None, int, str]:
     """The file with the validation or test data that belongs to the data, and its number of rows with an answer.
 
-    Without such a file, None, 0 and the name of a file whose answers are all missing, if there is one.
+    Without such a file, None, 0 and the name of a file that is unlabeled, if there is one. ``known`` are the answers of
+    the training data.
     """
     unlabeled = ""
     for name in _sibling_names(names[0], split) if len(names) == 1 else []:
         try:
-            rows = read_table(name, READING, split).rows
+            rows = read_table(name, dataclasses.replace(READING, answer=kind.answer), split).rows
         except UserError:
             continue
         columns = columns_of(rows)
@@ -273,10 +297,9 @@ def _sibling(names: Sequence[str], split: str, kind: Kind) -> tuple[str | None, 
             if _is_of_kind(rows, columns, kind, name):
                 return name, len(rows), ""
         elif kind.answer in columns:
-            answers = [row.value(kind.answer) for row in rows]
-            given = [cell_text(cell).strip() for cell in answers if not is_missing(cell, READING.missing_texts)]
-            if set(given) - {UNLABELED}:
-                return name, len(given), ""
+            reading = dataclasses.replace(READING, answer=kind.answer)
+            if not is_unlabeled(rows, reading, kind.task, known):
+                return name, sum(not has_no_answer(row, reading, kind.task) for row in rows), ""
             unlabeled = name
     return None, 0, Path(unlabeled).name
 
@@ -297,6 +320,6 @@ def _sibling_names(data: str, split: str) -> list[str]:
         return []
     stems = [re.sub("train(ing)?", word, path.stem, flags=re.IGNORECASE) for word in SPLIT_WORDS[split]]
     # Another part of the data may have another number of parts.
-    patterns = [PART.sub("-*-of-*", glob.escape(path.with_stem(stem).name)) for stem in stems]
+    patterns = [re.sub(NUMBERED, "-*-of-*", glob.escape(path.with_stem(stem).name)) for stem in stems]
     found = [sorted(path.parent.glob(pattern)) for pattern in patterns]
     return [str(files[0]) for files in found if files and files[0].is_file()]

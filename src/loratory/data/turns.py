@@ -6,6 +6,7 @@ from typing import Any
 
 from loratory.data.examples import Message
 from loratory.data.json_files import parse_json
+from loratory.data.literals import is_list_text, parse_list
 from loratory.errors import UserError, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -190,7 +191,9 @@ def read_tools(value: Any, place: str) -> list[dict[str, Any]]:
     ``value``: a list of definitions, which may be JSON texts, or JSON text of the list. A definition without "function"
     becomes the function of one.
     """
-    if isinstance(value, str):
+    if is_list_text(value):
+        value, _ = parse_list(value, place)
+    elif isinstance(value, str):
         value = parse_json(value, place) if value.strip() else []
     elif isinstance(value, list):
         value = without_nulls(value)

@@ -104,7 +104,7 @@ def linear_classifier(train: Sequence[Example], seed: int) -> FittedClassifier:
     return FittedClassifier(predict, fitted.note, fitted.out_of_fold)
 
 
-def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
+def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> FittedClassifier:
     """One-vs-rest logistic regression on TF-IDF of words (1-2 grams), for sets of labels."""
     texts = [_text(e) for e in train]
     features = word_features(texts)
@@ -119,7 +119,7 @@ def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]
         progress(len(examples), len(examples))
         return [dict(zip(labels, map(float, row), strict=True)) for row in rows]
 
-    return predict, "one logistic regression per label"
+    return FittedClassifier(predict, "one logistic regression per label")
 
 
 def similarity_classifier(train: Sequence[Example]) -> FittedClassifier:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from loratory.data import FIXED_LABEL_TASKS, LABEL_SEPARATOR, Example, Split, Tests, with_shots
-from loratory.evaluation.baselines import Classifier, FittedClassifier
+from loratory.evaluation.baselines import FittedClassifier
 from loratory.evaluation.blend import as_log_probs, cross_fitted, fit_weights, mix
 from loratory.evaluation.evaluate_system import EvalRecord, NotMeasurable, Prediction, System, not_finite_scores
 from loratory.evaluation.sandbox import run_program
@@ -221,17 +221,17 @@ def labels_above(probabilities: Mapping[str, float], threshold: float) -> tuple[
 
 
 def multilabel_classifier_system(
-    classifier: Classifier, note: str | None, validation: Sequence[Example], progress: ProgressCallback
+    fitted: FittedClassifier, validation: Sequence[Example], progress: ProgressCallback
 ) -> System:
     """A classifier with an independent probability for each label; the threshold is the best on validation."""
-    predictions = [Prediction("", None, row) for row in classifier(validation, progress)] if validation else []
+    predictions = [Prediction("", None, row) for row in fitted.classify(validation, progress)] if validation else []
     threshold = fit_threshold(predictions, validation)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
-        rows = classifier(examples, progress)
+        rows = fitted.classify(examples, progress)
         return [Prediction(LABEL_SEPARATOR.join(labels_above(row, threshold)), None, row) for row in rows]
 
-    return System(predict, f"{note}; labels with a probability of at least {threshold:.2f}", None)
+    return System(predict, f"{fitted.note}; labels with a probability of at least {threshold:.2f}", None)
 
 
 def choices(scores: LabelScores, rule: Rule, examples: Sequence[Example]) -> list[Prediction]:

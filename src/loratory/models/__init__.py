@@ -1,8 +1,8 @@
 """Loading of models and tokenizers, and LoRA adapters.
 
 In: a hub id, a folder, a GGUF file, a model of Ollama, or a short name. Out: a ``LoadedModel``, to which a LoRA
-adapter can be attached, saved or loaded. No other package imports ``AutoModel`` or ``peft``. Read ``loading.py``
-first, then ``adapters.py``.
+adapter can be attached, saved or loaded. No other package imports ``AutoModel`` or ``peft``.
+Read ``loading.py`` first, then ``adapters.py``.
 """
 
 from loratory.models.adapters import (
@@ -17,7 +17,7 @@ from loratory.models.adapters import (
     parameter_counts,
     save_tuned_model,
 )
-from loratory.models.card import CARD, changed_model_files, read_card, write_card
+from loratory.models.card import changed_model_files, read_card, write_card
 from loratory.models.encoder import Encoder, load_encoder
 from loratory.models.finding import builtin_folder
 from loratory.models.identity import WEIGHTS, differing_files
@@ -36,7 +36,6 @@ from loratory.models.starting import StartingAdapter, merged_settings
 from loratory.models.targets import module_targets
 
 __all__ = [
-    "CARD",
     "MASKED_MODELS",
     "WEIGHTS",
     "Encoder",

@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.errors import UserError
 from loratory.machine import Machine
-from loratory.models.card import CARD, read_card, write_card
+from loratory.models.card import read_card, write_card
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import LoadedModel, load_model, non_finite
 from loratory.models.lora_linear import lora_linear
@@ -27,7 +27,7 @@ from loratory.models.starting import ADAPTER_WEIGHTS
 from loratory.models.targets import is_conv1d, module_targets, short_names
 from loratory.models.untrusted import check_adapter_folder
 from loratory.settings import AdapterConfig, ModelConfig
-from loratory.storage import TUNED_MODEL_FILES, atomic_folder, hashes_of, write_text
+from loratory.storage import CARD, TUNED_MODEL_FILES, atomic_folder, hashes_of, write_text
 
 READ_ME = "README.md"
 

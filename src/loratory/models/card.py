@@ -10,9 +10,8 @@ from typing import Any
 from loratory.errors import UserError
 from loratory.models.identity import deciding_names
 from loratory.models.untrusted import read_json
-from loratory.storage import changed_files, seal_is_intact, sealed, write_json
+from loratory.storage import CARD, changed_files, seal_is_intact, sealed, write_json
 
-CARD = "loratory.json"
 OPTIONAL_TEXT, OPTIONAL_OBJECT = (str, type(None)), (dict, type(None))
 CARD_KINDS: dict[str, Any] = {
     "base": dict, "prompt": dict, "labels": list, "answer": str, "adapter": str, "task": OPTIONAL_TEXT,

@@ -28,6 +28,7 @@ from loratory.models.untrusted import MOST_NUMBERS_PER_STORED, check_implied, ch
 from loratory.storage import atomic_folder, check_no_pointer, sealed, sha256_of, write_json
 
 FILE = "model.gguf"
+LAYER = re.compile(r"blk\.(\d{1,5})\.")
 OWN_FILES = re.compile(r".*")
 NOT_CAUSAL = {"general", "tokenizer", "t5", "umt5"}
 ORIGINAL_MODEL = "use the original model in Transformers' format"
@@ -71,11 +72,9 @@ def converted(path: Path, expected_sha256: str | None = None) -> tuple[Path, Ggu
     check_no_pointer(path)
     sha256 = sha256_of([path])
     if expected_sha256 is not None and sha256 != expected_sha256:
-        what, found = (
-            "The hash of the Ollama model's file is not its name",
-            f"{sha256[:12]} instead of {expected_sha256[:12]}",
-        )
-        raise UserError(what, str(path), found=found, fix="pull the model again: its file is damaged")
+        found = f"{sha256[:12]} instead of {expected_sha256[:12]}"
+        fix = "pull the model again: its file is damaged"
+        raise UserError("The hash of the Ollama model's file is not its name", str(path), found=found, fix=fix)
     folder = entry_folder(sha256)
     cached = cached_model(folder)
     if cached is None:
@@ -100,24 +99,36 @@ def _check_readable(header: GgufHeader, path: Path) -> None:
     plain = re.sub(r"[-_]", "", header.architecture)
     if plain not in {family.replace("_", "") for family in families}:
         expected, found = f"one of {', '.join(families)}", header.architecture[:80]
-        what = "Transformers cannot read models of this family from GGUF"
-        raise UserError(what, str(path), expected, found, ORIGINAL_MODEL)
+        raise UserError(
+            "Transformers cannot read models of this family from GGUF", str(path), expected, found, ORIGINAL_MODEL
+        )
     scaling = header.of_architecture("rope.scaling.type")
     if scaling not in (None, "none") and plain not in ("gptoss",):
-        what = "Transformers does not read the scaled positions of this GGUF file"
-        raise UserError(what, str(path), found=f"rope.scaling.type = {str(scaling)[:80]}", fix=ORIGINAL_MODEL)
+        raise UserError(
+            "Transformers does not read the scaled positions of this GGUF file",
+            str(path),
+            found=f"rope.scaling.type = {str(scaling)[:80]}",
+            fix=ORIGINAL_MODEL,
+        )
     check_can_be_split(header, str(path))
     sizes = {ours: header.of_architecture(theirs) for ours, theirs in SIZES.items()}
     sizes["vocab_size"] = sizes["vocab_size"] or len(header.values["tokenizer.ggml.tokens"])
     shapes = {name: list(tensor.shape) for name, tensor in header.tensors.items()}
     check_sizes(sizes, path)
     check_implied(sizes, shapes, path)
+    layers = 1 + max((int(match[1]) for name in shapes if (match := LAYER.match(name))), default=-1)
+    if isinstance(sizes["num_hidden_layers"], int) and sizes["num_hidden_layers"] > layers:
+        found = f"{layers} layers instead of {sizes['num_hidden_layers']}"
+        raise UserError("The GGUF file lacks weights of the model", str(path), found=found, fix=ORIGINAL_MODEL)
     widest = max(max(shape) for shape in shapes.values())
     heads, width = (sizes[key] if isinstance(sizes[key], int) else 1 for key in ("num_attention_heads", "head_dim"))
     experts = header.of_architecture("expert_count")
     if heads * width > MOST_NUMBERS_PER_STORED * widest or (isinstance(experts, int) and experts > widest):
-        what = "The header of the GGUF file is damaged"
-        raise UserError(what, str(path), found=f"{heads} heads of {width} numbers, {experts} experts")
+        raise UserError(
+            "The header of the GGUF file is damaged",
+            str(path),
+            found=f"{heads} heads of {width} numbers, {experts} experts",
+        )
 
 
 def _convert(path: Path, header: GgufHeader, sha256: str, new: Path) -> None:
@@ -171,8 +182,13 @@ def _write_model(path: Path, header: GgufHeader, new: Path) -> None:
     factors = _scale_positions(model, header, path)
     read, stored = sum(p.numel() for p in model.parameters()), header.numbers - factors
     if read != stored and not header.of_architecture("nextn_predict_layers"):
-        what = "Transformers does not read all weights of the GGUF file"
-        raise UserError(what, str(path), f"{stored} numbers", f"{read} numbers", ORIGINAL_MODEL)
+        raise UserError(
+            "Transformers does not read all weights of the GGUF file",
+            str(path),
+            f"{stored} numbers",
+            f"{read} numbers",
+            ORIGINAL_MODEL,
+        )
     model.generation_config.eos_token_id = stop_ids(header) or None
     for parameter in model.parameters():
         parameter.data = _narrowest(parameter.data)
@@ -210,8 +226,12 @@ def _scale_positions(model: PreTrainedModel, header: GgufHeader, path: Path) -> 
         or not factor >= 1
         or not torch.allclose(found, _llama3_factors(theta, len(found), factor), rtol=1e-4)
     ):
-        what = "Transformers does not read the scaled positions of this GGUF file"
-        raise UserError(what, str(path), found=ROPE_FACTORS, fix=ORIGINAL_MODEL)
+        raise UserError(
+            "Transformers does not read the scaled positions of this GGUF file",
+            str(path),
+            found=ROPE_FACTORS,
+            fix=ORIGINAL_MODEL,
+        )
     scaled = {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 3), **LLAMA3}
     model.config.rope_parameters = scaled  # type: ignore[assignment]
     return tensor.numbers

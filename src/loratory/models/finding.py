@@ -14,9 +14,9 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from loratory.bases import PREFIX, SHORT_NAMES, find_in_ollama, place_of, unused_settings
 from loratory.errors import UserError
-from loratory.models.card import CARD
 from loratory.models.converting import GgufSource, converted
 from loratory.settings import BUILTIN, BUILTINS, ModelConfig
+from loratory.storage import CARD
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 GGUF = ".gguf"

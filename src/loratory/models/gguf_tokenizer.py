@@ -17,7 +17,7 @@ AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"}
 EACH_DIGIT = {"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"}
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 STOPS = ("eos", "eot", "eom")
-PLACEHOLDER_FIX = "use the original model in Transformers' format"
+ORIGINAL_MODEL = "use the original model in Transformers' format"
 
 
 def check_can_be_split(header: GgufHeader, where: str) -> None:
@@ -25,12 +25,12 @@ def check_can_be_split(header: GgufHeader, where: str) -> None:
     model, pre = (header.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     tokens = header.values.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        raise UserError("The GGUF file has no tokenizer", where, "tokenizer.ggml.tokens", fix=PLACEHOLDER_FIX)
+        raise UserError("The GGUF file has no tokenizer", where, "tokenizer.ggml.tokens", fix=ORIGINAL_MODEL)
     if model in SENTENCEPIECE:
         return
     if model != BYTE_LEVEL or not (pre in AS_GPT2 or pre in EACH_DIGIT or pre in GGUF_PRE_TOKENIZER_SPLITS):
         found = f"tokenizer.ggml.model = {model!r}, tokenizer.ggml.pre = {pre!r}"[:200]
-        raise UserError("The tokenizer of the GGUF file is of an unknown kind", where, found=found, fix=PLACEHOLDER_FIX)
+        raise UserError("The tokenizer of the GGUF file is of an unknown kind", where, found=found, fix=ORIGINAL_MODEL)
 
 
 def split_as_stated(tokenizer: Any, header: GgufHeader) -> None:
@@ -53,7 +53,7 @@ def check_tokens_are_those_of(header: GgufHeader, tokenizer: PreTrainedTokenizer
 
     def differs(found: str) -> UserError:
         what = "The tokenizer that Transformers makes of the GGUF file differs from the file's"
-        return UserError(what, where, found=found, fix=PLACEHOLDER_FIX)
+        return UserError(what, where, found=found, fix=ORIGINAL_MODEL)
 
     tokens = header.values["tokenizer.ggml.tokens"]
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokens))))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import UserError
-from loratory.models.card import CARD, read_card
+from loratory.models.card import read_card
 from loratory.models.finding import FoundModel, find_files
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.untrusted import NOT_PLAIN_LORA, check_adapter_folder, check_files, read_json
 from loratory.settings import AdapterConfig, ModelConfig
-from loratory.storage import hashes_of
+from loratory.storage import CARD, hashes_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Other ways to begin change the base model too.

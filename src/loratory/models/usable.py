@@ -10,7 +10,7 @@ from loratory.errors import UserError
 from loratory.models.untrusted import check_files, read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-OTHER_FORMATS = ("*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.npz")
+OTHER_FORMATS = ("*.h5", "*.msgpack", "*.onnx", "*.npz")
 INDEX = "*.safetensors.index.json"
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 # Where config.json says that the weights are quantized; the last is MLX's.

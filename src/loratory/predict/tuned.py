@@ -34,10 +34,10 @@ from loratory.evaluation import (
 )
 from loratory.events import Event, EventCallback, ProgressCallback, ignore_event, ignore_progress
 from loratory.machine import different_versions, resolve_machine
-from loratory.models import CARD, LoadedModel, load_adapter, load_model, load_with_start, read_card
+from loratory.models import LoadedModel, load_adapter, load_model, load_with_start, read_card
 from loratory.schema import dataclass_from
 from loratory.settings import ModelConfig, PromptConfig, TrainConfig
-from loratory.storage import hashes_of, is_finished, is_run, json_text, sha256_of_text
+from loratory.storage import CARD, hashes_of, is_finished, is_run, json_text, sha256_of_text, tuned_folder
 from loratory.text import (
     Renderer,
     check_system_is_shown,
@@ -184,7 +184,7 @@ def load(
     Raises UserError if the folder has no tuned model, if the base model is missing, or (unless ``force``) if a file of
     the adapter or of the base model is not the one that was trained and measured.
     """
-    folder = _trained_folder(Path(path))
+    folder = tuned_folder(Path(path))
     start_template_process()
     card = read_card(folder, force)
     if is_run(folder.parent) and not is_finished(folder.parent):
@@ -249,20 +249,6 @@ def fill_only_column(template: str | None, text: str, labels: Sequence[str]) -> 
     if template is None or column is None:
         return None
     return fill(template, {column: text, LABELS: ", ".join(labels), MASK: ANSWER_SLOT})
-
-
-def _trained_folder(path: Path) -> Path:
-    for folder in (path, path / "adapter", path / "model"):
-        if (folder / CARD).exists():
-            return folder
-    expected = "a run directory or its adapter folder"
-    found, fix = "nothing at this path", "check the path; a run is in the folder that [run] out names"
-    if is_run(path):
-        found = "a run whose training has not finished, or whose tuned model was removed"
-        fix = "repeat the command that started the run, without --overwrite; it resumes where it stopped"
-    elif path.exists():
-        found = "another folder" if path.is_dir() else "a file"
-    raise UserError("No tuned model found", str(path), expected, found, fix)
 
 
 def check_max_new_tokens(max_new_tokens: int) -> None:

@@ -14,7 +14,7 @@ from loratory.report.results import (
     describe_system,
     needed_examples,
 )
-from loratory.report.verdict import overlooked_prompting, write_verdict
+from loratory.report.verdict import name_delivered, overlooked_prompting, write_verdict
 from loratory.settings import TUNED
 
 STAGES = ("load", "check", "baselines", "train", "evaluate")
@@ -39,6 +39,7 @@ def describe(run: Run) -> Report:
     verdict = write_verdict(task, systems, comparisons, seeds, before, after, tested, examples)
     verdict["delivered"] = delivered(run, after)
     verdict["sentence"] += overlooked_prompting(run, systems, before) + remarks(run, after)
+    verdict["sentence"] += name_delivered(task, systems, verdict["delivered"], after)
     missing = not_measured(run)
     if after not in TUNED and any(system["name"] in TUNED for system in missing):
         verdict["sentence"] = f"The tuned model could not be measured. {verdict['sentence']}"

@@ -98,6 +98,14 @@ def rounded_up(count: int) -> int:
     return math.ceil(count / unit) * unit
 
 
+def name_delivered(task: Task, systems: list[dict[str, Any]], name: str, after: str) -> str:
+    """The sentence about the system that was chosen to answer with; empty if it is the tuned one, "after"."""
+    if name == after:
+        return ""
+    chosen = next(s for s in systems if s["name"] == name)
+    return f" By probability, the best on validation is {name}: {task.headline(chosen)} on the test examples."
+
+
 def overlooked_prompting(run: Run, systems: list[dict[str, Any]], before: str) -> str:
     """A warning if another prompting is significantly better on the test examples than the one chosen on validation.
 

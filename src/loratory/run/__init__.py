@@ -5,7 +5,7 @@ evaluate, a trained model. Read ``job.py`` first, then
 ``opening.py``.
 """
 
-from loratory.run.checks import check_model_kind, chooses_on_validation
+from loratory.run.checks import chooses_on_validation, renderer_of_split
 from loratory.run.job import Job, timed_stage
 from loratory.run.opening import discard_evaluation, mark, open_job, reopen_job
 from loratory.run.plan import make_plan
@@ -27,7 +27,6 @@ __all__ = [
     "Job",
     "baseline_system",
     "blended",
-    "check_model_kind",
     "chooses_on_validation",
     "discard_evaluation",
     "fold_jobs",
@@ -42,6 +41,7 @@ __all__ = [
     "open_job",
     "pending_systems",
     "pool_folds",
+    "renderer_of_split",
     "reopen_job",
     "restore_base",
     "retained_texts",

@@ -17,9 +17,17 @@ from loratory.text import (
     check_system_is_shown,
     check_turns_are_shown,
     fit_to_context,
+    renderer_of_task,
     template_deviation,
     tokenize,
+    with_mask_count,
 )
+
+
+def renderer_of_split(split: Split, config: Config, text: LoadedTokenizer, name: str) -> Renderer:
+    """The renderer of a task's examples for the model ``name``. Raises UserError if it cannot do the task."""
+    check_model_kind(config, text, name)
+    return with_mask_count([*split.train, *split.validation], renderer_of_task(config.task, text, split.prompt))
 
 
 def check_model_kind(config: Config, text: LoadedTokenizer, name: str) -> None:

@@ -17,28 +17,34 @@ from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
 from loratory.machine import Machine, describe_machine, git_state, resolve_machine, versions
 from loratory.metrics import task_variant
-from loratory.models import WEIGHTS, LoadedModel, StartingAdapter, load_with_start, merged_settings, module_targets
+from loratory.models import (
+    WEIGHTS,
+    LoadedModel,
+    StartingAdapter,
+    load_encoder,
+    load_with_start,
+    merged_settings,
+    module_targets,
+)
 from loratory.run.checks import (
-    check_model_kind,
     check_tokens,
     check_words,
     chooses_on_validation,
     demonstration_text,
     fit_split,
     is_demonstration,
+    renderer_of_split,
     template_notes,
 )
-from loratory.settings import BUILTIN_MASKED, NO_ENCODER
+from loratory.settings import BUILTIN_MASKED, NO_ENCODER, SpeedConfig
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
 from loratory.text import (
     Renderer,
     TokenizedExample,
-    renderer_of_task,
     start_template_process,
     template_deviation,
     token_texts,
     tokenize,
-    with_mask_count,
     with_rendered_answers,
 )
 from loratory.training import resolve_speed
@@ -64,59 +70,39 @@ class Job:
     """Seconds taken by loading and checking."""
 
 
-def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "as configured") -> Job:
+@dataclass(frozen=True)
+class _Loaded:
+    """Data and model of a run, before they are checked together."""
+
+    config: Config
+    machine: Machine
+    base: LoadedModel
+    renderer: Renderer
+    split: Split
+    started_from: tuple[Finding, ...]
+
+
+def load_job(
+    config: Config, run: Path, on_event: EventCallback, source: str = "as configured", accepted: bool = False
+) -> Job:
     """Loads data and model, checks that they fit together, and resolves automatic settings. Raises UserError.
 
-    ``source`` says where the settings of device and dtype come from, in the message that shows them.
+    ``source`` says where the settings of device and dtype come from, in the message that shows them. ``accepted``: the
+    run has started with this data, so errors that the checks find, perhaps new ones, do not stop it any more.
     """
     started = time.perf_counter()
     if is_demonstration(config):
         on_event(Event("message", demonstration_text(config.model.name == BUILTIN_MASKED)))
     on_event(Event("stage", "load"))
-    start_template_process()
-    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
-    config = dataclasses.replace(config, task=split.task)
-    if chooses_on_validation(config) and not split.validation:
-        raise UserError(
-            "Choosing a learning rate, or when to stop, needs validation examples",
-            "[train] learning_rate, early_stopping",
-        )
-    full = config.adapter.kind == "full"
-    products = config.speed.products if full else None
-    machine = resolve_machine(config.model.device, config.model.dtype, config.run.threads, products, source)
-    on_event(
-        Event(
-            "message",
-            f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test examples",
-        )
-    )
-    on_event(Event("message", f"Device: {machine.reason}"))
-    base = load_with_start(config.model, machine)
-    for note in base.notes:
-        on_event(Event("message", note))
-    started_from: list[Finding] = []
-    if base.start:
-        config, started_from = _started_from(config, base.start, on_event)
-    elif not full:
-        module_targets(base.model, config.adapter)  # reports a mistake before anything else is done
-    check_model_kind(config, base.text, base.name)
-    check_words(config.prompt.words, split.labels)
-    if base.text.plain_template:
-        on_event(Event("message", "The model has no chat template; Loratory uses a plain one (docs/rendering.md)"))
-    renderer = with_mask_count(
-        [*split.train, *split.validation], renderer_of_task(config.task, base.text, split.prompt)
-    )
-    if config.code.run and (problem := sandbox_problem()):
-        fix = "set [code] run = false, which compares answers as texts"
-        raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
-    for sentence in template_notes(renderer, config, split):
-        on_event(Event("message", sentence))
-    split = with_rendered_answers(split, renderer)
+    loaded = _load(config, on_event, source)
+    config, base, renderer, machine = loaded.config, loaded.base, loaded.renderer, loaded.machine
 
-    loaded = time.perf_counter()
+    checking = time.perf_counter()
     on_event(Event("stage", "check"))
-    found = _check(split, renderer, config, on_event)
-    split = split.map(lambda example: dataclasses.replace(example, cells=()))  # only the checks need them
+    found = _check(loaded.split, renderer, config, on_event)
+    if not accepted:
+        refuse_errors(found, config.data.waive)
+    split = loaded.split.map(lambda example: dataclasses.replace(example, cells=()))  # only the checks need them
     split, fitted = fit_split(split, renderer, base.text.max_length, config.data.overlong)
     for finding in fitted:
         on_event(_event_of(finding))
@@ -124,17 +110,7 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
-    layout = _choose_layout(base, [s for group in train_sequences for s in group], config)
-    speed, sentences = resolve_speed(config.speed, config.train, full, base.model, train_sequences, layout, machine)
-    layout = dataclasses.replace(
-        layout,
-        compiled=speed.compile == "on",
-        gradient_checkpointing=speed.checkpointing == "on",
-        autocast_dtype=machine.autocast_dtype,
-    )
-    for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
-        on_event(Event("message", sentence))
-    checks = [dataclasses.asdict(f) for f in (*started_from, *found, *fitted)]
+    layout, speed = _layout_and_speed(loaded, train_sequences, on_event)
     model = dataclasses.replace(
         config.model,
         encoder=_encoder(config),
@@ -147,8 +123,48 @@ def load_job(config: Config, run: Path, on_event: EventCallback, source: str = "
     prompt = dataclasses.replace(split.prompt, date=renderer.date)
     run_settings = dataclasses.replace(config.run, threads=machine.threads)
     resolved = dataclasses.replace(config, model=model, prompt=prompt, speed=speed, run=run_settings)
-    seconds = {"load": loaded - started, "check": time.perf_counter() - loaded}
-    return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, tuple(checks), seconds)
+    checks = tuple(dataclasses.asdict(f) for f in (*loaded.started_from, *found, *fitted))
+    seconds = {"load": checking - started, "check": time.perf_counter() - checking}
+    return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, checks, seconds)
+
+
+def _load(config: Config, on_event: EventCallback, source: str) -> _Loaded:
+    """Reads the data, loads the model and finds how the examples are rendered. Raises UserError."""
+    start_template_process()
+    split = load_split(config.data, config.prompt, config.train.seed, task=config.task, code=config.code)
+    config = dataclasses.replace(config, task=split.task)
+    if chooses_on_validation(config) and not split.validation:
+        raise UserError(
+            "Choosing a learning rate, or when to stop, needs validation examples",
+            "[train] learning_rate, early_stopping",
+        )
+    full = config.adapter.kind == "full"
+    products = config.speed.products if full else None
+    machine = resolve_machine(config.model.device, config.model.dtype, config.run.threads, products, source)
+    counts = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test examples"
+    for sentence in (counts, f"Device: {machine.reason}"):
+        on_event(Event("message", sentence))
+    base = load_with_start(config.model, machine)
+    if config.model.encoder not in ("auto", NO_ENCODER):
+        load_encoder(config.model.encoder, machine)  # reports a mistake before anything else is done
+    for note in base.notes:
+        on_event(Event("message", note))
+    started_from: list[Finding] = []
+    if base.start:
+        config, started_from = _started_from(config, base.start, on_event)
+    elif not full:
+        module_targets(base.model, config.adapter)  # reports a mistake before anything else is done
+    renderer = renderer_of_split(split, config, base.text, base.name)
+    check_words(config.prompt.words, split.labels)
+    if base.text.plain_template:
+        on_event(Event("message", "The model has no chat template; Loratory uses a plain one (docs/rendering.md)"))
+    if config.code.run and (problem := sandbox_problem()):
+        fix = "set [code] run = false, which compares answers as texts"
+        raise UserError("Programs cannot be run safely on this machine", "[code] run", found=problem, fix=fix)
+    for sentence in template_notes(renderer, config, split):
+        on_event(Event("message", sentence))
+    split = with_rendered_answers(split, renderer)
+    return _Loaded(config, machine, base, renderer, split, tuple(started_from))
 
 
 def _encoder(config: Config) -> str:
@@ -173,18 +189,36 @@ def _started_from(config: Config, start: StartingAdapter, on_event: EventCallbac
 
 
 def _check(split: Split, renderer: Renderer, config: Config, on_event: EventCallback) -> list[Finding]:
-    """Checks the data and reports what is wrong with it, and how it was read. Raises UserError for errors."""
+    """Checks the data, and reports what is wrong with it and how it was read."""
     material = Material(split, renderer, config.task, config.data.folds > 0, bool(config.data.test))
     found = with_waivers(check_data(material), config.data.waive)
     for finding in found:
-        if finding.severity == "warning" or finding in split.findings:
+        if finding.severity != "note" or finding in split.findings:
             on_event(_event_of(finding))
-    refuse_errors(found, config.data.waive)
     return found
 
 
 def _event_of(finding: Finding) -> Event:
     return Event("message", finding.message, dataclasses.asdict(finding))
+
+
+def _layout_and_speed(
+    loaded: _Loaded, train_sequences: Sequence[Sequence[TokenizedExample]], on_event: EventCallback
+) -> tuple[Layout, SpeedConfig]:
+    """How batches are laid out, and the settings of speed with automatic ones resolved. Says why. Raises UserError."""
+    config, model, machine = loaded.config, loaded.base.model, loaded.machine
+    layout = _choose_layout(loaded.base, [s for group in train_sequences for s in group], config)
+    full = config.adapter.kind == "full"
+    speed, sentences = resolve_speed(config.speed, config.train, full, model, train_sequences, layout, machine)
+    layout = dataclasses.replace(
+        layout,
+        compiled=speed.compile == "on",
+        gradient_checkpointing=speed.checkpointing == "on",
+        autocast_dtype=machine.autocast_dtype,
+    )
+    for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
+        on_event(Event("message", sentence))
+    return layout, speed
 
 
 def _choose_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], config: Config) -> Layout:

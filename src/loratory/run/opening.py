@@ -22,6 +22,7 @@ from loratory.storage import (
     RunRecord,
     State,
     append_metric,
+    check_is_run,
     check_place,
     check_run,
     clear_run,
@@ -92,8 +93,7 @@ def reopen_job(run: Path, on_event: EventCallback) -> Iterator[Job]:
 
     Raises UserError if the folder is not a run, or if its data or base model have changed.
     """
-    if not is_run(run):
-        raise UserError("Not a run directory", str(run), expected="a folder that loratory run or train has written")
+    check_is_run(run)
     with only_writer(run):
         record = read_record(run)
         if record is not None and record.state == "starting":
@@ -159,7 +159,8 @@ def _resume(run: Path, config: Config | None, on_event: EventCallback, force: bo
         fix = "install these versions, or add --force; the results are then not bit for bit those of one run"
         raise UserError("The run started with other package versions", str(run), found=different, fix=fix)
     settings = config if config is not None and "config.toml" in damaged else read_config(run)
-    job = load_job(settings, run, on_event, "as configured" if settings is config else "as when the run started")
+    source = "as configured" if settings is config else "as when the run started"
+    job = load_job(settings, run, on_event, source, accepted=True)
     base = dict(record.base) if record else {WEIGHTS: _read_json(run / "environment.json")["model"]["weights_sha256"]}
     if (different := differing_files(base, job.base.decisive_hashes)) and not force:
         fix = f"restore the files of {job.config.model.name}, or start over with --overwrite"
@@ -194,11 +195,12 @@ def _make_again(job: Job, config: Config | None, record: RunRecord, damaged: Seq
 def _check_same_data(run: Path, record: dict[str, Any], force: bool) -> None:
     """Raises UserError if ``record`` differs from data.json, that is, the data has changed since the run started.
 
-    With ``force``, only the files and the examples are compared: other versions may describe them in other words.
+    The findings are not compared: later versions find more, and say it in other words. With ``force``, only the files
+    and the examples are.
     """
     stored, found = _read_json(run / "data.json"), parsed_json(json_text(record))
     keys = ("files", "examples_sha256") if force else tuple(stored)
-    if different := [key for key in keys if key in stored and stored[key] != found.get(key)]:
+    if different := [key for key in keys if key in stored and key != "checks" and stored[key] != found.get(key)]:
         names = [new["path"] for old, new in zip(stored["files"], found["files"], strict=False) if old != new]
         fix = "restore the data, or start over with --overwrite"
         where = ", ".join(names) or str(run / "data.json")

@@ -40,6 +40,7 @@ from loratory.text import longest_answer
 FEW_SHOT_SYSTEMS = ("few-shot", "few-shot-choose")
 BASELINE_SYSTEMS = (*PROMPTING, *REFERENCES)
 CLASSIFIERS = ("linear", "embed", "encoder")
+NO_ENCODER_REASON = "no sentence encoder is on this machine; --model.encoder minilm downloads one (91 MB)"
 
 
 def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
@@ -58,7 +59,7 @@ def unusable_systems(job: Job) -> dict[str, str]:
     elif selected and not few_shot(job)[0]:
         reasons = dict.fromkeys(selected, "no example fits into the prompt")
     if "encoder" in _configured(job) and job.config.model.encoder == NO_ENCODER:
-        reasons["encoder"] = "no sentence encoder is on this machine, or none is wanted; see [model] encoder"
+        reasons["encoder"] = NO_ENCODER_REASON
     return reasons
 
 
@@ -80,7 +81,7 @@ def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]
             return copy_system(*copy_rule(job.split.train))
         if name == "linear" and job.config.task == "labels":
             multilabel = linear_multilabel_classifier(job.split.train, job.split.labels)
-            return multilabel_classifier_system(*multilabel, job.split.validation, progress)
+            return multilabel_classifier_system(multilabel, job.split.validation, progress)
         if name == "linear" and job.config.task == "choice":
             return classifier_system(similarity_classifier(job.split.train))
         if name == "linear":

@@ -14,7 +14,6 @@ from loratory.errors import INTERRUPTED, TERMINATED, Interrupted
 from loratory.events import Event, EventCallback
 from loratory.machine import versions
 from loratory.models import (
-    CARD,
     WEIGHTS,
     attach_adapter,
     attach_start,
@@ -29,7 +28,7 @@ from loratory.run.job import Job, timed_stage
 from loratory.run.unsound import fingerprint, training_error, warn, warn_of_divergence, warn_of_no_change
 from loratory.settings import BUILTINS, TrainConfig
 from loratory.signals import stop_requested
-from loratory.storage import append_metric, read_metrics
+from loratory.storage import CARD, append_metric, read_metrics
 from loratory.text import longest_answer, tokenize
 from loratory.training import (
     NotFinite,

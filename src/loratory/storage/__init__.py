@@ -5,6 +5,7 @@ the settings and records of a run. Read ``contents.py`` first: it lists every fi
 """
 
 from loratory.storage.contents import (
+    CARD,
     CHECKPOINT_FILES,
     REQUESTED_SETTINGS,
     START_FILES,
@@ -35,7 +36,7 @@ from loratory.storage.files import (
 )
 from loratory.storage.lock import only_writer, only_writer_of_file
 from loratory.storage.problems import machine_problem
-from loratory.storage.record import RunRecord, State, is_run, read_record, write_record
+from loratory.storage.record import RunRecord, State, check_is_run, is_run, read_record, write_record
 from loratory.storage.run_directory import (
     append_metric,
     check_place,
@@ -52,9 +53,11 @@ from loratory.storage.run_directory import (
     repair_metrics,
     requested_text,
     resolved_text,
+    tuned_folder,
 )
 
 __all__ = [
+    "CARD",
     "CHECKPOINT_FILES",
     "REQUESTED_SETTINGS",
     "START_FILES",
@@ -64,6 +67,7 @@ __all__ = [
     "append_metric",
     "atomic_folder",
     "changed_files",
+    "check_is_run",
     "check_no_pointer",
     "check_place",
     "check_replaceable",
@@ -99,6 +103,7 @@ __all__ = [
     "sealed",
     "sha256_of",
     "sha256_of_text",
+    "tuned_folder",
     "write_json",
     "write_json_lines",
     "write_record",

@@ -36,6 +36,7 @@ REQUESTED_SETTINGS = "asked.json"
 START_FILES = ("config.toml", REQUESTED_SETTINGS, "environment.json", "data.json")
 
 CHECKPOINT_FILES = re.compile(r"(manifest\.json|(parameters|optimizer|random)\.safetensors)")
+CARD = "loratory.json"  # of a tuned model: see models/card.py
 # What Transformers and PEFT write beside the weights depends on the tokenizer.
 TUNED_MODEL_FILES = re.compile(
     r"(loratory\.json|README\.md|adapter_config\.json|adapter_model\.safetensors|config\.json|generation_config\.json"

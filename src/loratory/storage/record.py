@@ -66,6 +66,12 @@ def read_record(run: Path) -> RunRecord | None:
     return record if record.state in get_args(State) else None
 
 
+def check_is_run(run: Path) -> None:
+    """Raises UserError if the folder is not a run."""
+    if not is_run(run):
+        raise UserError("Not a run directory", str(run), expected="a folder that loratory run or train has written")
+
+
 def is_run(run: Path) -> bool:
     """Whether Loratory wrote the folder: it has a record, or the four files that mark a run of format 1."""
     return read_record(run) is not None or all((run / name).is_file() for name in FORMAT_1)

@@ -12,6 +12,7 @@ from loratory.config import Config, config_from_dict, config_to_dict
 from loratory.errors import UserError
 from loratory.settings import DataConfig
 from loratory.storage.contents import (
+    CARD,
     REQUESTED_SETTINGS,
     check_removable,
     foreign_files,
@@ -207,6 +208,21 @@ def data_files(run: Path) -> list[Path]:
         return [Path(record["path"]) for record in records]
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def tuned_folder(path: Path) -> Path:
+    """The folder of the tuned model: that of a run, or ``path`` itself. Raises UserError if there is none."""
+    for folder in (path, path / "adapter", path / "model"):
+        if (folder / CARD).exists():
+            return folder
+    expected = "a run directory or its adapter folder"
+    found, fix = "nothing at this path", "check the path; a run is in the folder that [run] out names"
+    if is_run(path):
+        found = "a run whose training has not finished, or whose tuned model was removed"
+        fix = "repeat the command that started the run, without --overwrite; it resumes where it stopped"
+    elif path.exists():
+        found = "another folder" if path.is_dir() else "a file"
+    raise UserError("No tuned model found", str(path), expected, found, fix)
 
 
 def data_settings(path: Path) -> DataConfig:

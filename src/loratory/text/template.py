@@ -35,7 +35,7 @@ RESERVED = {
     "bos_token", "eos_token", "pad_token", "unk_token", "strftime_now", "raise_exception",
 }  # fmt: skip
 
-WITH_TOOLS = "Qwen/Qwen2.5-0.5B-Instruct"
+CHOOSE_OTHER = "choose a model with tools, such as Qwen/Qwen2.5-0.5B-Instruct (--model.name)"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def call_form(renderer: Renderer, has_tools: bool) -> CallForm:
         if PROBE_FUNCTION in text and PROBE_VALUE in text:
             shown.append((text.count("None") + text.count("{'"), form))  # values in Python's spelling
     if not shown:
-        fix = f"choose a model with tools, such as {WITH_TOOLS}, or write the calls into the turns' content"
+        fix = f"{CHOOSE_OTHER}, or write the calls into the turns' content"
         raise UserError("The chat template does not support tool calls", renderer.name, fix=fix)
     return min(shown, key=lambda pair: pair[0])[1]
 
@@ -242,7 +242,7 @@ def check_tools_are_shown(renderer: Renderer) -> None:
     question = Message("user", PROBE["user"])
     text = apply_template(renderer, [Message(TOOLS, json.dumps([PROBE_TOOL])), question], prompt=True)
     if PROBE_TOOL["function"]["name"] not in text:
-        fix = f"choose a model with tools, such as {WITH_TOOLS}, or remove the tools and their calls from the data"
+        fix = f"{CHOOSE_OTHER}, or remove the tools and their calls from the data"
         raise UserError("The chat template does not support tools", renderer.name, fix=fix)
 
 
