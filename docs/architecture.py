@@ -21,7 +21,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "signals": (),
     "machine": ("device", "memory", "environment"),
     "storage": ("files", "lock", "record", "contents", "run_directory", "problems"),
-    "bases": ("known", "ollama", "places", "cache"),
+    "bases": ("known", "ollama", "places", "cache", "encoders"),
     "data": (
         "findings", "limits", "remarks", "encodings", "columns", "dialects", "delimited", "plain_text", "json_files",
         "literals", "sheet_process", "spreadsheets", "parquet", "hub", "parts", "rows", "examples", "answers",
@@ -29,7 +29,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "models": (
         "identity", "untrusted", "usable", "card", "gguf_header", "gguf_tokenizer", "converting", "finding", "starting",
-        "loading", "lora_linear", "targets", "adapters",
+        "loading", "encoder", "lora_linear", "targets", "adapters",
     ),
     "text": (
         "template_process", "template_runner", "renderer", "template", "turns", "masking", "documents", "rendering",
@@ -43,7 +43,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
     "checks": ("similar", "material", "repetition", "leaks", "balance", "rendered", "registry"),
     "evaluation": (
-        "calls", "confinement", "judge", "sandbox", "evaluate_system", "baselines", "systems", "records", "forgetting",
+        "calls", "confinement", "judge", "sandbox", "evaluate_system", "blend", "baselines", "systems", "records",
+        "forgetting",
     ),
     "run": ("checks", "job", "selection", "unsound", "retained", "training", "seeds_and_folds", "opening", "plan"),
     "report": ("reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison"),

@@ -24,7 +24,7 @@ ONE_PLACE = {
     "peft": (r"peft", {"models.targets", "models.adapters"}),
     "the loaders of models and tokenizers": (
         r"AutoModel\w*|AutoTokenizer|AutoConfig",
-        {"models.loading", "models.converting"},
+        {"models.loading", "models.converting", "models.encoder"},
     ),
     "the download of models": (r"snapshot_download", {"models.finding"}),
     "the chat template": (r"render_jinja_template|apply_chat_template", {"text.template_process"}),

@@ -22,6 +22,7 @@ from loratory.run import (
     BASELINE_SYSTEMS,
     Job,
     baseline_system,
+    blended,
     chooses_on_validation,
     discard_evaluation,
     fold_jobs,
@@ -46,7 +47,7 @@ from loratory.run import (
     tuned_system,
     unusable_systems,
 )
-from loratory.settings import TUNED
+from loratory.settings import BLEND, TUNED
 from loratory.storage import CARD, append_metric
 
 Confirm = Callable[[], bool]
@@ -173,7 +174,7 @@ def cross_validate(job: Job, on_event: EventCallback) -> None:
     model = load_or_train(job, on_event)
     measure_retained(job, model, "after", on_event)
     log_unusable(job, on_event)
-    for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED)):
+    for name in pending_systems(job, (*BASELINE_SYSTEMS, *TUNED, BLEND)):
         if reason := missing_fold(folds, name):
             log_not_measured(job.run, name, reason, on_event)
             continue
@@ -202,7 +203,8 @@ def evaluate_systems(
             except NotMeasurable as problem:
                 log_not_measured(job.run, name, str(problem), on_event)
                 continue
-            save_record(job.run, record, job.split.validation, job.split.test, task_variant(job.config))
+            split = job.split
+            save_record(job.run, record, split.train, split.validation, split.test, task_variant(job.config))
             metric, value = headline(job.split.test, record.test, task_variant(job.config))
             on_event(Event("system", name, {"metric": metric, "value": value, "seconds": record.seconds}))
 
@@ -234,6 +236,7 @@ def evaluate_tuned(job: Job, model: nn.Module, on_event: EventCallback) -> None:
         "evaluate",
         on_event,
     )
+    evaluate_systems(job, {name: blended(job) for name in pending_systems(job, (BLEND,))}, "blend", on_event)
 
 
 def finish(job: Job, on_event: EventCallback) -> Path:

@@ -12,11 +12,13 @@ OnOff = Literal["on", "off"]
 
 PROMPTING = ("prompt", "prompt-choose", "few-shot", "few-shot-choose")
 
-REFERENCES = ("linear", "embed", "copy")
+REFERENCES = ("linear", "embed", "encoder", "copy")
+BLEND = "blend"
+NO_ENCODER = "none"
 TUNED = ("tuned", "tuned-choose")
 
 SYSTEMS = {
-    "classification": (*PROMPTING, "linear", "embed", *TUNED),
+    "classification": (*PROMPTING, "linear", "embed", "encoder", *TUNED, BLEND),
     "choice": (*PROMPTING, "linear", *TUNED),
     "labels": ("prompt-choose", "few-shot-choose", "linear", "tuned-choose"),
     "text": ("prompt", "few-shot", "copy", "tuned"),
@@ -44,6 +46,9 @@ class ModelConfig:
     """Branch, tag or commit on the hub. It is resolved to a commit, which is recorded."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple). auto: the NVIDIA GPU if there is one, otherwise the CPU."""
+    encoder: str = "auto"
+    """Sentence encoder of the system "encoder", which is compared with the model: minilm, bge-small or another short
+    name, a hub id, or a folder. auto: one that is on this machine; none: no encoder."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Dtype of the base model's weights. auto: bfloat16 if it is fast on this device, otherwise float32; always float32
     in full fine-tuning."""

@@ -46,23 +46,23 @@ def base() -> LoadedModel:
 
 
 def test_the_linear_model_learns_a_word_and_notes_its_regularization():
-    classify, note = linear_classifier(EXAMPLES, 0)
-    rows = classify([example("a dog", "Woof"), example("a cat", "Meow")], nothing)
+    fitted = linear_classifier(EXAMPLES, 0)
+    rows = fitted.classify([example("a dog", "Woof"), example("a cat", "Meow")], nothing)
     assert [max(row, key=row.__getitem__) for row in rows] == ["Woof", "Meow"]
     assert all(sum(row.values()) == pytest.approx(1) for row in rows)
-    assert "cross-validation" in note
+    assert "cross-validation" in fitted.note
 
 
 def test_the_linear_model_handles_one_example_per_label():
-    classify, note = linear_classifier([example("a cat", "Meow"), example("a dog", "Woof")], 0)
-    assert "too few" in note
-    assert len(classify([example("a dog", "Woof")], nothing)) == 1
+    fitted = linear_classifier([example("a cat", "Meow"), example("a dog", "Woof")], 0)
+    assert "too few" in fitted.note
+    assert len(fitted.classify([example("a dog", "Woof")], nothing)) == 1
 
 
 def test_the_linear_model_handles_a_single_label():
-    classify, note = linear_classifier([example("a cat", "Meow"), example("the cat", "Meow")], 0)
-    assert "same label" in note
-    assert classify([example("a dog", "Woof")], nothing) == [{"Meow": 1.0}]
+    fitted = linear_classifier([example("a cat", "Meow"), example("the cat", "Meow")], 0)
+    assert "same label" in fitted.note
+    assert fitted.classify([example("a dog", "Woof")], nothing) == [{"Meow": 1.0}]
 
 
 @pytest.mark.parametrize("kind", ["tree", "padded", "one-by-one"])
@@ -79,10 +79,10 @@ def test_mean_states_equal_plain_forward_passes(base, kind, token_budget):
 
 def test_the_embedding_classifier_returns_label_probabilities(base):
     renderer = make_renderer(base.text.tokenizer, base.text.stop_ids, PromptConfig())
-    classify, note = embedding_classifier(base, renderer, EXAMPLES, Layout("tree", ""), 1000, 0, nothing)
-    rows = classify(EXAMPLES[:3], nothing)
+    fitted = embedding_classifier(base, renderer, EXAMPLES, Layout("tree", ""), 1000, 0, nothing)
+    rows = fitted.classify(EXAMPLES[:3], nothing)
     assert all(set(row) == {"Meow", "Woof"} and sum(row.values()) == pytest.approx(1) for row in rows)
-    assert "C =" in note
+    assert "C =" in fitted.note
 
 
 # ---- what cannot be measured -----------------------------------------------------------------------------------------
@@ -100,12 +100,12 @@ TEXTS = {
 @pytest.mark.parametrize("repeats", [1, 6])
 def test_texts_of_one_character_can_be_learned(kind: str, repeats: int):
     train = [example(text, label) for text, label in zip(TEXTS[kind], ("Meow", "Woof"), strict=True)] * repeats
-    classify, _ = linear_classifier(train, 0)
+    classify = linear_classifier(train, 0).classify
     rows = classify(train, nothing)
     assert [max(row, key=row.__getitem__) for row in rows] == [e.answer for e in train]
-    candidates, _ = similarity_classifier(train)
+    candidates = similarity_classifier(train).classify
     assert all(sum(row.values()) == pytest.approx(1) for row in candidates(train, nothing))
-    sets, _ = linear_multilabel_classifier(train, ("Meow", "Woof"))
+    sets = linear_multilabel_classifier(train, ("Meow", "Woof")).classify
     assert len(sets(train, nothing)) == len(train)
 
 

@@ -22,7 +22,7 @@ SYSTEMS = TASK_SYSTEMS["classification"]
 SCHEMA = Path(__file__).parents[3] / "shared" / "contract" / "report.schema.json"
 LABELS = ["Computation and Language", "Cryptography", "Databases", "Machine Learning", "Robotics"]
 RATES = {"prompt": 0.2, "prompt-choose": 0.3, "few-shot": 0.3, "few-shot-choose": 0.4, "linear": 0.6, "embed": 0.5,
-         "tuned": 0.7, "tuned-choose": 0.75}  # fmt: skip
+         "encoder": 0.55, "tuned": 0.7, "tuned-choose": 0.75, "blend": 0.77}  # fmt: skip
 FEW = {"prompt": 0.3, "linear": 0.6, "tuned-choose": 0.75}
 
 
@@ -56,7 +56,7 @@ def write_run(run, rates=RATES, labels=LABELS, num_test=200, validation=True, **
     for seed, (name, rate) in enumerate(rates.items()):
         metadata = {"name": name, "note": None, "seconds": 2.0, "seconds_per_example": 0.01, "rule": None}
         write_json(run / "systems" / f"{name}.json", metadata | system_facts.get(name.replace("-", "_"), {}))
-        rows = predictions(expected, round(rate * num_test), labels, seed, name.endswith("choose"))
+        rows = predictions(expected, round(rate * num_test), labels, seed, name.endswith("choose") or name == "blend")
         write_lines(run / "predictions" / f"{name}.jsonl", rows)
         if validation:
             rows = predictions(expected[:100], round(rate * 100), labels, 100 + seed, False)
@@ -360,7 +360,7 @@ def test_page_is_self_contained_and_describes_its_charts(tmp_path):
     assert page.references and set(page.references) <= parts, "all links are internal"
     assert "url(" not in html and "@import" not in html and "<script" not in html
     pictures = [attrs for _, attrs in page.tags if attrs.get("role") == "img"]
-    num_comparisons, num_curves, before_simple_and_after = 3, 1, 3
+    num_comparisons, num_curves, before_simple_and_after = 4, 1, 3
     assert len(pictures) == before_simple_and_after + len(SYSTEMS) + num_comparisons + num_curves
     assert all(attrs["aria-label"] for attrs in pictures)
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
@@ -530,3 +530,39 @@ def test_table_starts_with_the_verdict_and_lists_systems_in_order(tmp_path):
     positions = [re.search(rf"^ *{name} ", table, re.MULTILINE).start() for name in SYSTEMS]
     assert positions == sorted(positions)
     assert "2 of 4 examples fit" in text and "75.0 %" in text and "+35.0" in text
+
+
+# ---- the system to answer with ---------------------------------------------------------------------------------------
+
+
+def with_probabilities(run, name: str, right: float) -> None:
+    """Gives the right label the probability ``right`` in every validation example of a system, with some variation."""
+    path = run / "predictions" / "validation" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        p = right + (0.01 if i % 2 else -0.01)
+        rest = (1 - p) / (len(LABELS) - 1)
+        row["probabilities"] = {label: p if label == row["expected"] else rest for label in LABELS}
+    write_lines(path, rows)
+
+
+@pytest.mark.parametrize(
+    ("right", "delivered"),
+    [
+        ({"linear": 0.5, "tuned-choose": 0.6, "blend": 0.7}, "blend"),
+        ({"linear": 0.7, "tuned-choose": 0.6, "blend": 0.7}, "linear"),  # as good, and simpler
+        ({"linear": 0.5, "tuned-choose": 0.7, "blend": 0.6}, "tuned-choose"),
+    ],
+)
+def test_the_system_to_answer_with_has_the_best_probabilities_or_is_simpler_and_as_good(tmp_path, right, delivered):
+    write_run(tmp_path, {"prompt": 0.3, "linear": 0.6, "tuned-choose": 0.75, "blend": 0.77})
+    for name, p in right.items():
+        with_probabilities(tmp_path, name, p)
+    report = build_report(tmp_path)
+    assert report["verdict"]["delivered"] == delivered
+    assert (f"the best on validation is {delivered}" in report["verdict"]["sentence"]) == (delivered != "tuned-choose")
+
+
+def test_without_probabilities_the_tuned_system_answers(tmp_path):
+    report = build_report(write_run(tmp_path, {"prompt": 0.3, "linear": 0.6, "tuned": 0.75}))
+    assert report["verdict"]["delivered"] == "tuned"

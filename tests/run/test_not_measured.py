@@ -98,3 +98,21 @@ def test_a_system_that_fails_in_one_fold_is_not_pooled(config, monkeypatch):  # 
     run = finetune(changed(settings, "data", folds=3))
     assert reasons(run) == [("linear", "in fold 2, memory ran out")]
     assert measured(run) == {"tuned-choose"}
+
+
+def test_without_an_encoder_the_report_says_how_to_get_one_and_the_rest_is_mixed(config):  # noqa: F811
+    settings = changed(config, "run", systems=("linear", "encoder", "tuned-choose", "blend"))
+    run = finetune(changed(settings, "model", encoder="none"))
+    assert [name for name, _ in reasons(run)] == ["encoder"] and measured(run) == {"linear", "tuned-choose", "blend"}
+    report = json.loads((run / "report.json").read_text())
+    notes = {s["name"]: s["note"] for s in report["systems"]}
+    assert "linear " in notes["blend"] and "tuned-choose " in notes["blend"]
+    assert report["verdict"]["delivered"] in measured(run)
+    assert len((run / "predictions/train/linear.jsonl").read_text().splitlines()) == report["train_examples"]
+
+
+def test_an_encoder_that_does_not_exist_is_told_before_anything_is_measured(config):  # noqa: F811
+    settings = changed(config, "model", encoder="./nowhere")
+    with pytest.raises(UserError, match="Model folder not found"):
+        finetune(settings)
+    assert not Path(settings.run.out).exists()

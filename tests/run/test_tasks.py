@@ -228,7 +228,7 @@ def test_the_copy_rule_closest_to_the_training_answers_is_chosen():
 def test_text_similarity_chooses_the_candidate_that_shares_words():
     options = ("a paper on boats", "a paper on kites", "something else")
     train = [user(f"Text {n} about boats and kites", options[0], options) for n in range(5)]
-    classify, _ = similarity_classifier(train)
+    classify = similarity_classifier(train).classify
     example = user("The kites fly\n" + "\n".join(f"- {o}" for o in options), options[1], options)
     [probabilities] = classify([example], ignore_event)
     assert max(probabilities, key=probabilities.__getitem__) == "a paper on kites"

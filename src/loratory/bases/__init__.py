@@ -13,6 +13,7 @@ from loratory.bases.cache import (
     make_room,
     writing_to_cache,
 )
+from loratory.bases.encoders import encoder_at_hand, encoder_source
 from loratory.bases.known import (
     SHORT_NAMES,
     KnownModel,
@@ -33,6 +34,8 @@ __all__ = [
     "cached_model",
     "cached_models",
     "clear_cache",
+    "encoder_at_hand",
+    "encoder_source",
     "entry_folder",
     "find_in_ollama",
     "known_places",

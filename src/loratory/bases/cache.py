@@ -33,8 +33,8 @@ class CachedModel:
     """Seconds since 1970."""
 
 
-def cache_folder() -> Path:
-    """The folder of the cache: $XDG_CACHE_HOME/loratory/gguf, or where the system keeps caches of the user."""
+def user_cache() -> Path:
+    """Loratory's folder in $XDG_CACHE_HOME, or where the system keeps caches of the user."""
     if chosen := os.environ.get("XDG_CACHE_HOME"):
         base = Path(chosen)
     elif sys.platform == "darwin":
@@ -43,7 +43,12 @@ def cache_folder() -> Path:
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         base = Path.home() / ".cache"
-    return base / "loratory" / "gguf"
+    return base / "loratory"
+
+
+def cache_folder() -> Path:
+    """The folder of the converted models."""
+    return user_cache() / "gguf"
 
 
 def entry_folder(sha256: str) -> Path:

@@ -34,9 +34,9 @@ def place_of(model: KnownModel) -> Place:
 
     Imports neither PyTorch nor the package, and downloads nothing.
     """
-    if _is_in_hub_cache(model.hub_id):
+    if is_in_hub_cache(model.hub_id):
         return Place("hub cache", model.hub_id)
-    if model.package and (path := _file_in_package(*model.package)):
+    if model.package and (path := file_in_package(*model.package)):
         return Place("package", str(path))
     if model.ollama and is_in_ollama(PREFIX + model.ollama):
         return Place("ollama", PREFIX + model.ollama)
@@ -48,7 +48,7 @@ def known_places() -> list[tuple[KnownModel, Place]]:
     return [(model, place_of(model)) for model in KNOWN_MODELS]
 
 
-def _is_in_hub_cache(hub_id: str) -> bool:
+def is_in_hub_cache(hub_id: str) -> bool:
     """Whether all weights of the model are in the hub's cache; a download may have been interrupted."""
     root = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     try:
@@ -62,7 +62,8 @@ def _is_in_hub_cache(hub_id: str) -> bool:
     return all((folder / name).is_file() for name in ("config.json", *map(str, names)))
 
 
-def _file_in_package(module: str, file: str) -> Path | None:
+def file_in_package(module: str, file: str) -> Path | None:
+    """A file in an installed package, which is not imported; None if either is missing."""
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # a broken installation

@@ -7,6 +7,7 @@ Read ``evaluate_system.py`` first, then ``systems.py``.
 from loratory.evaluation.baselines import (
     copy_rule,
     embedding_classifier,
+    encoder_classifier,
     linear_classifier,
     linear_multilabel_classifier,
     similarity_classifier,
@@ -17,6 +18,7 @@ from loratory.evaluation.records import changed_records, headline, is_evaluated,
 from loratory.evaluation.sandbox import sandbox_problem
 from loratory.evaluation.systems import (
     PromptedModel,
+    blend_system,
     choices,
     classifier_system,
     code_system,
@@ -38,6 +40,7 @@ __all__ = [
     "Prediction",
     "PromptedModel",
     "System",
+    "blend_system",
     "changed_records",
     "choices",
     "classifier_system",
@@ -48,6 +51,7 @@ __all__ = [
     "copy_system",
     "document_system",
     "embedding_classifier",
+    "encoder_classifier",
     "evaluate",
     "fill_mask_system",
     "generation_system",

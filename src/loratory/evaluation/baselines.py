@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
@@ -27,7 +28,7 @@ from loratory.data import Example
 from loratory.evaluation.evaluate_system import NotMeasurable
 from loratory.events import ProgressCallback
 from loratory.metrics import rouge_l
-from loratory.models import LoadedModel
+from loratory.models import Encoder, LoadedModel
 from loratory.text import Renderer, TokenizedExample, render_prompt
 from loratory.tree import Batch, Layout, micro_batches, prepared, tree_forward
 
@@ -37,12 +38,23 @@ CHOOSING_ROWS = 2_000  # examples on which C is chosen; more of them barely chan
 WORD_C_VALUES = [1.0, 10.0, 100.0, 1000.0]
 MULTILABEL_C = 10.0
 STATE_C_VALUES = [0.0001, 0.001, 0.01, 0.1, 1.0]
+ENCODER_C_VALUES = [0.3, 1.0, 3.0, 10.0, 30.0]
 
 # What a word is: by default two characters or more; of texts without such words, single characters, or any text at all.
 WORD_PATTERNS = (r"(?u)\b\w\w+\b", r"(?u)\b\w+\b", r"\S+")
 
 Classifier = Callable[[Sequence[Example], ProgressCallback], list[dict[str, float]]]
 """Returns the probability of each label for each example."""
+
+
+@dataclass(frozen=True)
+class FittedClassifier:
+    """A classifier that was fitted to the training examples."""
+
+    classify: Classifier
+    note: str
+    out_of_fold: tuple[dict[str, float], ...] = ()
+    """The probability of each label for each training example, when fitted without that example; may be empty."""
 
 
 @contextmanager
@@ -64,11 +76,11 @@ def word_features(texts: Sequence[str]) -> TfidfVectorizer:
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern)
 
 
-def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, str]:
+def linear_classifier(train: Sequence[Example], seed: int) -> FittedClassifier:
     """Logistic regression on TF-IDF of words (1-2 grams) and characters (2-5 grams within words), C cross-validated.
 
-    The text is the user message, as the language model reads it. Returns the classifier and a note on it. Raises
-    NotMeasurable, as the other baselines do, if it cannot be fitted to these texts.
+    The text is the user message, as the language model reads it. Raises NotMeasurable, as the other baselines do, if it
+    cannot be fitted to these texts.
     """
     texts = [_text(e) for e in train]
     characters = TfidfVectorizer(
@@ -82,17 +94,17 @@ def linear_classifier(train: Sequence[Example], seed: int) -> tuple[Classifier, 
         except ValueError:  # no two texts have a part in common
             characters.set_params(min_df=1)
             matrix = features.fit_transform(texts)
-        model, note = _fit(pipeline, matrix, train, WORD_C_VALUES, seed)
+        fitted = _fit(pipeline, matrix, train, WORD_C_VALUES, seed)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[dict[str, float]]:
-        rows = _probabilities(model, features.transform([_text(e) for e in examples]))
+        rows = _probabilities(fitted.model, features.transform([_text(e) for e in examples]))
         progress(len(examples), len(examples))
         return rows
 
-    return predict, note
+    return FittedClassifier(predict, fitted.note, fitted.out_of_fold)
 
 
-def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> tuple[Classifier, str]:
+def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]) -> FittedClassifier:
     """One-vs-rest logistic regression on TF-IDF of words (1-2 grams), for sets of labels."""
     texts = [_text(e) for e in train]
     features = word_features(texts)
@@ -107,10 +119,10 @@ def linear_multilabel_classifier(train: Sequence[Example], labels: Sequence[str]
         progress(len(examples), len(examples))
         return [dict(zip(labels, map(float, row), strict=True)) for row in rows]
 
-    return predict, "one logistic regression per label"
+    return FittedClassifier(predict, "one logistic regression per label")
 
 
-def similarity_classifier(train: Sequence[Example]) -> tuple[Classifier, str]:
+def similarity_classifier(train: Sequence[Example]) -> FittedClassifier:
     """Similarity of each candidate to the text by TF-IDF of words and characters, for rows with their own candidates.
 
     The probabilities are a softmax over the cosine similarities of a row's candidates. The inverse document frequencies
@@ -132,7 +144,7 @@ def similarity_classifier(train: Sequence[Example]) -> tuple[Classifier, str]:
             progress(i + 1, len(examples))
         return rows
 
-    return predict, "TF-IDF similarity of each candidate to the text"
+    return FittedClassifier(predict, "TF-IDF similarity of each candidate to the text")
 
 
 def _without_candidates(example: Example) -> str:
@@ -185,7 +197,7 @@ def _shared_start(texts: Sequence[str], ends: Sequence[str]) -> int:
 def embedding_classifier(
     base: LoadedModel, renderer: Renderer, train: Sequence[Example], layout: Layout, token_budget: int, seed: int,
     progress: ProgressCallback,
-) -> tuple[Classifier, str]:  # fmt: skip
+) -> FittedClassifier:  # fmt: skip
     """Logistic regression on the frozen model's last hidden states, averaged over the tokens of the prompt."""
 
     def features(examples: Sequence[Example], report: ProgressCallback) -> Float32[np.ndarray, "E D"]:
@@ -194,20 +206,43 @@ def embedding_classifier(
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=TOLERANCE))
     states_ED = features(train, progress)
     with fitting():
-        model, note = _fit(pipeline, states_ED, train, STATE_C_VALUES, seed)
+        fitted = _fit(pipeline, states_ED, train, STATE_C_VALUES, seed)
 
     def predict(examples: Sequence[Example], report: ProgressCallback) -> list[dict[str, float]]:
-        return _probabilities(model, features(examples, report))
+        return _probabilities(fitted.model, features(examples, report))
 
-    return predict, note
+    return FittedClassifier(predict, fitted.note, fitted.out_of_fold)
+
+
+def encoder_classifier(
+    encoder: Encoder, train: Sequence[Example], seed: int, progress: ProgressCallback
+) -> FittedClassifier:
+    """Logistic regression on the vectors that a frozen sentence encoder makes of the user messages."""
+    vectors_ED = encoder.encode([_text(e) for e in train], progress)
+    with fitting():
+        pipeline = make_pipeline(LogisticRegression(max_iter=1000, tol=TOLERANCE))
+        fitted = _fit(pipeline, vectors_ED, train, ENCODER_C_VALUES, seed)
+
+    def predict(examples: Sequence[Example], report: ProgressCallback) -> list[dict[str, float]]:
+        return _probabilities(fitted.model, encoder.encode([_text(e) for e in examples], report))
+
+    return FittedClassifier(predict, f"{encoder.name}; {fitted.note}", fitted.out_of_fold)
 
 
 def _text(example: Example) -> str:
     return "\n".join(m.content for m in example.messages if m.role == "user")
 
 
-def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[float], seed: int):
-    """The pipeline fitted with the best C of ``c_values``, and a note on how C was chosen."""
+@dataclass(frozen=True)
+class _Fitted:
+    model: Pipeline
+    note: str
+    """How C was chosen."""
+    out_of_fold: tuple[dict[str, float], ...]
+
+
+def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[float], seed: int) -> _Fitted:
+    """The pipeline fitted with the best C of ``c_values``."""
     labels = [e.answer for e in train]
     rows = np.random.default_rng(seed).permutation(len(labels))[:CHOOSING_ROWS]
     row_labels = [labels[i] for i in rows]
@@ -215,22 +250,31 @@ def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[fl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the scores reject a C that does not converge
         if len(set(labels)) < 2:
-            return make_pipeline(DummyClassifier()).fit(matrix, labels), "all training examples have the same label"
+            model = make_pipeline(DummyClassifier()).fit(matrix, labels)
+            return _Fitted(model, "all training examples have the same label", ())
         if folds < 2:
             c_value = c_values[len(c_values) // 2]
             pipeline.set_params(logisticregression__C=c_value)
-            return pipeline.fit(matrix, labels), f"C = {c_value:g}, too few examples per label for cross-validation"
+            model = pipeline.fit(matrix, labels)
+            return _Fitted(model, f"C = {c_value:g}, too few examples per label for cross-validation", ())
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
         choices = {"logisticregression__C": c_values}
         search = GridSearchCV(pipeline, choices, cv=splits, scoring="accuracy", refit=False)
         search.fit(matrix[rows], row_labels)
-        pipeline.set_params(**search.best_params_).fit(matrix, labels)
-    return pipeline, f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
+        pipeline.set_params(**search.best_params_)
+        rows = cross_val_predict(pipeline, matrix, labels, cv=splits, method="predict_proba")
+        pipeline.fit(matrix, labels)
+    note = f"C = {search.best_params_['logisticregression__C']:g} by cross-validation"
+    return _Fitted(pipeline, note, tuple(_named(pipeline, rows)))
 
 
 def _probabilities(model: Pipeline, matrix) -> list[dict[str, float]]:
+    return _named(model, model.predict_proba(matrix))
+
+
+def _named(model: Pipeline, rows) -> list[dict[str, float]]:
     names = [str(c) for c in model.classes_]
-    return [dict(zip(names, map(float, row), strict=True)) for row in model.predict_proba(matrix)]
+    return [dict(zip(names, map(float, row), strict=True)) for row in rows]
 
 
 @torch.no_grad()

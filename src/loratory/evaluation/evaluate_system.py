@@ -43,6 +43,8 @@ class System:
     note: str | None
     rule: Rule | None
     """How it chooses among labels; None if it does not score them."""
+    training: tuple[Prediction, ...] = ()
+    """For a classifier, its answers to the training examples, each when fitted without that example."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class EvalRecord:
     """Seconds to make the system and to answer both sets."""
     seconds_per_example: float
     """Seconds per example of the test set."""
+    training: tuple[Prediction, ...] = ()
+    """For a classifier, its answers to the training examples, each when fitted without that example."""
 
 
 def evaluate(
@@ -81,9 +85,10 @@ def evaluate(
     ended = time.perf_counter()
     check_scores([*on_validation, *on_test], [*validation, *test])
     per_example = (ended - before_test) / max(len(test), 1)
+    seconds = ended - started
     return EvalRecord(
-        name, system.note, system.rule, tuple(on_validation), tuple(on_test), ended - started, per_example
-    )  # fmt: skip
+        name, system.note, system.rule, tuple(on_validation), tuple(on_test), seconds, per_example, system.training
+    )
 
 
 def check_scores(predictions: Iterable[Prediction], examples: Iterable[Example]) -> None:

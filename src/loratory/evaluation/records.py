@@ -20,31 +20,29 @@ from loratory.storage import (
 )
 from loratory.tree import Rule
 
-ON_VALIDATION, ON_TEST = "predictions/validation", "predictions"
+ON_TRAIN, ON_VALIDATION, ON_TEST = "predictions/train", "predictions/validation", "predictions"
 
 
 def save_record(
-    run: Path, record: EvalRecord, validation: Sequence[Example], test: Sequence[Example], task: str
-) -> None:
+    run: Path, record: EvalRecord, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example],
+    task: str,
+) -> None:  # fmt: skip
     """Writes predictions/<name>.jsonl, predictions/validation/<name>.jsonl and, last, systems/<name>.json.
 
-    The latter has the hashes of the other two, and a seal.
+    Answers to training examples, if there are any, go to predictions/train/<name>.jsonl. The last file has the hashes
+    of the others, and a seal.
     """
-    for folder, examples, predictions in (
-        (ON_VALIDATION, validation, record.validation),
-        (ON_TEST, test, record.test),
-    ):
+    parts = {ON_VALIDATION: (validation, record.validation), ON_TEST: (test, record.test)}
+    if record.training:
+        parts[ON_TRAIN] = (train, record.training)
+    for folder, (examples, predictions) in parts.items():
         write_json_lines(run / folder / f"{record.name}.jsonl", lines(examples, predictions, task))
     meta = {key: getattr(record, key) for key in ("name", "note", "seconds", "seconds_per_example")}
     meta["rule"] = record.rule.name if record.rule else None
     meta["prior"] = list(record.rule.prior) if record.rule else None
     meta["threshold"] = record.rule.threshold if record.rule else None
-    meta["files"] = hashes_of(run, _prediction_files(record.name))
+    meta["files"] = hashes_of(run, [f"{folder}/{record.name}.jsonl" for folder in parts])
     write_json(_metadata_file(run, record.name), sealed(meta))
-
-
-def _prediction_files(name: str) -> list[str]:
-    return [f"{folder}/{name}.jsonl" for folder in (ON_VALIDATION, ON_TEST)]
 
 
 def _metadata_file(run: Path, name: str) -> Path:
@@ -78,8 +76,10 @@ def load_record(run: Path, name: str) -> EvalRecord:
     """Reads what ``save_record`` wrote."""
     meta = read_json_object(_metadata_file(run, name))
     validation, test = (_predictions(run / folder / f"{name}.jsonl") for folder in (ON_VALIDATION, ON_TEST))
-    rule = saved_rule(run, name)
-    return EvalRecord(name, meta["note"], rule, validation, test, meta["seconds"], meta["seconds_per_example"])
+    on_train = run / ON_TRAIN / f"{name}.jsonl"
+    training = _predictions(on_train) if f"{ON_TRAIN}/{name}.jsonl" in meta["files"] else ()
+    rule, seconds, per_example = saved_rule(run, name), meta["seconds"], meta["seconds_per_example"]
+    return EvalRecord(name, meta["note"], rule, validation, test, seconds, per_example, training)
 
 
 def _predictions(path: Path) -> tuple[Prediction, ...]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from loratory.data import FIXED_LABEL_TASKS, LABEL_SEPARATOR, Example, Tests, with_shots
-from loratory.evaluation.baselines import Classifier
-from loratory.evaluation.evaluate_system import Prediction, System, not_finite_scores
+from loratory.data import FIXED_LABEL_TASKS, LABEL_SEPARATOR, Example, Split, Tests, with_shots
+from loratory.evaluation.baselines import FittedClassifier
+from loratory.evaluation.blend import as_log_probs, cross_fitted, fit_weights, mix
+from loratory.evaluation.evaluate_system import EvalRecord, NotMeasurable, Prediction, System, not_finite_scores
 from loratory.evaluation.sandbox import run_program
 from loratory.events import ProgressCallback
 from loratory.metrics import parse_label, set_f1
@@ -220,17 +221,17 @@ def labels_above(probabilities: Mapping[str, float], threshold: float) -> tuple[
 
 
 def multilabel_classifier_system(
-    classifier: Classifier, note: str | None, validation: Sequence[Example], progress: ProgressCallback
+    fitted: FittedClassifier, validation: Sequence[Example], progress: ProgressCallback
 ) -> System:
     """A classifier with an independent probability for each label; the threshold is the best on validation."""
-    predictions = [Prediction("", None, row) for row in classifier(validation, progress)] if validation else []
+    predictions = [Prediction("", None, row) for row in fitted.classify(validation, progress)] if validation else []
     threshold = fit_threshold(predictions, validation)
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
-        rows = classifier(examples, progress)
+        rows = fitted.classify(examples, progress)
         return [Prediction(LABEL_SEPARATOR.join(labels_above(row, threshold)), None, row) for row in rows]
 
-    return System(predict, f"{note}; labels with a probability of at least {threshold:.2f}", None)
+    return System(predict, f"{fitted.note}; labels with a probability of at least {threshold:.2f}", None)
 
 
 def choices(scores: LabelScores, rule: Rule, examples: Sequence[Example]) -> list[Prediction]:
@@ -255,14 +256,57 @@ def copy_system(copy: Callable[[Example], str], note: str) -> System:
     return System(predict, note, None)
 
 
-def classifier_system(classifier: Classifier, note: str | None) -> System:
+def classifier_system(fitted: FittedClassifier) -> System:
     """A classifier that answers with the most probable label."""
 
     def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
-        rows = classifier(examples, progress)
-        return [Prediction(max(row, key=lambda label: row[label]), None, row) for row in rows]
+        return _most_probable(fitted.classify(examples, progress))
 
-    return System(predict, note, None)
+    return System(predict, fitted.note, None, tuple(_most_probable(fitted.out_of_fold)))
+
+
+def blend_system(
+    simple: Sequence[EvalRecord], tuned: EvalRecord, split: Split, test: Sequence[Example], seed: int
+) -> System:
+    """A log-linear mix of the simple classifiers and the tuned model.
+
+    The weights of the classifiers among one another are fitted to their answers to the training examples, each given
+    without that example; the weights of that mix and of the tuned model to the validation examples. Answers to the
+    validation examples are cross-fitted. Raises NotMeasurable without validation examples.
+    """
+    labels = split.labels
+    if not split.validation:
+        raise NotMeasurable("the weights need validation examples")
+
+    def stacked(records: Sequence[EvalRecord], part: str) -> np.ndarray:
+        return as_log_probs([[p.probabilities or {} for p in getattr(r, part)] for r in records], labels)
+
+    def targets(examples: Sequence[Example]) -> np.ndarray:
+        return np.array([labels.index(e.answer) for e in examples], dtype=np.int64)
+
+    among = fit_weights(stacked(simple, "training"), targets(split.train)) if simple else np.zeros(0)
+    parts = {}
+    for part in ("validation", "test"):
+        pair = [mix(stacked(simple, part), among)] if simple else []
+        parts[part] = np.stack([*pair, mix(stacked([tuned], part), np.ones(1))])
+    on_validation = targets(split.validation)
+    weights = fit_weights(parts["validation"], on_validation)
+    mixed = {
+        "validation": cross_fitted(parts["validation"], on_validation, seed),
+        "test": mix(parts["test"], weights),
+    }
+
+    def predict(examples: Sequence[Example], progress: ProgressCallback) -> list[Prediction]:
+        rows_EL = np.exp(mixed["test" if examples is test else "validation"])
+        return _most_probable([dict(zip(labels, row, strict=True)) for row in rows_EL.tolist()])
+
+    shares = [weights[0] * share for share in among] if simple else []
+    named = zip([r.name for r in (*simple, tuned)], [*shares, weights[-1]], strict=True)
+    return System(predict, "weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in named), None)
+
+
+def _most_probable(rows: Sequence[dict[str, float]]) -> list[Prediction]:
+    return [Prediction(max(row, key=lambda label: row[label]), None, row) for row in rows]
 
 
 def shots_that_fit(

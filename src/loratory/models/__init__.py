@@ -18,6 +18,7 @@ from loratory.models.adapters import (
     save_tuned_model,
 )
 from loratory.models.card import changed_model_files, read_card, write_card
+from loratory.models.encoder import Encoder, load_encoder
 from loratory.models.finding import builtin_folder
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import (
@@ -37,6 +38,7 @@ from loratory.models.targets import module_targets
 __all__ = [
     "MASKED_MODELS",
     "WEIGHTS",
+    "Encoder",
     "LoadedModel",
     "LoadedTokenizer",
     "StartingAdapter",
@@ -52,6 +54,7 @@ __all__ = [
     "has_adapter",
     "is_masked",
     "load_adapter",
+    "load_encoder",
     "load_model",
     "load_tokenizer",
     "load_with_start",

@@ -32,7 +32,7 @@ from loratory.report.report import describe
 from loratory.report.results import parsed_answers, scores_of
 from loratory.report.terminal import DEMONSTRATION
 from loratory.report.verdict import STATES, best_simple
-from loratory.settings import PROMPTING, REFERENCES, TUNED
+from loratory.settings import BLEND, PROMPTING, REFERENCES, TUNED
 from loratory.storage import write_text
 
 # The kinds of systems: CSS class, systems, heading. MEANINGS: one phrase for each system.
@@ -40,11 +40,13 @@ KINDS = (
     ("prompting", PROMPTING, "Base model, prompted"),
     ("reference", REFERENCES, "Simple baselines"),
     ("tuned", TUNED, "Tuned model"),
+    ("blend", (BLEND,), "All together"),
 )
 MEANINGS = {
     "prompt": "free-form answer", "prompt-choose": "most probable choice",
     "few-shot": "solved examples in the prompt", "few-shot-choose": "solved examples, most probable choice",
     "linear": "TF-IDF features", "embed": "hidden states of the base model", "copy": "copies from the text",
+    "encoder": "vectors of a sentence encoder", "blend": "weighted probabilities of the systems above",
     "tuned": "free-form answer", "tuned-choose": "most probable choice",
 }  # fmt: skip
 RULES = {

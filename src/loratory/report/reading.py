@@ -8,10 +8,10 @@ from typing import Any
 from loratory.errors import UserError
 from loratory.evaluation import changed_records
 from loratory.metrics import TASKS, Task
-from loratory.settings import PROMPTING, REFERENCES, TUNED
+from loratory.settings import BLEND, PROMPTING, REFERENCES, TUNED
 from loratory.storage import damaged_files, parsed_json, read_json_object, read_metrics, read_regular
 
-ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED)
+ALL_SYSTEMS = (*PROMPTING, *REFERENCES, *TUNED, BLEND)
 Report = dict[str, Any]
 
 

@@ -7,13 +7,14 @@ from loratory.report.reading import Report, Run, events_named, not_measured, rea
 from loratory.report.results import (
     choose_before_and_after,
     compare_with_after,
+    delivered,
     describe_folds,
     describe_forgetting,
     describe_seeds,
     describe_system,
     needed_examples,
 )
-from loratory.report.verdict import overlooked_prompting, write_verdict
+from loratory.report.verdict import name_delivered, overlooked_prompting, write_verdict
 from loratory.settings import TUNED
 
 STAGES = ("load", "check", "baselines", "train", "evaluate")
@@ -36,7 +37,9 @@ def describe(run: Run) -> Report:
     tested = f"{run.data['test_examples']:,} " + (f"examples in {folds['count']} folds" if folds else "test examples")
     examples = run.data["test_examples"], needed_examples(run, before, after)
     verdict = write_verdict(task, systems, comparisons, seeds, before, after, tested, examples)
+    verdict["delivered"] = delivered(run, after)
     verdict["sentence"] += overlooked_prompting(run, systems, before) + remarks(run, after)
+    verdict["sentence"] += name_delivered(task, systems, verdict["delivered"], after)
     missing = not_measured(run)
     if after not in TUNED and any(system["name"] in TUNED for system in missing):
         verdict["sentence"] = f"The tuned model could not be measured. {verdict['sentence']}"

@@ -18,9 +18,12 @@ from loratory.metrics import (
     proportion_interval,
 )
 from loratory.report.reading import Run, SystemResults, events_named, task_of
-from loratory.settings import PROMPTING, REFERENCES, TUNED, TrainConfig
+from loratory.settings import BLEND, PROMPTING, REFERENCES, TUNED, TrainConfig
 
 SIGNIFICANT = 0.05
+# Systems with probabilities, by what it takes to use them.
+SIMPLEST_FIRST = ("linear", "encoder", "prompt-choose", "few-shot-choose", "embed", "tuned-choose", BLEND)
+SMALLEST_PROBABILITY = 1e-6
 # How much was forgotten if the loss rises by less than this, in nats per token: 0.1 raises perplexity by a tenth.
 FORGOTTEN = ((0.02, "nothing"), (0.1, "little"), (0.5, "something"), (float("inf"), "much"))
 
@@ -119,6 +122,33 @@ def compare_with_after(run: Run, before: str, after: str) -> list[dict[str, Any]
     return [
         {"a": name, "b": after, **pair, "p_value": p} for name, pair, p in zip(baselines, pairs, adjusted, strict=True)
     ]
+
+
+def delivered(run: Run, after: str) -> str:
+    """The system to answer with, chosen on validation: the one that gives the right labels the highest mean
+    log-probability, or the simplest of those that are less than half a standard error of the paired difference worse.
+
+    Systems without probabilities do not take part. If none has any, it is ``after``.
+    """
+    log_probs = {name: found for name in SIMPLEST_FIRST if (found := _validation_log_probs(run, name)) is not None}
+    if not log_probs:
+        return after
+    best = max(log_probs, key=lambda name: log_probs[name].mean())
+    for name, values in log_probs.items():
+        worse = log_probs[best] - values
+        error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
+        if name == best or worse.mean() < error / 2:
+            return name
+    return best
+
+
+def _validation_log_probs(run: Run, name: str) -> np.ndarray | None:
+    """The log-probability of the right label for each validation example; None if the system has no probabilities."""
+    lines = run.systems[name].validation if name in run.systems else []
+    if not lines or not all(line["probabilities"] for line in lines):
+        return None
+    values = [line["probabilities"].get(line["expected"], 0.0) for line in lines]
+    return np.log(np.maximum(values, SMALLEST_PROBABILITY))
 
 
 def compare_systems(a: SystemResults, b: SystemResults, task: Task) -> dict[str, Any]:

@@ -19,6 +19,7 @@ STATES = {
 # How a sentence names the simple systems: as a subject, and as an owner.
 SIMPLE_BASELINES = {
     "linear": ("a linear model", "a linear model's"),
+    "encoder": ("a classifier on a sentence encoder", "a sentence encoder's"),
     "embed": ("a classifier on hidden states", "a hidden-state classifier's"),
     "copy": ("copying from the text", "copying's"),
 }
@@ -95,6 +96,14 @@ def rounded_up(count: int) -> int:
     """The count, rounded up to two digits."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return math.ceil(count / unit) * unit
+
+
+def name_delivered(task: Task, systems: list[dict[str, Any]], name: str, after: str) -> str:
+    """The sentence about the system that was chosen to answer with; empty if it is the tuned one, "after"."""
+    if name == after:
+        return ""
+    chosen = next(s for s in systems if s["name"] == name)
+    return f" By probability, the best on validation is {name}: {task.headline(chosen)} on the test examples."
 
 
 def overlooked_prompting(run: Run, systems: list[dict[str, Any]], before: str) -> str:

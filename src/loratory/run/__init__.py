@@ -11,7 +11,14 @@ from loratory.run.opening import discard_evaluation, mark, open_job, reopen_job
 from loratory.run.plan import make_plan
 from loratory.run.retained import measure_retained, retained_texts
 from loratory.run.seeds_and_folds import fold_jobs, missing_fold, pool_folds, seed_jobs
-from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, pending_systems, tuned_system, unusable_systems
+from loratory.run.selection import (
+    BASELINE_SYSTEMS,
+    baseline_system,
+    blended,
+    pending_systems,
+    tuned_system,
+    unusable_systems,
+)
 from loratory.run.training import is_trained, load_or_train, restore_base, run_training, trained_folder
 from loratory.run.unsound import log_not_measured, not_measured
 
@@ -19,6 +26,7 @@ __all__ = [
     "BASELINE_SYSTEMS",
     "Job",
     "baseline_system",
+    "blended",
     "chooses_on_validation",
     "discard_evaluation",
     "fold_jobs",

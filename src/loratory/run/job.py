@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.bases import SHORT_NAMES
+from loratory.bases import SHORT_NAMES, encoder_at_hand
 from loratory.checks import Material, check_data, refuse_errors, with_waivers
 from loratory.config import Config
 from loratory.data import ANSWER_SLOT, Example, Finding, Message, Split, fold_splits, load_split
@@ -17,7 +17,15 @@ from loratory.evaluation import sandbox_problem
 from loratory.events import Event, EventCallback
 from loratory.machine import Machine, describe_machine, git_state, resolve_machine, versions
 from loratory.metrics import task_variant
-from loratory.models import WEIGHTS, LoadedModel, StartingAdapter, load_with_start, merged_settings, module_targets
+from loratory.models import (
+    WEIGHTS,
+    LoadedModel,
+    StartingAdapter,
+    load_encoder,
+    load_with_start,
+    merged_settings,
+    module_targets,
+)
 from loratory.run.checks import (
     check_tokens,
     check_words,
@@ -28,7 +36,7 @@ from loratory.run.checks import (
     renderer_of_split,
     template_notes,
 )
-from loratory.settings import BUILTIN_MASKED, SpeedConfig
+from loratory.settings import BUILTIN_MASKED, NO_ENCODER, SpeedConfig
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
 from loratory.text import (
     Renderer,
@@ -105,6 +113,7 @@ def load_job(
     layout, speed = _layout_and_speed(loaded, train_sequences, on_event)
     model = dataclasses.replace(
         config.model,
+        encoder=_encoder(config),
         # A short name may lead to another place when the run is resumed.
         name=base.name if config.model.name in SHORT_NAMES and not base.start else config.model.name,
         device=str(machine.device),
@@ -136,6 +145,8 @@ def _load(config: Config, on_event: EventCallback, source: str) -> _Loaded:
     for sentence in (counts, f"Device: {machine.reason}"):
         on_event(Event("message", sentence))
     base = load_with_start(config.model, machine)
+    if config.model.encoder not in ("auto", NO_ENCODER):
+        load_encoder(config.model.encoder, machine)  # reports a mistake before anything else is done
     for note in base.notes:
         on_event(Event("message", note))
     started_from: list[Finding] = []
@@ -154,6 +165,14 @@ def _load(config: Config, on_event: EventCallback, source: str) -> _Loaded:
         on_event(Event("message", sentence))
     split = with_rendered_answers(split, renderer)
     return _Loaded(config, machine, base, renderer, split, tuple(started_from))
+
+
+def _encoder(config: Config) -> str:
+    """The name of the sentence encoder; the one that is on this machine, if any, for "auto"."""
+    if config.model.encoder != "auto":
+        return config.model.encoder
+    found = encoder_at_hand() if config.task == "classification" else None
+    return found.short if found else NO_ENCODER
 
 
 def _started_from(config: Config, start: StartingAdapter, on_event: EventCallback) -> tuple[Config, list[Finding]]:

@@ -55,7 +55,7 @@ def pool_folds(job: Job, folds: Sequence[Job], name: str, rule: Rule | None) -> 
         sum(r.seconds_per_example * len(r.test) for r in records) / len(test),
     )
     validation = [e for fold in folds for e in fold.split.validation]
-    save_record(job.run, pooled, validation, job.split.test, task_variant(job.config))
+    save_record(job.run, pooled, (), validation, job.split.test, task_variant(job.config))
 
 
 def missing_fold(folds: Sequence[Job], name: str) -> str | None:

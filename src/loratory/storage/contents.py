@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loratory.errors import UserError
-from loratory.settings import PROMPTING, REFERENCES, TUNED
+from loratory.settings import BLEND, PROMPTING, REFERENCES, TUNED
 from loratory.storage.files import TEMPORARY
 from loratory.storage.lock import LOCK, OWNER
 from loratory.storage.record import RECORD
@@ -44,10 +44,10 @@ TUNED_MODEL_FILES = re.compile(
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.(jinja|json)"
     r"|additional_chat_templates/[^/]+\.jinja|[^/]+\.model)"
 )
-_SYSTEM = "|".join(map(re.escape, (*PROMPTING, *REFERENCES, *TUNED)))
+_SYSTEM = "|".join(map(re.escape, (*PROMPTING, *REFERENCES, *TUNED, BLEND)))
 _TOP = "|".join(map(re.escape, (RECORD, *START_FILES, "report.json", "report.html", LOCK, OWNER)))
 _FOLDERS = rf"checkpoints/(rate-[^/]+/)?step-\d+/{CHECKPOINT_FILES.pattern}|(adapter|model)/{TUNED_MODEL_FILES.pattern}"
-_PART = rf"metrics\.jsonl|{_FOLDERS}|predictions/(validation/)?({_SYSTEM})\.jsonl|systems/({_SYSTEM})\.json"
+_PART = rf"metrics\.jsonl|{_FOLDERS}|predictions/((train|validation)/)?({_SYSTEM})\.jsonl|systems/({_SYSTEM})\.json"
 _OWN = re.compile(rf"{_TOP}|((seeds|folds)/\d+/)?({_PART})")
 # Temporary files and folders of runs of format 1, where it wrote them. Their random endings have digits and letters,
 # nearly always: other endings, such as dates and words, are a person's own.
