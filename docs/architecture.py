@@ -39,7 +39,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "batches", "layout", "cpu_attention", "gpu_attention", "attention", "forward", "verification", "loss",
         "generation", "scoring", "fill_mask",
     ),
-    "training": ("speed", "optimizer", "loop", "checkpoints"),
+    "training": ("schedule", "speed", "optimizer", "loop", "checkpoints"),
     "metrics": ("significance", "power", "classification", "texts", "formatting", "tasks"),
     "checks": ("similar", "material", "repetition", "leaks", "balance", "rendered", "registry"),
     "evaluation": (

@@ -36,6 +36,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
     ModelConfig: {
         "name": text,
         "revision": st.none() | text,
+        "encoder": text,
         "device": text,
         "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16", "float64"]),
     },
@@ -88,7 +89,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "targets": st.just("all-linear") | st.lists(text, min_size=1, max_size=3).map(tuple),
     },
     TrainConfig: {
-        "epochs": st.integers(1, 99),
+        "epochs": st.just("auto") | st.integers(1, 99),
         "batch_size": st.integers(1, 99),
         "learning_rate": st.just("auto")
         | rate
@@ -100,7 +101,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy]] = {
         "token_budget": st.integers(1, 2**31),
         "batching": st.sampled_from(["auto", "tree", "padded"]),
         "keep": st.sampled_from(["best", "last"]),
-        "early_stopping": st.integers(0, 9),
+        "early_stopping": st.just("auto") | st.integers(0, 9),
         "seed": st.integers(0, 2**32 - 1),
         "seeds": st.integers(1, 9),
         "checkpoint_every": st.integers(0, 999),
@@ -371,6 +372,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "task": (["classification"], "classification"),
     "model.name": (["owner/name"], "owner/name"),
     "model.revision": (["main"], "main"),
+    "model.encoder": (["minilm"], "minilm"),
     "model.device": (["cpu"], "cpu"),
     "model.dtype": (["float64"], "float64"),
     "data.train": (["a.csv", "b.csv"], ("a.csv", "b.csv")),

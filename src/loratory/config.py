@@ -96,7 +96,7 @@ def check_config(config: Config, where: str) -> None:
     rates = t.learning_rate if isinstance(t.learning_rate, tuple) else (t.learning_rate,)
     rules = [
         ("data.separator", bool(d.separator), "at least one character", d.separator),
-        ("train.epochs", t.epochs >= 1, "at least 1", t.epochs),
+        ("train.epochs", t.epochs == "auto" or t.epochs >= 1, '"auto", or at least 1', t.epochs),
         ("train.batch_size", t.batch_size >= 1, "at least 1", t.batch_size),
         ("train.token_budget", t.token_budget >= 1, "at least 1", t.token_budget),
         ("train.warmup", 0 <= t.warmup < 1, "at least 0 and less than 1", t.warmup),
@@ -104,7 +104,8 @@ def check_config(config: Config, where: str) -> None:
         ("train.max_grad_norm", t.max_grad_norm >= 0, "0 or more", t.max_grad_norm),
         ("train.weight_decay", 0 <= t.weight_decay < float("inf"), "0 or more", t.weight_decay),
         ("train.checkpoint_every", t.checkpoint_every >= 0, "0 or more", t.checkpoint_every),
-        ("train.early_stopping", t.early_stopping >= 0, "0 or more", t.early_stopping),
+        ("train.early_stopping", t.early_stopping == "auto" or t.early_stopping >= 0, '"auto", or 0 or more',
+         t.early_stopping),
         ("train.seeds", t.seeds >= 1, "at least 1", t.seeds),
         ("train.learning_rate", bool(rates) and all(r == "auto" or 0 < float(r) < 10 for r in rates),
          '"auto", a number above 0 and below 10, or a list of such numbers', t.learning_rate),

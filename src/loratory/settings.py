@@ -171,8 +171,9 @@ class AdapterConfig:
 class TrainConfig:
     """How the model is trained."""
 
-    epochs: int = 3
-    """Number of passes over the training examples."""
+    epochs: Literal["auto"] | int = "auto"
+    """Number of passes over the training examples. auto: 3, or as many more as few examples need for 120 optimizer
+    steps, but at most 40."""
     batch_size: int = 16
     """Examples per optimizer step. It does not affect memory; token_budget does."""
     learning_rate: Literal["auto"] | float | tuple[float, ...] = "auto"
@@ -193,8 +194,9 @@ class TrainConfig:
     trees if they are exact, otherwise padded."""
     keep: Literal["best", "last"] = "best"
     """Weights to keep: those of the epoch with the lowest validation loss (best) or of the last step (last)."""
-    early_stopping: int = 0
-    """Stop after this many epochs without a lower validation loss; 0: never."""
+    early_stopping: Literal["auto"] | int = "auto"
+    """Stop after this many epochs without a lower validation loss; 0: never. auto: a fifth of the epochs, but at least
+    2, if there are validation examples and the weights of the best epoch are kept."""
     seed: int = 0
     """Seed of the data split, the order of the examples, the few-shot examples, the initial adapter and dropout."""
     seeds: int = 1

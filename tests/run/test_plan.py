@@ -51,8 +51,8 @@ def test_planning_leaves_model_and_random_state_unchanged(config, kind):
 
 def test_more_work_gives_a_longer_estimate(config):
     few = load_job(config, Path(config.run.out), ignore_event)
-    train = dataclasses.replace(config.train, epochs=50, seeds=4)
-    many = dataclasses.replace(few, config=dataclasses.replace(config, train=train))
+    train = dataclasses.replace(few.config.train, epochs=50, seeds=4)
+    many = dataclasses.replace(few, config=dataclasses.replace(few.config, train=train))
     # Timings vary, but not by as much as a hundred times the work.
     assert make_plan(many, False).seconds["train"] > 5 * make_plan(few, False).seconds["train"]
 

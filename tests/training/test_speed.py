@@ -182,7 +182,7 @@ def test_compiled_layers_agree_with_uncompiled_ones_and_are_compiled_once_for_al
 
 def resolved(settings: SpeedConfig, **train_settings):
     model, layout = tiny_model("llama", torch.float32), Layout("tree", "test")
-    return resolve_speed(settings, TrainConfig(**train_settings), False, model, EXAMPLES, layout, CPU)
+    return resolve_speed(settings, TrainConfig(**{"epochs": 3, **train_settings}), False, model, EXAMPLES, layout, CPU)
 
 
 def test_a_short_training_is_not_compiled_and_a_long_one_is(monkeypatch):
@@ -209,10 +209,10 @@ def test_padded_batches_and_mixtures_of_experts_are_not_compiled(monkeypatch):
     monkeypatch.setattr(speed, "compile_problem", lambda device: None)
     monkeypatch.setattr(speed, "matmul_flops", lambda device, dtype: 1e3)
     model, padded = tiny_model("llama", torch.float32), Layout("padded", "test")
-    assert resolve_speed(SpeedConfig(), TrainConfig(), False, model, EXAMPLES, padded, CPU)[0].compile == "off"
+    assert resolve_speed(SpeedConfig(), TrainConfig(epochs=3), False, model, EXAMPLES, padded, CPU)[0].compile == "off"
     model.model.layers[0].mlp.experts = torch.nn.Linear(1, 1)
     tree = Layout("tree", "test")
-    assert resolve_speed(SpeedConfig(), TrainConfig(), False, model, EXAMPLES, tree, CPU)[0].compile == "off"
+    assert resolve_speed(SpeedConfig(), TrainConfig(epochs=3), False, model, EXAMPLES, tree, CPU)[0].compile == "off"
 
 
 def test_unsupported_gradient_checkpointing_is_reported(monkeypatch):
@@ -220,7 +220,7 @@ def test_unsupported_gradient_checkpointing_is_reported(monkeypatch):
     model.model.layers[0].dropout = 0.1  # applied by the layer itself; the checkpointing flag would enable it
     for settings in (SpeedConfig(checkpointing="on"), SpeedConfig()):
         monkeypatch.setattr(speed, "memory_bytes", lambda device: 1000)
-        result, [sentence] = resolve_speed(settings, TrainConfig(), False, model, EXAMPLES, Layout("tree", "test"), CPU)
+        result, [sentence] = resolve_speed(settings, TrainConfig(epochs=3), False, model, EXAMPLES, Layout("tree", "test"), CPU)
         assert result.checkpointing == "off"
         assert "does not support gradient checkpointing" in sentence
 
@@ -230,7 +230,7 @@ def test_resumed_full_fine_tuning_keeps_its_number_format_of_products(monkeypatc
     first = machine.resolve_machine("cpu", "auto", 0, "auto")
     assert (first.dtype, first.autocast_dtype, first.matmul_dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
     model = tiny_model("llama", torch.float32)
-    settings, _ = resolve_speed(SpeedConfig(), TrainConfig(), True, model, EXAMPLES, Layout("tree", "test"), first)
+    settings, _ = resolve_speed(SpeedConfig(), TrainConfig(epochs=3), True, model, EXAMPLES, Layout("tree", "test"), first)
     assert settings.products == "bfloat16"
     monkeypatch.setattr(machine, "_probe_dtype", lambda device: (torch.float32, "another machine"))
     resumed = machine.resolve_machine("cpu", first.dtype_name, 0, settings.products)

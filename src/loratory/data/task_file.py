@@ -30,7 +30,6 @@ LONGEST_LABEL_LIST = 4_000  # characters; longer lists of labels are not part of
 LIMITS = {"train": 2_000, "validation": 200, "test": 500}
 FEW_ROWS, FOLDS = 200, 5  # with fewer rows, a single test set is too small for a reliable result
 LONGEST_INLINE = 70  # a comment follows settings up to this length and precedes longer ones
-MIN_STEPS, BATCH_SIZE, EPOCHS = 300, 16, (3, 10)
 READING = DataConfig(missing="skip")  # how the data is read
 NO_HEADER = "no_header"  # the name of the finding
 
@@ -95,7 +94,7 @@ def guess_task_file(
         *_model_lines(model, _task(kind, masked), kind.reason),
         *_data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent),
         *_prompt_lines(shown, left_out, answers, kind, masked),
-        *_train_lines(min(len(labeled), LIMITS["train"])),
+        *_train_lines(),
         "[run]",
         _line("out", f"runs/{_name(names[0])}"),
     ]
@@ -270,11 +269,9 @@ def _heading(column: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _train_lines(rows: int) -> list[str]:
-    min_epochs, max_epochs = EPOCHS
-    epochs = min(max_epochs, max(min_epochs, -(-MIN_STEPS * BATCH_SIZE // rows)))
-    comment = "the weights of the epoch with the lowest validation loss are kept"
-    return ["[train]", _line("epochs", epochs, comment), _line("batch_size", BATCH_SIZE), ""]
+def _train_lines() -> list[str]:
+    comment = "more for few rows; the weights of the epoch with the lowest validation loss are kept"
+    return ["[train]", _line("epochs", "auto", comment), ""]
 
 
 # ---- the other files of a data set -----------------------------------------------------------------------------------

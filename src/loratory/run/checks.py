@@ -105,7 +105,7 @@ def demonstration_text(masked: bool) -> str:
 
 def chooses_on_validation(config: Config) -> bool:
     """Whether training needs validation examples, to choose a learning rate or to stop early."""
-    return isinstance(config.train.learning_rate, tuple) or config.train.early_stopping > 0
+    return isinstance(config.train.learning_rate, tuple) or config.train.early_stopping not in ("auto", 0)
 
 
 def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tuple[Split, list[Finding]]:

@@ -47,7 +47,7 @@ from loratory.text import (
     tokenize,
     with_rendered_answers,
 )
-from loratory.training import resolve_speed
+from loratory.training import resolve_schedule, resolve_speed
 from loratory.tree import Layout, Mismatch, choose_layout
 
 
@@ -110,6 +110,8 @@ def load_job(
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
+    schedule = resolve_schedule(config.train, len(train_sequences), bool(split.validation))
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(config, train=schedule))
     layout, speed = _layout_and_speed(loaded, train_sequences, on_event)
     model = dataclasses.replace(
         config.model,
@@ -122,7 +124,7 @@ def load_job(
     )
     prompt = dataclasses.replace(split.prompt, date=renderer.date)
     run_settings = dataclasses.replace(config.run, threads=machine.threads)
-    resolved = dataclasses.replace(config, model=model, prompt=prompt, speed=speed, run=run_settings)
+    resolved = dataclasses.replace(loaded.config, model=model, prompt=prompt, speed=speed, run=run_settings)
     checks = tuple(dataclasses.asdict(f) for f in (*loaded.started_from, *found, *fitted))
     seconds = {"load": checking - started, "check": time.perf_counter() - checking}
     return Job(resolved, run, machine, base, renderer, split, layout, train_sequences, checks, seconds)

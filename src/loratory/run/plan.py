@@ -14,7 +14,7 @@ from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, selected_s
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
 from loratory.run.unsound import base_model_error
 from loratory.settings import TUNED
-from loratory.training import NotFinite, StepResult, make_optimizer, total_steps, train
+from loratory.training import NotFinite, StepResult, make_optimizer, patience_of, total_steps, train
 
 PROBED_STEPS = 2  # the first step is a warm-up
 TRIAL_FRACTION, MIN_TRIALS, MAX_TRIALS = 50, 2, 16  # one in 50 examples is tried, but at least 2 and at most 16
@@ -95,6 +95,8 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
     seeds = f"seed {config.train.seed}"
     if config.train.seeds > 1:
         seeds = f"seeds {config.train.seed} to {config.train.seed + config.train.seeds - 1}"
+    patience = patience_of(config.train)
+    stops = f"; stops after {patience} epochs without a lower validation loss" if patience else ""
     parts = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test examples"
     if config.data.folds:
         parts = f"{config.data.folds} folds of {len(split.test):,} examples"
@@ -103,7 +105,7 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
     return [
         f"{parts}{f', {len(split.labels)} labels' if split.labels else ''}; {seeds}",
         f"Training {trained}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
-        f"{config.train.batch_size} examples, peak learning rate {rates}",
+        f"{config.train.batch_size} examples, peak learning rate {rates}{stops}",
         f"{probed.tokens:,} tokens per step{saving}",
         *(f"Few-shot prompting is skipped: {why}" for why in {*unusable_systems(job).values()}),
     ]

@@ -35,11 +35,13 @@ from loratory.training import (
     StepResult,
     automatic_learning_rate,
     checkpoint_at,
+    epochs_of,
     is_finite,
     latest_checkpoint,
     load_checkpoint,
     make_optimizer,
     mean_loss,
+    patience_of,
     save_checkpoint,
     train,
     trainable_parameters,
@@ -256,7 +258,7 @@ def best_step(losses: ValidationLosses, settings: TrainConfig) -> int | None:
 
 def stops_early(losses: ValidationLosses, settings: TrainConfig) -> bool:
     """Whether the validation loss has not improved for ``train.early_stopping`` epochs (0: never stops early)."""
-    values, patience = [_loss_sort_key(loss) for loss in losses.values()], settings.early_stopping
+    values, patience = [_loss_sort_key(loss) for loss in losses.values()], patience_of(settings)
     return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])
 
 
@@ -272,7 +274,7 @@ def log_step_and_validate(
     values = dataclasses.asdict(result)
     append_metric(job.run, "step", trial=f"{rate:g}", **values)
     on_event(Event("step", f"{rate:g}", values))
-    ends_epoch = result.step % (result.steps // job.config.train.epochs) == 0
+    ends_epoch = result.step % (result.steps // epochs_of(job.config.train)) == 0
     if not ends_epoch or not job.split.validation:
         return {}
     loss = validation_loss(job, model)

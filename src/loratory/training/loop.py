@@ -13,6 +13,7 @@ from torch import nn
 from loratory.settings import TrainConfig
 from loratory.text import TokenizedExample
 from loratory.training.optimizer import learning_rate_at, trainable_parameters
+from loratory.training.schedule import epochs_of, total_steps
 from loratory.tree import (
     Batch,
     Layout,
@@ -68,11 +69,6 @@ class StepResult:
     seconds: float
 
 
-def total_steps(examples: int, settings: TrainConfig) -> int:
-    """Number of optimizer steps in the whole training run."""
-    return settings.epochs * steps_per_epoch(examples, settings.batch_size)
-
-
 def train(
     model: nn.Module,
     examples: Sequence[Sequence[TokenizedExample]],
@@ -104,7 +100,7 @@ def train(
         yield StepResult(
             step=step + 1,
             steps=steps,
-            epoch=(step + 1) / steps * settings.epochs,
+            epoch=(step + 1) / steps * epochs_of(settings),
             loss=loss,
             learning_rate=rate,
             grad_norm=grad_norm,

@@ -10,12 +10,12 @@ from torch import nn
 from loratory.machine import Machine, matmul_flops, memory_bytes
 from loratory.settings import SpeedConfig, TrainConfig
 from loratory.text import TokenizedExample
+from loratory.training.schedule import total_steps
 from loratory.tree import (
     Layout,
     decoder_layers,
     micro_batches,
     sequences_of_epoch,
-    steps_per_epoch,
     supports_gradient_checkpointing,
 )
 
@@ -38,7 +38,7 @@ def resolve_speed(
     unique = sum(len(batch.token_ids_T) for batch in micro_batches(first, settings.token_budget, layout.share))
     longest = max(len(sequence.token_ids) for group in examples for sequence in group)
     tokens = max(longest, min(settings.token_budget, unique))
-    seconds = settings.epochs * steps_per_epoch(len(examples), settings.batch_size)
+    seconds = float(total_steps(len(examples), settings))
     seconds *= step_seconds(model, unique, full, machine)
     checkpointing, first_sentence = _checkpointing(speed, model, training_bytes(model, tokens, full, machine), machine)
     compiling, second_sentence = _compiling(speed, model, layout, seconds, machine)
