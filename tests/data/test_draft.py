@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from loratory.bases import Place
+from loratory.bases.known import KNOWN_MODELS
+from loratory.cli import task_arguments
 from loratory.cli.main import main
 from loratory.config import Config
 from loratory.data.prompts import placeholders
@@ -340,3 +343,21 @@ def test_data_is_checked_whatever_task_file_is_there(tmp_path, tiny_folder):
     Path("things.toml").write_text("# mine\n")
     assert main(["check", str(path), "--answer", "color", "--model.name", str(tiny_folder)]) == 0
     assert Path("things.toml").read_text() == "# mine\n"
+
+
+def test_without_a_model_the_largest_known_one_on_this_machine_is_chosen(tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "things.csv", make_columns(240))
+    monkeypatch.setattr(task_arguments, "is_masked_model", lambda model: False)
+    places = [(model, Place("hub", model.hub_id)) for model in KNOWN_MODELS]
+    monkeypatch.setattr("loratory.bases.known_places", lambda: places)
+    assert task_arguments.guess([str(path)], "color", "")[1] == "builtin"
+    here = {"smollm2-135m": "package", "smollm2-360m": "ollama", "qwen2.5-14b": "hub cache"}
+    places = [(model, Place(here.get(model.short, "hub"), "somewhere")) for model in KNOWN_MODELS]
+    monkeypatch.setattr("loratory.machine.matmul_flops", lambda *_: 3e11)
+    monkeypatch.setattr("loratory.machine.memory_bytes", lambda *_: 24 * 1024**3)
+    task_file, name = task_arguments.guess([str(path)], "color", "")
+    assert name == "smollm2-360m" and 'name = "smollm2-360m"' in task_file.toml
+    assert "found in Ollama: 362 million parameters" in task_file.remarks[-1]
+    monkeypatch.setattr("loratory.machine.matmul_flops", lambda *_: 1e11)
+    assert task_arguments.guess([str(path)], "color", "")[1] == "smollm2-135m", "the larger one takes more than an hour"
+    assert task_arguments.guess([str(path)], "color", "builtin")[1] == "builtin"

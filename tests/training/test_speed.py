@@ -220,7 +220,9 @@ def test_unsupported_gradient_checkpointing_is_reported(monkeypatch):
     model.model.layers[0].dropout = 0.1  # applied by the layer itself; the checkpointing flag would enable it
     for settings in (SpeedConfig(checkpointing="on"), SpeedConfig()):
         monkeypatch.setattr(speed, "memory_bytes", lambda device: 1000)
-        result, [sentence] = resolve_speed(settings, TrainConfig(epochs=3), False, model, EXAMPLES, Layout("tree", "test"), CPU)
+        result, [sentence] = resolve_speed(
+            settings, TrainConfig(epochs=3), False, model, EXAMPLES, Layout("tree", "test"), CPU
+        )
         assert result.checkpointing == "off"
         assert "does not support gradient checkpointing" in sentence
 
@@ -230,7 +232,9 @@ def test_resumed_full_fine_tuning_keeps_its_number_format_of_products(monkeypatc
     first = machine.resolve_machine("cpu", "auto", 0, "auto")
     assert (first.dtype, first.autocast_dtype, first.matmul_dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
     model = tiny_model("llama", torch.float32)
-    settings, _ = resolve_speed(SpeedConfig(), TrainConfig(epochs=3), True, model, EXAMPLES, Layout("tree", "test"), first)
+    settings, _ = resolve_speed(
+        SpeedConfig(), TrainConfig(epochs=3), True, model, EXAMPLES, Layout("tree", "test"), first
+    )
     assert settings.products == "bfloat16"
     monkeypatch.setattr(machine, "_probe_dtype", lambda device: (torch.float32, "another machine"))
     resumed = machine.resolve_machine("cpu", first.dtype_name, 0, settings.products)

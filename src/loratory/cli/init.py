@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from loratory.cli.output import print_json, print_text, print_tokens
-from loratory.cli.task_arguments import is_masked_model, load_examples, print_notes, print_remarks, tokens_of
+from loratory.cli.task_arguments import guess, load_examples, print_notes, print_remarks, tokens_of
 from loratory.cli.verb import Verb
 from loratory.config import Config
 from loratory.errors import UserError
 from loratory.printable import printable
-from loratory.settings import ModelConfig
 
 if TYPE_CHECKING:
     from loratory.data import Split
@@ -30,8 +29,9 @@ class InitFlags:
     """Data files: csv, tsv, json, jsonl, parquet, xlsx, xls, ods or txt; or hub:owner/name."""
     answer: str = ""
     """The answer column. Conversations, instructions and plain texts need none."""
-    model: str = ModelConfig().name
-    """Hub id or folder of the model."""
+    model: str = ""
+    """The model: a short name (see loratory models), hub id, folder, GGUF file, or ollama:NAME. Not set: the largest
+    known one on this machine that is tuned in an hour, or else the small built-in one."""
     out: Path | None = None
     """Where to write the task file; by default in the current folder, named after the data."""
     overwrite: bool = False
@@ -42,10 +42,10 @@ class InitFlags:
 
 def execute(arguments: list[str]) -> None:
     flags = tyro.cli(InitFlags, args=arguments, prog="loratory init")
-    from loratory.data import check_not_overwriting, draw_few_shot, guess_task_file
+    from loratory.data import check_not_overwriting, draw_few_shot
     from loratory.storage import check_replaceable, write_text
 
-    task_file = guess_task_file(flags.data, flags.answer, is_masked_model, flags.model, flags.out)
+    task_file, _ = guess(flags.data, flags.answer, flags.model, flags.out)
     check_replaceable(task_file.path, [Path(name) for name in flags.data])
     if not flags.overwrite:
         check_not_overwriting(task_file)

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from loratory.cli.output import print_json, print_text, print_wide
+from loratory.cli.task_arguments import EPOCHS, EXAMPLES, TOKENS_PER_EXAMPLE
 from loratory.cli.verb import Verb
 from loratory.errors import UserError
 
 if TYPE_CHECKING:
     from loratory.bases import KnownModel, Place
 
-# The work for which the minutes are given.
-EXAMPLES, TOKENS_PER_EXAMPLE, EPOCHS = 500, 250, 3
 FOUND = {"hub cache": "here: hub cache", "package": "here: package", "ollama": "here: Ollama"}
 
 

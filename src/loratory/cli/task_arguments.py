@@ -14,11 +14,16 @@ import tyro
 from loratory.config import Config, check_config
 from loratory.errors import UserError
 from loratory.printable import printable
-from loratory.settings import ModelConfig
+from loratory.settings import BUILTIN, ModelConfig
 
 if TYPE_CHECKING:
+    from loratory.bases import KnownModel
     from loratory.data import Example, Split, TaskFile
     from loratory.text import Renderer, TokenizedExample
+
+# The work by which known models are judged: half a thousand examples of ordinary length.
+EXAMPLES, TOKENS_PER_EXAMPLE, EPOCHS = 500, 250, 3
+LONGEST_SECONDS = 3600.0
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --section.key
 
@@ -130,17 +135,57 @@ def is_masked_model(model: ModelConfig) -> bool:
 def _guess(names: list[str], arguments: list[str], writes: bool) -> tuple[list[str], "TaskFile"]:
     """The guessed task file for data files, and the arguments that are left. ``writes``: whether the verb is going to
     write it. Raises UserError."""
-    from loratory.data import check_not_overwriting, guess_task_file
+    from loratory.data import check_not_overwriting
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--answer", default="")
-    parser.add_argument("--model.name", dest="model", default=ModelConfig().name)
+    parser.add_argument("--model.name", dest="model", default="")
     given, rest = parser.parse_known_args(arguments)
-    task_file = guess_task_file(names, given.answer, is_masked_model, given.model)
+    task_file, model = guess(names, given.answer, given.model)
     if writes:
         check_not_overwriting(task_file)
     print_remarks(task_file)
-    return [*rest, "--model.name", given.model], task_file
+    return [*rest, "--model.name", model], task_file
+
+
+def guess(names: Sequence[str], answer: str, model: str, path: Path | None = None) -> tuple["TaskFile", str]:
+    """The guessed task file for data files, and the name of the model in it.
+
+    If ``model`` is empty, that is the best known model on this machine, or else the built-in one. Raises UserError.
+    """
+    from loratory.data import guess_task_file
+
+    # With the built-in model first, so that a mistake in the data is told before models are looked for.
+    task_file = guess_task_file(names, answer, is_masked_model, model or BUILTIN, path)
+    if model or not (found := _model_at_hand()):
+        return task_file, model or BUILTIN
+    known, place, seconds = found
+    task_file = guess_task_file(names, answer, is_masked_model, known.short, path)
+    where = {"hub cache": "the hub's cache", "package": "an installed package", "ollama": "Ollama"}[place]
+    remark = f"the model is {known.short}, found in {where}: {known.parameters / 1e6:,.0f} million parameters, about "
+    minutes = max(1, round(seconds / 60))
+    remark += f"{minutes} min for {EXAMPLES} examples of {TOKENS_PER_EXAMPLE} tokens; --model.name takes another"
+    return dataclasses.replace(task_file, remarks=(*task_file.remarks, remark)), known.short
+
+
+def _model_at_hand() -> tuple["KnownModel", str, float] | None:
+    """The largest known model on this machine that fits into its memory and is tuned in an hour or less, where it is,
+    and the estimated seconds; None if there is none."""
+    from loratory.bases import known_places, memory_needed, training_seconds
+
+    here = [(model, place) for model, place in known_places() if place.is_here]
+    if not here:
+        return None
+    from loratory.machine import matmul_flops, memory_bytes, resolve_machine
+
+    machine = resolve_machine("auto", "auto", 0)
+    flops, memory = matmul_flops(machine.device, machine.matmul_dtype), memory_bytes(machine.device)
+    tokens = EXAMPLES * TOKENS_PER_EXAMPLE * EPOCHS
+    for model, place in reversed(here):  # the largest first
+        seconds = training_seconds(model.parameters, tokens, flops)
+        if seconds <= LONGEST_SECONDS and (not memory or memory_needed(model.parameters) <= memory):
+            return model, place.kind, seconds
+    return None
 
 
 def print_remarks(task_file: "TaskFile") -> None:
