@@ -21,7 +21,7 @@ class AskFlags:
     run: Path | None = None
     """A run directory or an adapter folder; without it, the base model answers."""
     model: str = ModelConfig().name
-    """Hub id or folder of the base model."""
+    """The base model: a short name (see loratory models), hub id, folder, GGUF file, or ollama:NAME."""
     system: str | None = None
     """System message; a run brings its own."""
     max_new_tokens: int = 200
@@ -51,7 +51,7 @@ def _answer(flags: AskFlags) -> Iterable[str]:
         return load(flags.run, force=flags.force, on_event=print_message).ask(
             flags.text, flags.system, flags.max_new_tokens
         )
-    base, renderer = load_plain(flags.model)
+    base, renderer = load_plain(flags.model, print_message)
     return ask(base.model, renderer, flags.text, flags.system, flags.max_new_tokens)
 
 

@@ -19,7 +19,7 @@ class ChatFlags:
     run: tyro.conf.Positional[Path | None] = None
     """A run directory or an adapter folder; without it, the base model answers."""
     model: str = ModelConfig().name
-    """Hub id or folder of the base model."""
+    """The base model: a short name (see loratory models), hub id, folder, GGUF file, or ollama:NAME."""
     system: str | None = None
     """System message; a run brings its own."""
     max_new_tokens: int = 200

@@ -21,7 +21,7 @@ class FillFlags:
     run: Path | None = None
     """A run directory or an adapter folder; without it, the base model answers."""
     model: str = BUILTIN_MASKED
-    """Hub id or folder of the base model."""
+    """The base model: a short name (see loratory models), hub id, folder, GGUF file, or ollama:NAME."""
     top: int = 5
     """How many tokens to show for each mask."""
     force: bool = False
@@ -42,7 +42,7 @@ def execute(arguments: list[str]) -> None:
         tuned = load(flags.run, force=flags.force, on_event=print_message)
         model, renderer, name = tuned.model, tuned.renderer, str(flags.run)
     else:
-        base, renderer = load_plain(flags.model)
+        base, renderer = load_plain(flags.model, print_message)
         model, name = base.model, flags.model
     if not renderer.is_masked_lm:
         raise UserError("Only a masked language model can fill in masks", name, fix="use loratory ask")

@@ -85,7 +85,7 @@ def open_chat(
     """
     check_max_new_tokens(max_new_tokens)
     if run is None:
-        base, renderer = load_plain(model)
+        base, renderer = load_plain(model, on_event)
         chat_model = ChatModel(model, base.model, renderer, base.text.max_length, max_new_tokens)
         conversation = Conversation(system or None, BASE, fills_template=False)
     else:

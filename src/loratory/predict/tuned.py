@@ -230,10 +230,15 @@ def _rule(choose: Mapping[str, Any], labels: int, where: str) -> Rule:
     return rule
 
 
-def load_plain(name: str) -> tuple[LoadedModel, Renderer]:
-    """Loads a model, or an adapter on its base model, and the renderer. Raises UserError if it cannot be loaded."""
+def load_plain(name: str, on_event: EventCallback = ignore_event) -> tuple[LoadedModel, Renderer]:
+    """Loads a model, or an adapter on its base model, and the renderer. Raises UserError if it cannot be loaded.
+
+    ``on_event`` is told how the model was found.
+    """
     start_template_process()
     base = load_with_start(ModelConfig(name), resolve_machine("auto", "auto", 0))
+    for note in base.notes:
+        on_event(Event("message", note))
     return base, renderer_for(base.text, PromptConfig())
 
 
