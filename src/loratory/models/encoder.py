@@ -38,7 +38,7 @@ class Encoder:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """Hub id or absolute path of the folder."""
+    """As in the settings: a short name, hub id or folder."""
     sha256: str
     """The hash of the weights."""
     pool: Callable[[Tensor, Tensor], Tensor]
@@ -69,8 +69,7 @@ def load_encoder(name: str, machine: Machine) -> Encoder:
     How it pools is read from its files, in the form of Sentence Transformers: the mean of the states, or the state of
     the first token; without such files, the mean. Raises UserError as ``load_model`` does, and for another pooling.
     """
-    found = find_files(ModelConfig(encoder_source(name)))
-    folder = found.folder
+    folder = find_files(ModelConfig(encoder_source(name))).folder
     check_weights(folder, name)
     check_not_quantized(folder, name)
     check_model_folder(folder)
@@ -92,7 +91,7 @@ def load_encoder(name: str, machine: Machine) -> Encoder:
     stated = read_json(folder / LENGTH).get("max_seq_length") if (folder / LENGTH).exists() else None
     limits = (stated, tokenizer.model_max_length, context_length(model.config), DEFAULT_LENGTH)
     length = min(int(limit) for limit in limits if isinstance(limit, int) and limit > 0)
-    return Encoder(model, tokenizer, found.name, model_hashes(folder)[WEIGHTS], pool, length)
+    return Encoder(model, tokenizer, name, model_hashes(folder)[WEIGHTS], pool, length)
 
 
 def _pooling(folder: Path, name: str) -> Callable[[Tensor, Tensor], Tensor]:
