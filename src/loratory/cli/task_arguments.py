@@ -49,8 +49,11 @@ class RunFlags:
 
 
 def builtin_task() -> Path:
-    """The task file that comes with the package."""
-    return Path(str(importlib.resources.files("loratory") / "builtin" / "task.toml"))
+    """The task file that comes with the package: for SmolLM2 if it is on this machine, else for the built-in model."""
+    from loratory.bases import SHORT_NAMES, place_of
+
+    name = "demo.toml" if place_of(SHORT_NAMES["smollm2-135m"]).is_here else "task.toml"
+    return Path(str(importlib.resources.files("loratory") / "builtin" / name))
 
 
 def parse_with_task(flags: Any, arguments: list[str], verb: str) -> tuple[Any, "TaskFile | None"]:
