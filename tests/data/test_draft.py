@@ -361,3 +361,29 @@ def test_without_a_model_the_largest_known_one_on_this_machine_is_chosen(tmp_pat
     monkeypatch.setattr("loratory.machine.matmul_flops", lambda *_: 1e11)
     assert task_arguments.guess([str(path)], "color", "")[1] == "smollm2-135m", "the larger one takes more than an hour"
     assert task_arguments.guess([str(path)], "color", "builtin")[1] == "builtin"
+
+
+# ---- the tasks that come with the package ----------------------------------------------------------------------------
+
+
+def test_the_demonstration_uses_a_real_model_where_there_is_one(monkeypatch):
+    for kind, name in (("package", "demo.toml"), ("hub cache", "demo.toml"), ("hub", "task.toml")):
+        monkeypatch.setattr("loratory.bases.place_of", lambda model, kind=kind: Place(kind, "somewhere"))
+        assert task_arguments.builtin_task().name == name
+
+
+def test_the_short_texts_are_those_of_the_papers_with_the_first_twenty_of_each_field_for_the_test():
+    folder = task_arguments.builtin_task().parent
+
+    def read(name: str) -> list[dict]:
+        return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    papers = [*read("papers-test"), *read("papers-train")]
+    test, train = read("short-test"), read("short-train")
+    for field in {paper["category"] for paper in papers}:
+        of_field = [paper for paper in papers if paper["category"] == field]
+        short = [row for row in (*test, *train) if row["category"] == field]
+        assert [row["title"] for row in short] == [paper["title"] for paper in of_field]
+        assert all(paper["abstract"].startswith(row["sentence"]) for row, paper in zip(short, of_field, strict=True))
+        assert sum(row["category"] == field for row in test) == 20
+    assert not {row["title"] for row in test} & {row["title"] for row in train}
