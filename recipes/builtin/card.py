@@ -1,7 +1,7 @@
 """Writes the model card from the files of a pretraining run:
 
-    python recipes/builtin/card.py --work FOLDER --out FOLDER/README.md [--ablations ablations.jsonl]
-        [--results NAME=results.json ...]
+    python recipes/builtin/card.py --work FOLDER --out FOLDER/README.md [--machine "one NVIDIA H200"]
+        [--ablations ablations.jsonl] [--results NAME=results.json ...]
 
 ``work`` is the working folder of ``pretrain.py``; ``results`` are files written by ``real_papers.py``.
 """
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from corpus import Windows
+
+from loratory.metrics import duration
 from loratory.storage import read_metrics, write_text
 
 Record = dict[str, Any]
@@ -21,10 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--machine", help="what it was pretrained on")
     parser.add_argument("--ablations", type=Path)
     parser.add_argument("--results", nargs="*", default=[], metavar="NAME=FILE")
     args = parser.parse_args()
-    parts = [about(args.work), measured(read(args.work / "evaluation.json"))]
+    parts = [about(args.work, args.machine), measured(read(args.work / "evaluation.json"))]
     for name, _, path in (text.partition("=") for text in args.results):
         parts.append(on_real_papers(name, read(Path(path))))
     if args.ablations:
@@ -36,12 +40,13 @@ def read(path: Path) -> Record:
     return json.loads(path.read_text())
 
 
-def about(work: Path) -> str:
+def about(work: Path, machine: str | None) -> str:
     """What the model is and how it was trained."""
     recipe = read(work / "recipe.json")
     # A resumed run repeats the steps since its last checkpoint; the last log line of each step counts.
     steps = list({m["step"]: m for m in read_metrics(work) if m["event"] == "step"}.values())
-    tokens, hours = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps) / 3600
+    tokens, seconds = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps)
+    passes = tokens / len(Windows(work, 1))
     tail = steps[-max(1, len(steps) // 50) :]
     loss = sum(s["loss"] for s in tail) / len(tail)
     name = "ModernBERT (masked)" if recipe["masked"] else "Qwen3 (causal)"
@@ -61,7 +66,8 @@ contexts of {recipe["context"]:,} tokens.
 | text | titles and abstracts of arXiv papers (CC0); no category, no label of any kind |
 | documents | {documents} |
 | tokens read | {tokens / 1e6:.1f} million in {len(steps):,} steps of {recipe["step_tokens"]:,} |
-| time | {hours:.1f} hours, {tokens / hours / 3600:,.0f} tokens a second |
+| passes over the text | {passes:.1f} |
+| time | {duration(seconds)}, {tokens / seconds:,.0f} tokens a second{f" on {machine}" if machine else ""} |
 | optimizer | {recipe["optimizer"]} |
 | learning rate | {recipe["learning_rate"]:g}, falling to zero over the last {recipe["decay"]:.0%} of the steps |
 | loss at the end | {loss:.3f} nats a token |
@@ -122,7 +128,7 @@ def chosen_by(runs: Sequence[Record]) -> str:
 
 {runs[0]["minutes"]:g} minutes each on one thread, two at a time (`ablate.py`). *Fields*: accuracy of a linear model on
 the mean of its hidden states, 500 training papers, 500 others. Each run changes what the one named `base` or `recipe`
-above it has. The first chose the size and the optimizer; those from `recipe` on came after the long run.
+above it has. The first chose the size and the optimizer; those from `recipe` on came after a long run on a CPU.
 
 | run | changes | parameters | tokens read | bits a byte | fields |
 | --- | --- | --- | --- | --- | --- |

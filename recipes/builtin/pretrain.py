@@ -42,7 +42,7 @@ from loratory.training import latest_checkpoint, load_checkpoint, save_checkpoin
 from loratory.tree import step_examples
 
 SAVE_SECONDS = 60.0
-SHARD = "15MB"
+SHARD = "16MB"
 
 
 def main() -> None:
