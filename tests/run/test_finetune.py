@@ -30,7 +30,8 @@ from loratory.tree.scoring import label_log_probs
 from loratory.tree.verification import choose_layout
 
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
-EIGHT = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose")
+NINE = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "embed", "tuned", "tuned-choose",
+        "blend")  # fmt: skip
 
 
 @pytest.fixture
@@ -57,13 +58,13 @@ def steps(run) -> list[tuple[int, float]]:
     return [(m["step"], m["loss"]) for m in read_metrics(run) if m["event"] == "step"]
 
 
-def test_a_run_evaluates_eight_systems_and_its_report_matches_the_schema(config):
+def test_a_run_evaluates_nine_systems_and_its_report_matches_the_schema(config):
     events: list[Event] = []
     run = finetune(config, events.append)
     report = json.loads((run / "report.json").read_text())
-    assert [s["name"] for s in report["systems"]] == list(EIGHT)
+    assert [s["name"] for s in report["systems"]] == list(NINE)
     assert report["test_examples"] == 10
-    for name in EIGHT:
+    for name in NINE:
         rows = predictions(run, name)
         assert [r["index"] for r in rows] == list(range(10))
         for row in rows:

@@ -389,7 +389,7 @@ def test_a_run_on_labels(masked_folder, pets, tmp_path):
     run = finetune(config)
     report = json.loads((run / "report.json").read_text())
     values = {s["name"]: s["value"] for s in report["systems"]}
-    assert set(values) == {"prompt", "prompt-choose", "linear", "embed", "tuned", "tuned-choose"}
+    assert set(values) == {"prompt", "prompt-choose", "linear", "embed", "tuned", "tuned-choose", "blend"}
     assert values["tuned-choose"] == values["tuned"] == 1.0 > values["prompt-choose"]
     tuned = load(run)
     assert tuned.answer({"text": "cow 77 sleeps"}) == "moo"
