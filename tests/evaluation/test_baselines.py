@@ -1,5 +1,6 @@
 """The baselines that tuning is compared with."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
@@ -10,6 +11,7 @@ from tiny import byte_tokenizer
 from loratory.data.examples import Example, Message
 from loratory.evaluation.baselines import (
     embedding_classifier,
+    encoder_classifier,
     linear_classifier,
     linear_multilabel_classifier,
     mean_states,
@@ -17,6 +19,7 @@ from loratory.evaluation.baselines import (
     word_features,
 )
 from loratory.evaluation.evaluate_system import NotMeasurable, Prediction, System, evaluate
+from loratory.models.encoder import Encoder
 from loratory.models.loading import LoadedModel, LoadedTokenizer
 from loratory.settings import PromptConfig
 from loratory.text.rendering import render_prompt
@@ -168,3 +171,25 @@ def test_a_system_with_scores_that_are_not_finite_cannot_be_measured(bad: Predic
     system = System(lambda examples, progress: answers[id(examples)], None, None)
     with pytest.raises(NotMeasurable, match="scores are NaN or infinite, first for the example here"):
         evaluate("prompt-choose", lambda progress: system, validation, test, nothing)
+
+
+class Vectors(Encoder):
+    """Stands for a sentence encoder: the vector of a text says how many cats and dogs are in it."""
+
+    def __init__(self):
+        object.__setattr__(self, "name", "counting")
+
+    def encode(self, texts, progress):
+        counts = np.array([[t.count("cat") + 0.1, t.count("dog") + 0.1] for t in texts], dtype=np.float32)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_the_classifier_on_an_encoder_is_sure_where_the_vectors_tell_the_labels_apart():
+    train = [
+        example(f"a {animal} {i}", label) for i in range(6) for animal, label in (("cat", "Meow"), ("dog", "Woof"))
+    ]
+    fitted = encoder_classifier(Vectors(), train, 0, nothing)  # type: ignore[arg-type]
+    [row] = fitted.classify([example("the dog", "Woof")], nothing)
+    assert row["Woof"] > 0.9 and fitted.note.startswith("counting; C = ")
+    assert len(fitted.out_of_fold) == len(train)
+    assert all(row[e.answer] > 0.8 for row, e in zip(fitted.out_of_fold, train, strict=True))

@@ -38,7 +38,7 @@ CHOOSING_ROWS = 2_000  # examples on which C is chosen; more of them barely chan
 WORD_C_VALUES = [1.0, 10.0, 100.0, 1000.0]
 MULTILABEL_C = 10.0
 STATE_C_VALUES = [0.0001, 0.001, 0.01, 0.1, 1.0]
-ENCODER_C_VALUES = [0.3, 1.0, 3.0, 10.0, 30.0]
+ENCODER_C_VALUES = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 
 # What a word is: by default two characters or more; of texts without such words, single characters, or any text at all.
 WORD_PATTERNS = (r"(?u)\b\w\w+\b", r"(?u)\b\w+\b", r"\S+")
@@ -221,7 +221,8 @@ def encoder_classifier(
     vectors_ED = encoder.encode([_text(e) for e in train], progress)
     with fitting():
         pipeline = make_pipeline(LogisticRegression(max_iter=1000, tol=TOLERANCE))
-        fitted = _fit(pipeline, vectors_ED, train, ENCODER_C_VALUES, seed)
+        # By accuracy, C would often be so small that the probabilities are nearly equal; the answers are as good.
+        fitted = _fit(pipeline, vectors_ED, train, ENCODER_C_VALUES, seed, scoring="neg_log_loss")
 
     def predict(examples: Sequence[Example], report: ProgressCallback) -> list[dict[str, float]]:
         return _probabilities(fitted.model, encoder.encode([_text(e) for e in examples], report))
@@ -241,8 +242,10 @@ class _Fitted:
     out_of_fold: tuple[dict[str, float], ...]
 
 
-def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[float], seed: int) -> _Fitted:
-    """The pipeline fitted with the best C of ``c_values``."""
+def _fit(
+    pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[float], seed: int, scoring: str = "accuracy"
+) -> _Fitted:
+    """The pipeline fitted with the best C of ``c_values`` by one of scikit-learn's scores."""
     labels = [e.answer for e in train]
     rows = np.random.default_rng(seed).permutation(len(labels))[:CHOOSING_ROWS]
     row_labels = [labels[i] for i in rows]
@@ -259,7 +262,7 @@ def _fit(pipeline: Pipeline, matrix, train: Sequence[Example], c_values: list[fl
             return _Fitted(model, f"C = {c_value:g}, too few examples per label for cross-validation", ())
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
         choices = {"logisticregression__C": c_values}
-        search = GridSearchCV(pipeline, choices, cv=splits, scoring="accuracy", refit=False)
+        search = GridSearchCV(pipeline, choices, cv=splits, scoring=scoring, refit=False)
         search.fit(matrix[rows], row_labels)
         pipeline.set_params(**search.best_params_)
         rows = cross_val_predict(pipeline, matrix, labels, cv=splits, method="predict_proba")
