@@ -566,3 +566,13 @@ def test_the_system_to_answer_with_has_the_best_probabilities_or_is_simpler_and_
 def test_without_probabilities_the_tuned_system_answers(tmp_path):
     report = build_report(write_run(tmp_path, {"prompt": 0.3, "linear": 0.6, "tuned": 0.75}))
     assert report["verdict"]["delivered"] == "tuned"
+
+
+def test_sets_of_labels_are_not_judged_by_the_probability_of_one(tmp_path):
+    write_run(tmp_path, {"linear": 0.6, "tuned-choose": 0.75})
+    for name, p in {"linear": 0.7, "tuned-choose": 0.6}.items():
+        with_probabilities(tmp_path, name, p)
+    assert build_report(tmp_path)["verdict"]["delivered"] == "linear"
+    data = json.loads((tmp_path / "data.json").read_text())
+    write_json(tmp_path / "data.json", {**data, "task": "labels"})
+    assert build_report(tmp_path)["verdict"]["delivered"] == "tuned-choose"

@@ -24,6 +24,7 @@ SIGNIFICANT = 0.05
 # Systems with probabilities, by what it takes to use them.
 SIMPLEST_FIRST = ("linear", "encoder", "prompt-choose", "few-shot-choose", "embed", "tuned-choose", BLEND)
 SMALLEST_PROBABILITY = 1e-6
+ONE_OF_SEVERAL = ("classification", "choice")
 # How much was forgotten if the loss rises by less than this, in nats per token: 0.1 raises perplexity by a tenth.
 FORGOTTEN = ((0.02, "nothing"), (0.1, "little"), (0.5, "something"), (float("inf"), "much"))
 
@@ -128,8 +129,11 @@ def delivered(run: Run, after: str) -> str:
     """The system to answer with, chosen on validation: the one that gives the right labels the highest mean
     log-probability, or the simplest of those that are less than half a standard error of the paired difference worse.
 
-    Systems without probabilities do not take part. If none has any, it is ``after``.
+    Systems without probabilities do not take part. If none has any, or if an answer is not one of several labels, it is
+    ``after``.
     """
+    if run.data["task"] not in ONE_OF_SEVERAL:
+        return after
     log_probs = {name: found for name in SIMPLEST_FIRST if (found := _validation_log_probs(run, name)) is not None}
     if not log_probs:
         return after
