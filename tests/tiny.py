@@ -49,3 +49,10 @@ def write_model(folder: Path, config: transformers.PretrainedConfig) -> Path:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the gradients by parameter; the model's own are cleared."""
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found

@@ -12,6 +12,7 @@ import torch
 import transformers
 from conftest import VOCABULARY
 from test_finetune import predictions
+from tiny import gradients
 
 from loratory.cli.main import main
 from loratory.config import Config
@@ -106,12 +107,6 @@ def one_by_one(model, sequences) -> tuple[float, dict[str, torch.Tensor]]:
         part.backward()
         loss += part.item()
     return loss, gradients(model)
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
 
 
 @pytest.mark.parametrize("budget", [30, 1000])

@@ -16,7 +16,7 @@ from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_finetune import predictions
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, gradients
 
 from loratory.cli.main import main
 from loratory.config import Config
@@ -182,12 +182,6 @@ def one_by_one(model, sequences) -> tuple[float, dict[str, torch.Tensor]]:
         part.backward()
         loss += part.item()
     return loss, gradients(model)
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -1,6 +1,5 @@
 """The known sentence encoders: their short names, and where this machine has one."""
 
-import hashlib
 import re
 import zipfile
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from loratory.bases.cache import user_cache
 from loratory.bases.places import file_in_package, is_in_hub_cache
 from loratory.errors import UserError
-from loratory.storage import atomic_folder
+from loratory.storage import atomic_folder, sha256_of
 
 # What an encoder consists of; its archive in a package may hold nothing else.
 FILES = (
@@ -66,9 +65,7 @@ def _archive(encoder: KnownEncoder) -> Path | None:
 
 def _unpacked(encoder: KnownEncoder, archive: Path) -> Path:
     """The folder with the archive's files, named by its hash."""
-    with archive.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = user_cache() / "encoders" / f"{encoder.short}-{digest[:16]}"
+    folder = user_cache() / "encoders" / f"{encoder.short}-{sha256_of([archive])[:16]}"
     if folder.is_dir():
         return folder
     try:

@@ -20,7 +20,6 @@ from loratory.errors import UserError
 from loratory.events import ProgressCallback
 from loratory.machine import Machine
 from loratory.models.finding import find_files
-from loratory.models.identity import WEIGHTS, model_hashes
 from loratory.models.loading import context_length, non_finite
 from loratory.models.untrusted import check_model_folder, read_json
 from loratory.models.usable import check_not_quantized, check_weights
@@ -39,8 +38,6 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     name: str
     """As in the settings: a short name, hub id or folder."""
-    sha256: str
-    """The hash of the weights."""
     pool: Callable[[Tensor, Tensor], Tensor]
     """From the states [T, L, D] and the mask [T, L] to one vector for each text [T, D]."""
     max_length: int
@@ -91,7 +88,7 @@ def load_encoder(name: str, machine: Machine) -> Encoder:
     stated = read_json(folder / LENGTH).get("max_seq_length") if (folder / LENGTH).exists() else None
     limits = (stated, tokenizer.model_max_length, context_length(model.config), DEFAULT_LENGTH)
     length = min(int(limit) for limit in limits if isinstance(limit, int) and limit > 0)
-    return Encoder(model, tokenizer, name, model_hashes(folder)[WEIGHTS], pool, length)
+    return Encoder(model, tokenizer, name, pool, length)
 
 
 def _pooling(folder: Path, name: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -45,7 +45,7 @@ NO_ENCODER_REASON = "no sentence encoder is on this machine; --model.encoder min
 
 def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
     """Those of ``names`` that the settings select, without those that cannot be measured."""
-    without = unusable_systems(job)
+    without = unusable_systems(job) if {*names} & {*FEW_SHOT_SYSTEMS, "encoder"} else {}
     return [name for name in names if name in _configured(job) and name not in without]
 
 
