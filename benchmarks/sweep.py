@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from short_texts import write
+from data_sets import write
 
 VALIDATION_SHARE = 0.2
 

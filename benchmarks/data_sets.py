@@ -1,4 +1,4 @@
-"""Small data sets of short texts with labels, for sweeps and comparisons: titles, first sentences, questions, tickets.
+"""Texts with labels, for sweeps and comparisons: papers, titles, first sentences, questions, tickets.
 
 Each is drawn by seed from its source, with as many examples of each label as possible; test rows are never training
 rows. Standard library only.
@@ -30,6 +30,11 @@ class Rows:
     test: tuple[dict[str, str], ...]
 
 
+def papers(data: Path) -> Rows:
+    """Title and abstract of a real arXiv paper -> one of ten categories; 1,000 for tests."""
+    return _papers(data, lambda paper: f"{paper['title']}\n\n{paper['abstract'].strip()}", 1000)
+
+
 def titles(data: Path) -> Rows:
     """Title of a real arXiv paper -> one of ten categories; 1,000 for tests."""
     return _papers(data, lambda paper: paper["title"], 1000)
@@ -42,12 +47,12 @@ def sentences(data: Path) -> Rows:
 
 def questions(data: Path) -> Rows:
     """A bank customer's question -> one of twelve intents of banking77; its own test set, 480 questions."""
-    parts = []
-    for name in ("train", "test"):
-        with (data / "banking77" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            rows = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
-        parts.append(tuple(row for row in rows if row["label"] in INTENTS))
-    return Rows(*parts)
+    return Rows(*(tuple(row for row in _bank(data, name) if row["label"] in INTENTS) for name in ("train", "test")))
+
+
+def banking77(data: Path) -> Rows:
+    """A bank customer's question -> one of 77 intents; 1,001 questions of its own test set."""
+    return Rows(tuple(_bank(data, "train")), tuple(balanced(_bank(data, "test"), 1001, "test")))
 
 
 def tickets(data: Path) -> Rows:
@@ -56,7 +61,19 @@ def tickets(data: Path) -> Rows:
     return _held_out(rows, 300)
 
 
-DATA_SETS = {"titles": titles, "sentences": sentences, "questions": questions, "tickets": tickets}
+DATA_SETS = {
+    "papers": papers,
+    "titles": titles,
+    "sentences": sentences,
+    "questions": questions,
+    "banking77": banking77,
+    "tickets": tickets,
+}
+
+
+def _bank(data: Path, name: str) -> list[dict[str, str]]:
+    with (data / "banking77" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
 
 
 def _papers(data: Path, text_of, held_out: int) -> Rows:
