@@ -51,8 +51,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "finetune": (),
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),
     "cli": (
-        "verb", "output", "progress", "task_arguments", "run", "init", "check", "train", "evaluate", "predict", "ask",
-        "fill", "chat", "compare", "show", "models", "help", "allocator", "crash", "main", "__main__",
+        "verb", "output", "progress", "downloads", "task_arguments", "run", "init", "check", "train", "evaluate",
+        "predict", "ask", "fill", "chat", "compare", "show", "models", "help", "allocator", "crash", "main", "__main__",
     ),
 }  # fmt: skip
 

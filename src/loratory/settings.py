@@ -92,8 +92,9 @@ class DataConfig:
     """Maximum number of validation examples, sampled by seed and stratified by label after splitting."""
     limit_test: int | None = None
     """Maximum number of test examples, sampled by seed and stratified by label after splitting."""
-    validation_share: float = 0.1
-    """Share of train to split off if validation is not set, by seed and stratified by label; 0: no validation data."""
+    validation_share: Literal["auto"] | float = "auto"
+    """Share of train to split off if validation is not set, by seed and stratified by label; 0: no validation data.
+    auto: a fifth, but at most 200 rows, or 5 % if that is more."""
     test_share: float = 0.2
     """Share of train to split off if test is not set, by seed and stratified by label."""
     retain: tuple[str, ...] = ()

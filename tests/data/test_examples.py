@@ -277,6 +277,13 @@ def test_the_three_sets_are_disjoint_and_each_example_has_its_source(tmp_path):
         assert e.candidates == result.labels
 
 
+@pytest.mark.parametrize(("rows", "validation"), [(60, 12), (600, 120), (1000, 200), (3000, 200), (10_000, 500)])
+def test_the_automatic_validation_share_is_a_fifth_of_few_rows_and_less_of_many(tmp_path, rows, validation):
+    train, test = table(tmp_path, "train.csv", "ab" * (rows // 2)), table(tmp_path, "test.csv", "ab")
+    result = split(DataConfig(train=(train,), test=(test,), answer="label"))
+    assert (len(result.validation), len(result.train)) == (validation, rows - validation)
+
+
 def test_given_sets_are_used_completely_and_in_order(tmp_path):
     train, test = table(tmp_path, "train.csv", "ab" * 9), table(tmp_path, "test.csv", "abab")
     more = table(tmp_path, "more.csv", "c")

@@ -31,9 +31,12 @@ class InitFlags:
     """The answer column. Conversations, instructions and plain texts need none."""
     model: str = ""
     """The model: a short name (see loratory models), hub id, folder, GGUF file, or ollama:NAME. Not set: the largest
-    known one on this machine that is tuned in an hour, or else the small built-in one."""
+    known one that is tuned in an hour on this machine and is already here; if there is none, one from the hub, after
+    a yes; or else the small built-in one."""
     out: Path | None = None
     """Where to write the task file; by default in the current folder, named after the data."""
+    yes: bool = False
+    """Download the model without asking if none is on this machine."""
     overwrite: bool = False
     """Replace an existing task file."""
     json: bool = False
@@ -45,7 +48,7 @@ def execute(arguments: list[str]) -> None:
     from loratory.data import check_not_overwriting, draw_few_shot
     from loratory.storage import check_replaceable, write_text
 
-    task_file, _ = guess(flags.data, flags.answer, flags.model, flags.out)
+    task_file, _ = guess(flags.data, flags.answer, flags.model, flags.out, flags.yes)
     check_replaceable(task_file.path, [Path(name) for name in flags.data])
     if not flags.overwrite:
         check_not_overwriting(task_file)

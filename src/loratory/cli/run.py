@@ -1,5 +1,6 @@
 """``loratory run``: the whole story, from file to report."""
 
+from loratory.cli.downloads import agree_to_download
 from loratory.cli.output import print_report
 from loratory.cli.progress import progress_display
 from loratory.cli.task_arguments import RunFlags, check_inputs, confirmation, parse_with_task
@@ -22,6 +23,7 @@ COMMON_SETTINGS = (
 def execute(arguments: list[str]) -> None:
     flags, task_file = parse_with_task(RunFlags, arguments, "run")
     check_inputs(flags.config)
+    agree_to_download(flags.config.model, flags.yes)
     from loratory.finetune import finetune
 
     with progress_display() as on_event:

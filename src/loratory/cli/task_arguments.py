@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from loratory.cli.downloads import ask, can_ask
 from loratory.config import Config, check_config
 from loratory.errors import UserError
 from loratory.printable import printable
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 # The work by which known models are judged: half a thousand examples of ordinary length.
 EXAMPLES, TOKENS_PER_EXAMPLE, EPOCHS = 500, 250, 3
 LONGEST_SECONDS = 3600.0
+PLACES = {
+    "hub cache": "found in the hub's cache",
+    "package": "found in an installed package",
+    "ollama": "found in Ollama",
+    "hub": "which is downloaded from the hub",
+}
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are named --section.key
 
@@ -144,51 +151,75 @@ def _guess(names: list[str], arguments: list[str], writes: bool) -> tuple[list[s
     parser.add_argument("--answer", default="")
     parser.add_argument("--model.name", dest="model", default="")
     given, rest = parser.parse_known_args(arguments)
-    task_file, model = guess(names, given.answer, given.model)
+    task_file, model = guess(names, given.answer, given.model, yes="--yes" in rest)
     if writes:
         check_not_overwriting(task_file)
     print_remarks(task_file)
     return [*rest, "--model.name", model], task_file
 
 
-def guess(names: Sequence[str], answer: str, model: str, path: Path | None = None) -> tuple["TaskFile", str]:
+def guess(
+    names: Sequence[str], answer: str, model: str, path: Path | None = None, yes: bool = False
+) -> tuple["TaskFile", str]:
     """The guessed task file for data files, and the name of the model in it.
 
-    If ``model`` is empty, that is the best known model on this machine, or else the built-in one. Raises UserError.
+    If ``model`` is empty, that is the best known model on this machine, or else one that may be downloaded, with
+    ``yes`` or after a yes, or else the built-in one. Raises UserError.
     """
     from loratory.data import guess_task_file
 
     # With the built-in model first, so that a mistake in the data is told before models are looked for.
     task_file = guess_task_file(names, answer, is_masked_model, model or BUILTIN, path)
-    if model or not (found := _model_at_hand()):
-        return task_file, model or BUILTIN
+    if model:
+        return task_file, model
+    found = _suitable_model(here=True)
+    if found is None and (fetched := _suitable_model(here=False)) and _may_download(fetched[0], yes):
+        found = fetched
+    if found is None:
+        return task_file, BUILTIN
     known, place, seconds = found
     task_file = guess_task_file(names, answer, is_masked_model, known.short, path)
-    where = {"hub cache": "the hub's cache", "package": "an installed package", "ollama": "Ollama"}[place]
-    remark = f"the model is {known.short}, found in {where}: {known.parameters / 1e6:,.0f} million parameters, about "
+    remark = f"the model is {known.short}, {PLACES[place]}: {known.parameters / 1e6:,.0f} million parameters, about "
     minutes = max(1, round(seconds / 60))
     remark += f"{minutes} min for {EXAMPLES} examples of {TOKENS_PER_EXAMPLE} tokens; --model.name takes another"
     return dataclasses.replace(task_file, remarks=(*task_file.remarks, remark)), known.short
 
 
-def _model_at_hand() -> tuple["KnownModel", str, float] | None:
-    """The largest known model on this machine that fits into its memory and is tuned in an hour or less, where it is,
-    and the estimated seconds; None if there is none."""
+def _suitable_model(here: bool) -> tuple["KnownModel", str, float] | None:
+    """The largest known model that fits into this machine's memory and is tuned in an hour or less, where it is, and
+    the estimated seconds; of those on this machine if ``here``, else of those on the hub that have no terms to accept.
+
+    None if there is none.
+    """
+    from huggingface_hub import constants
+
     from loratory.bases import known_places, memory_needed, training_seconds
 
-    here = [(model, place) for model, place in known_places() if place.is_here]
-    if not here:
+    candidates = [(m, place) for m, place in known_places() if place.is_here == here and (here or m.is_open)]
+    if not candidates or (not here and constants.HF_HUB_OFFLINE):
         return None
     from loratory.machine import matmul_flops, memory_bytes, resolve_machine
 
     machine = resolve_machine("auto", "auto", 0)
     flops, memory = matmul_flops(machine.device, machine.matmul_dtype), memory_bytes(machine.device)
     tokens = EXAMPLES * TOKENS_PER_EXAMPLE * EPOCHS
-    for model, place in reversed(here):  # the largest first
+    for model, place in reversed(candidates):  # the largest first
         seconds = training_seconds(model.parameters, tokens, flops)
         if seconds <= LONGEST_SECONDS and (not memory or memory_needed(model.parameters) <= memory):
             return model, place.kind, seconds
     return None
+
+
+def _may_download(model: "KnownModel", yes: bool) -> bool:
+    """Whether the hub has the model and the person agrees to download it."""
+    if not yes and not can_ask():
+        what = f"No known model is on this machine. --model.name {model.short} or --yes downloads one"
+        print(f"  {what} ({model.gigabytes:.2f} GB)", file=sys.stderr)
+        return False
+    from loratory.models import bytes_to_download
+
+    size = bytes_to_download(ModelConfig(model.short))
+    return size is not None and (yes or ask(f"The model for this machine is {model.short}, {size / 1e9:.2f} GB."))
 
 
 def print_remarks(task_file: "TaskFile") -> None:
@@ -208,7 +239,7 @@ def confirmation(yes: bool, task_file: "TaskFile | None") -> Callable[[], bool]:
     """Returns the function that asks whether to start; if so, it writes the guessed task file."""
 
     def confirm() -> bool:
-        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        if not yes and can_ask():
             print("Start? [Y/n] ", end="", file=sys.stderr, flush=True)
             if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
                 return False

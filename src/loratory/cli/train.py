@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from loratory.cli.downloads import agree_to_download
 from loratory.cli.output import print_json, print_text
 from loratory.cli.progress import progress_display
 from loratory.cli.run import COMMON_SETTINGS
@@ -20,6 +21,7 @@ class TrainFlags(RunFlags):
 def execute(arguments: list[str]) -> None:
     flags, task_file = parse_with_task(TrainFlags, arguments, "train")
     check_inputs(flags.config)
+    agree_to_download(flags.config.model, flags.yes)
     from loratory.finetune import train_only
 
     with progress_display() as on_event:

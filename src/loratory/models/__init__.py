@@ -19,7 +19,7 @@ from loratory.models.adapters import (
 )
 from loratory.models.card import changed_model_files, read_card, write_card
 from loratory.models.encoder import Encoder, load_encoder
-from loratory.models.finding import builtin_folder
+from loratory.models.finding import builtin_folder, bytes_to_download
 from loratory.models.identity import WEIGHTS, differing_files
 from loratory.models.loading import (
     MASKED_MODELS,
@@ -46,6 +46,7 @@ __all__ = [
     "attach_adapter",
     "attach_start",
     "builtin_folder",
+    "bytes_to_download",
     "changed_model_files",
     "context_length",
     "detach_adapter",

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.errors import UserError
+from loratory.events import EventCallback, ignore_event
 from loratory.machine import Machine
 from loratory.models.card import read_card, write_card
 from loratory.models.identity import WEIGHTS, differing_files
@@ -107,9 +108,9 @@ def attach_start(base: LoadedModel, trained: bool, dropout: float = 0.0, fused: 
     return _load_lora(base.model, base.start.folder, fused, dropout if trained else None)
 
 
-def load_with_start(config: ModelConfig, machine: Machine) -> LoadedModel:
+def load_with_start(config: ModelConfig, machine: Machine, on_event: EventCallback = ignore_event) -> LoadedModel:
     """``load_model``; if ``config`` names an adapter, the model computes with it. Raises UserError."""
-    base = load_model(config, machine)
+    base = load_model(config, machine, on_event)
     if base.start:
         attach_start(base, trained=False)
     return base

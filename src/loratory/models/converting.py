@@ -21,6 +21,7 @@ from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 
 from loratory.bases import SOURCE, cached_model, entry_folder, make_room, writing_to_cache
 from loratory.errors import UserError
+from loratory.events import Event, EventCallback, ignore_event
 from loratory.models.gguf_header import GgufHeader, read_gguf_header
 from loratory.models.gguf_tokenizer import check_can_be_split, check_tokens_are_those_of, split_as_stated, stop_ids
 from loratory.models.identity import model_hashes
@@ -61,7 +62,9 @@ class GgufSource:
         return {"file": self.file, "sha256": self.sha256, "quantization": self.quantization}
 
 
-def converted(path: Path, expected_sha256: str | None = None) -> tuple[Path, GgufSource]:
+def converted(
+    path: Path, on_event: EventCallback = ignore_event, expected_sha256: str | None = None
+) -> tuple[Path, GgufSource]:
     """The folder with the model of a GGUF file, converted now if it is not in the cache.
 
     The file is hashed every time: a hash that is remembered by date and size would miss a file that was replaced with
@@ -82,6 +85,8 @@ def converted(path: Path, expected_sha256: str | None = None) -> tuple[Path, Ggu
         _check_readable(header, path)
         with writing_to_cache():
             if (cached := cached_model(folder)) is None:  # another process may just have converted it
+                size = f"{path.stat().st_size / 1e9:.2f} GB"
+                on_event(Event("message", f"Converting {path.name}, {size}; it is done once and kept in the cache"))
                 with atomic_folder(folder, OWN_FILES) as new:
                     _convert(path, header, sha256, new)
                 make_room(folder)

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from loratory.bases import PREFIX, SHORT_NAMES, find_in_ollama, place_of, unused_settings
 from loratory.errors import UserError
+from loratory.events import EventCallback, ignore_event
 from loratory.models.converting import GgufSource, converted
 from loratory.settings import BUILTIN, BUILTINS, ModelConfig
 from loratory.storage import CARD
@@ -44,10 +51,11 @@ def builtin_folder(name: str = BUILTIN) -> Path:
     return Path(str(importlib.resources.files("loratory") / "builtin" / ("model" if name == BUILTIN else "masked")))
 
 
-def find_files(config: ModelConfig) -> FoundModel:
+def find_files(config: ModelConfig, on_event: EventCallback = ignore_event) -> FoundModel:
     """The folder with the model's files, downloaded from the hub or converted from GGUF if necessary.
 
-    In a run directory, that is the folder with its adapter or its fully fine-tuned model.
+    In a run directory, that is the folder with its adapter or its fully fine-tuned model. ``on_event`` is told before a
+    conversion begins.
 
     Raises UserError if the model does not exist, is gated, or cannot be downloaded or converted.
     """
@@ -57,51 +65,82 @@ def find_files(config: ModelConfig) -> FoundModel:
     path = Path(name)
     if name.strip() and path.is_dir():
         inside = _inside_run(path)
-        return _from_gguf(only) if (only := _only_gguf(inside)) else _in_folder(inside)
+        return _from_gguf(only, on_event) if (only := _only_gguf(inside)) else _in_folder(inside)
     if path.suffix.lower() == GGUF and path.exists():
-        return _from_gguf(path)
+        return _from_gguf(path, on_event)
     if name.startswith(PREFIX):
-        return _from_ollama(name)
+        return _from_ollama(name, on_event)
     if name in SHORT_NAMES and config.revision is None:  # a revision is one on the hub
-        return _known(name)
+        return _known(name, on_event)
+    hub_id, file = _hub_id(name)
+    found = _on_hub(hub_id, config.revision, file)
+    if file is None:
+        return found
+    if not (found.folder / file).is_file():
+        raise UserError("The model on the hub does not have this file", f"[model] name = {name!r}", found=file)
+    folder, source = converted(found.folder / file, on_event)
+    return FoundModel(folder, found.revision, name, source, (_note(source),))
+
+
+def bytes_to_download(config: ModelConfig) -> int | None:
+    """How many bytes ``find_files`` would download; 0 if the model is on this machine.
+
+    None if that is not known, because the hub cannot be reached or does not give the model.
+    """
+    name = config.name
+    known = SHORT_NAMES.get(name)
+    if name in BUILTINS or Path(name).exists() or name.startswith(PREFIX) or (known and place_of(known).is_here):
+        return 0
+    try:
+        hub_id, file = _hub_id(name)
+        files = snapshot_download(hub_id, revision=config.revision, allow_patterns=_patterns(file), dry_run=True)
+    except (UserError, DryRunError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        return None
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _hub_id(name: str) -> tuple[str, str | None]:
+    """The hub id in a name, and the GGUF file if it names one. Raises UserError if it cannot be a model on the hub."""
     if name in SHORT_NAMES:
-        return _on_hub(SHORT_NAMES[name].hub_id, config.revision, FILES)
-    if path.suffix.lower() == GGUF and name.count("/") < 2:
+        return SHORT_NAMES[name].hub_id, None
+    is_file, slashes = Path(name).suffix.lower() == GGUF, name.count("/")
+    if is_file and slashes < 2:
         raise UserError("Model file not found", "[model] name", "a GGUF file, or owner/name/file.gguf on the hub", name)
-    if name.startswith((".", "/", "~")) or not name.strip() or (name.count("/") > 1 and path.suffix.lower() != GGUF):
+    if name.startswith((".", "/", "~")) or not name.strip() or (slashes > 1 and not is_file):
         kinds = "a folder, a GGUF file, a hub id, a short name or ollama:NAME"
         raise UserError("Model folder not found", "[model] name", kinds, name)
-    if name.count("/") > 1:
-        owner, model, file = name.split("/", 2)
-        found = _on_hub(f"{owner}/{model}", config.revision, [glob.escape(file)])
-        if not (found.folder / file).is_file():
-            raise UserError("The model on the hub does not have this file", f"[model] name = {name!r}", found=file)
-        folder, source = converted(found.folder / file)
-        return FoundModel(folder, found.revision, name, source, (_note(source),))
-    return _on_hub(name, config.revision, FILES)
+    if not is_file:
+        return name, None
+    owner, model, file = name.split("/", 2)
+    return f"{owner}/{model}", file
+
+
+def _patterns(file: str | None) -> list[str]:
+    """The files of a model on the hub that are downloaded."""
+    return FILES if file is None else [glob.escape(file)]
 
 
 def _in_folder(folder: Path) -> FoundModel:
     return FoundModel(folder, None, str(folder.resolve()))
 
 
-def _from_gguf(path: Path) -> FoundModel:
-    folder, source = converted(path)
+def _from_gguf(path: Path, on_event: EventCallback) -> FoundModel:
+    folder, source = converted(path, on_event)
     return FoundModel(folder, None, source.file, source, (_note(source),))
 
 
-def _from_ollama(name: str) -> FoundModel:
+def _from_ollama(name: str, on_event: EventCallback) -> FoundModel:
     model = find_in_ollama(name)
-    folder, source = converted(model.blob, model.sha256)
+    folder, source = converted(model.blob, on_event, model.sha256)
     template = folder / "chat_template.jinja"
     different = unused_settings(model, template.read_text(encoding="utf-8") if template.exists() else "")
     return FoundModel(folder, None, model.name, source, (_note(source), *([different] if different else [])))
 
 
-def _known(name: str) -> FoundModel:
+def _known(name: str, on_event: EventCallback) -> FoundModel:
     """A known model, from the first place that has it; from the hub if none has."""
     place = place_of(SHORT_NAMES[name])
-    found = find_files(ModelConfig(place.name))
+    found = find_files(ModelConfig(place.name), on_event)
     return FoundModel(found.folder, found.revision, found.name, found.gguf, (f"{name} is {found.name}", *found.notes))
 
 
@@ -120,10 +159,10 @@ def _only_gguf(folder: Path) -> Path | None:
     return files[0]
 
 
-def _on_hub(name: str, revision: str | None, files: list[str]) -> FoundModel:
+def _on_hub(name: str, revision: str | None, file: str | None) -> FoundModel:
     where = f"[model] name = {name!r}"
     try:
-        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_patterns(file)))
     except GatedRepoError as error:
         fix = "accept the terms on the model's hub page and run: hf auth login; or choose a model without terms,"
         fix += " such as Qwen/Qwen2.5-0.5B-Instruct"

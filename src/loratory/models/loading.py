@@ -20,6 +20,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from loratory.errors import UserError
+from loratory.events import EventCallback, ignore_event
 from loratory.machine import Machine
 from loratory.models.converting import GgufSource
 from loratory.models.finding import FoundModel, find_files
@@ -119,15 +120,16 @@ def _load_tokenizer(folder: Path, name: str) -> LoadedTokenizer:
     return LoadedTokenizer(tokenizer, stop_ids, plain, context_length(text), False, embeddings)
 
 
-def load_model(config: ModelConfig, machine: Machine) -> LoadedModel:
+def load_model(config: ModelConfig, machine: Machine, on_event: EventCallback = ignore_event) -> LoadedModel:
     """Loads the model, onto the machine's device, and its tokenizer; the base model, if ``config`` names an adapter.
+    ``on_event`` is told what takes long.
 
     Raises UserError if the model is missing, gated, not available offline, stored as pickle or requires custom code, or
     if it is neither a causal nor a masked language model.
     """
-    found = find_files(config)
+    found = find_files(config, on_event)
     start = starting_adapter(config, found)
-    found = base_files(start) if start else found
+    found = base_files(start, on_event) if start else found
     folder = found.folder
     config = start.base if start else config
     check_weights(folder, config.name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import UserError
+from loratory.events import EventCallback, ignore_event
 from loratory.models.card import read_card
 from loratory.models.finding import FoundModel, find_files
 from loratory.models.identity import WEIGHTS, differing_files
@@ -78,10 +79,10 @@ def starting_adapter(config: ModelConfig, found: FoundModel) -> StartingAdapter 
     )
 
 
-def base_files(adapter: StartingAdapter) -> FoundModel:
+def base_files(adapter: StartingAdapter, on_event: EventCallback = ignore_event) -> FoundModel:
     """``find_files`` of the base model. Raises UserError, which names adapter and base, if it cannot be found."""
     try:
-        return find_files(adapter.base)
+        return find_files(adapter.base, on_event)
     except UserError as error:
         raise UserError(
             "The adapter's base model cannot be found",

@@ -236,7 +236,7 @@ def load_plain(name: str, on_event: EventCallback = ignore_event) -> tuple[Loade
     ``on_event`` is told how the model was found.
     """
     start_template_process()
-    base = load_with_start(ModelConfig(name), resolve_machine("auto", "auto", 0))
+    base = load_with_start(ModelConfig(name), resolve_machine("auto", "auto", 0), on_event)
     for note in base.notes:
         on_event(Event("message", note))
     return base, renderer_for(base.text, PromptConfig())

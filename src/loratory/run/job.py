@@ -146,7 +146,7 @@ def _load(config: Config, on_event: EventCallback, source: str) -> _Loaded:
     counts = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test examples"
     for sentence in (counts, f"Device: {machine.reason}"):
         on_event(Event("message", sentence))
-    base = load_with_start(config.model, machine)
+    base = load_with_start(config.model, machine, on_event)
     if config.model.encoder not in ("auto", NO_ENCODER):
         load_encoder(config.model.encoder, machine)  # reports a mistake before anything else is done
     for note in base.notes:
