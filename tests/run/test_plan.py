@@ -64,7 +64,7 @@ def test_the_plan_states_sizes_seeds_steps_and_labels(config):
         finetune(dataclasses.replace(config, train=train), events.append, confirm=lambda: False)
     text = "\n".join(event.text for event in events)
     for words in (
-        "34 training",
+        "30 training",
         "4 validation",
         "10 test",
         "3 labels",

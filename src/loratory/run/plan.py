@@ -107,7 +107,7 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         f"Training {trained}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}{stops}",
         f"{probed.tokens:,} tokens per step{saving}",
-        *(f"Few-shot prompting is skipped: {why}" for why in {*unusable_systems(job).values()}),
+        *(f"{name} cannot be measured: {why}" for name, why in unusable_systems(job).items()),
     ]
 
 
