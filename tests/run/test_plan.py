@@ -65,11 +65,11 @@ def test_the_plan_states_sizes_seeds_steps_and_labels(config):
     text = "\n".join(event.text for event in events)
     for words in (
         "30 training",
-        "4 validation",
+        "8 validation",
         "10 test",
         "3 labels",
         "seeds 0 to 2",
-        "2 epochs, 10 steps of 8",
+        "2 epochs, 8 steps of 8",
         "Only 10 test",
     ):
         assert words in text, text
