@@ -58,7 +58,7 @@ def main() -> None:
     kind = SETFIT if args.setfit_python else args.model
     for draw in args.draws:
         for data in DATA:
-            if args.only and data.name not in args.only or (kind, data.name, draw) in known:
+            if (args.only and data.name not in args.only) or (kind, data.name, draw) in known:
                 continue
             record = {"model": kind, "data": data.name, "draw": draw} | measure(data, draw, args)
             with args.out.open("a", encoding="utf-8") as file:
