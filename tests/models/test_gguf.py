@@ -345,6 +345,9 @@ def test_scaled_positions_that_are_not_read_are_told(tmp_path):
     error_of(tmp_path / "a.gguf", what)
     write_gguf(tmp_path / "b.gguf", tensors={"rope_freqs.weight": np.linspace(1, 9, 8, dtype=np.float32)})
     error_of(tmp_path / "b.gguf", what)
+    factors = np.ones(8, dtype=np.float32)
+    write_gguf(tmp_path / "c.gguf", tensors={f"rope_factors_{n}.weight": factors for n in ("long", "short")})
+    error_of(tmp_path / "c.gguf", what)
 
 
 @pytest.mark.thorough
