@@ -3,12 +3,15 @@
 - docs/task-file.md: keys, types, defaults and meanings of all settings, from the dataclasses of settings.py.
 - docs/command-line.md: what ``--help`` prints for each verb.
 - docs/data-checks.md: the table of checks, from loratory.checks.
+- docs/models.md: the table of families, from families.json, which tests/models/families.py writes.
 - docs/architecture.md, and the table of packages in README.md: from the docstrings, in the order of architecture.py.
 - docs/decisions/README.md: the list of decisions.
 
 tests/test_docs.py checks that the pages are up to date.
 """
 
+import html
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ REQUIRED = ("data.train", "data.answer")
 WIDTH = "88"  # of a code block on the site
 DATA_CHECKS = FOLDER / "data-checks.md"
 TABLE_START, TABLE_END = "<!-- packages: generated -->\n\n", "\n<!-- end of packages -->"
+MODELS, FAMILIES = FOLDER / "models.md", FOLDER / "families.json"
+FAMILIES_START, FAMILIES_END = "<!-- families: generated -->\n\n", "\n<!-- end of families -->"
+BATCHES = {"tree": "token trees", "packed": "packed texts", "padded": "right-padded"}
 CHECKS_START, CHECKS_END = "<!-- checks: generated -->\n\n", "\n<!-- end of checks -->"
 
 EXAMPLE = """\
@@ -197,6 +203,17 @@ def data_checks_page() -> str:
     return _with_table(DATA_CHECKS, CHECKS_START, "\n".join(rows) + "\n", CHECKS_END)
 
 
+def models_page() -> str:
+    """models.md with its table of families brought up to date."""
+    rows = ["| family | models | batches | system message | stop token | notes |", "|" + " --- |" * 6]
+    for family, found in json.loads(FAMILIES.read_text(encoding="utf-8")).items():
+        stops = ", ".join(f"<code>{html.escape(stop)}</code>" for stop in found["stop"])
+        notes = html.escape("; ".join(found["notes"]), quote=False)
+        cells = [family, found["models"], BATCHES[found["batches"]], found["system"], stops, notes]
+        rows.append(f"| {' | '.join(cell.replace('|', '&#124;') or '–' for cell in cells)} |")
+    return _with_table(MODELS, FAMILIES_START, "\n".join(rows) + "\n", FAMILIES_END)
+
+
 def decisions_page() -> str:
     """The list of all decisions."""
     files = sorted((FOLDER / "decisions").glob("[0-9]*.md"))
@@ -209,6 +226,7 @@ PAGES = {
     FOLDER / "task-file.md": task_file_page,
     FOLDER / "command-line.md": command_line_page,
     DATA_CHECKS: data_checks_page,
+    MODELS: models_page,
     FOLDER / "architecture.md": architecture_page,
     FOLDER / "decisions" / "README.md": decisions_page,
     README: readme,

@@ -54,9 +54,14 @@ def write_gguf(
     values: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     left_out: tuple[str, ...] = (),
+    architecture: str = "llama",
 ) -> dict[str, np.ndarray]:
-    """Writes a tiny Llama; returns its dequantized weights by their names in Transformers."""
-    writer = gguf.GGUFWriter(path, "llama")
+    """Writes a tiny Llama; returns its dequantized weights by their names in Transformers.
+
+    Of another ``architecture``, the weights are not in its order of rows, and ``tensors`` must have those that Llama
+    lacks.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
     writer.add_context_length(512)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import write_tiny_model
 from tiny_gguf import put_into_ollama, write_gguf
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 
 from loratory.bases import cache as cache_module
 from loratory.bases.known import KNOWN_MODELS, SHORT_NAMES, memory_needed, training_seconds
@@ -101,6 +103,13 @@ def test_the_table_is_sorted_and_its_names_say_the_size():
         if size := re.search(r"-([\d.]+)([bm])$", model.short):
             billions = float(size[1]) / (1 if size[2] == "b" else 1000)
             assert 0.6 < billions / model.billions < 1.3
+
+
+def test_models_of_ollama_are_of_families_that_are_read_from_gguf():
+    families = {"smollm2": "llama", "llama3.2": "llama", "gemma3": "gemma3", "qwen2.5": "qwen2", "qwen3": "qwen3"}
+    read = GGUF_CONFIG_MAPPING.keys() | GGUF_CONFIG_ARCHS.keys()
+    for model in KNOWN_MODELS:
+        assert not model.ollama or families[model.ollama.partition(":")[0]] in read
 
 
 def test_memory_and_time_are_those_of_their_formulas():

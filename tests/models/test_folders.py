@@ -119,6 +119,12 @@ def test_the_original_name_in_the_configuration_is_used(folder):
     assert "look for unsloth/Llama-3.2-1B-Instruct" in str(error_of(folder, "quantized").fix)
 
 
+def test_a_model_that_was_published_quantized_has_copies_that_are_not(folder):
+    folder = folder.rename(folder.with_name("gpt-oss-20b"))
+    edit(folder / "config.json", **QUANTIZED["MXFP4"])
+    assert "look for gpt-oss-20b-BF16" in str(error_of(folder, "quantized").fix)
+
+
 @pytest.mark.parametrize("value", [None, {}])
 def test_an_empty_quantization_means_none(folder, value):
     edit(folder / "config.json", quantization_config=value)

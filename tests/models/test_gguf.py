@@ -12,8 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from tiny_gguf import TOKENS, WIDTH, llama_weights, write_gguf
+from conftest import SHARED, needs_shared
+from tiny_gguf import LAYERS, TOKENS, WIDTH, llama_weights, write_gguf
 
 from loratory.bases import cache as cache_module
 from loratory.bases import cached_models, clear_cache
@@ -89,6 +91,39 @@ def test_tokens_are_those_of_the_file_and_digits_are_split_as_it_says(tmp_path):
     assert together.tokenizer.tokenize("the\n\n12") == ["t", "he", "Ċ", "Ċ", "12"]
     # Blank lines before a digit stay together, as in the tokenizer that the model was trained with.
     assert apart.tokenizer.tokenize("the\n\n12") == ["t", "he", "ĊĊ", "1", "2"]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+QWEN_2 = {
+    f"blk.{i}.attn_{name}.bias": np.zeros(size, dtype=np.float32)
+    for i in range(LAYERS)
+    for name, size in (("q", WIDTH), ("k", WIDTH // 2), ("v", WIDTH // 2))
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("architecture", "pre", "tensors", "composes"),
+    [
+        ("qwen2", "qwen2", QWEN_2, True),
+        ("llama", "qwen2", {}, True),
+        ("llama", "qwen35", {}, True),
+        ("llama", "llama-bpe", {}, False),
+    ],
+    ids=str,
+)
+def test_characters_are_composed_as_in_qwens_tokenizers(architecture, pre, tensors, composes, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", pre=pre, architecture=architecture, tensors=tensors)
+    tokenizer = load_tokenizer(ModelConfig(str(tmp_path / "tiny.gguf"))).tokenizer
+    assert (tokenizer.tokenize(DECOMPOSED) == tokenizer.tokenize(COMPOSED)) == composes
+
+
+@pytest.mark.thorough
+@needs_shared
+@pytest.mark.parametrize(("name", "composes"), [("qwen2.5-instruct", True), ("llama-3.2-instruct", False)])
+def test_the_real_tokenizers_compose_characters_or_not(name, composes):
+    core = tokenizers.Tokenizer.from_file(str(SHARED / "data" / "tokenizers" / name / "tokenizer.json"))
+    assert (core.encode(DECOMPOSED).ids == core.encode(COMPOSED).ids) == composes
 
 
 @pytest.mark.thorough
@@ -313,6 +348,9 @@ def test_scaled_positions_that_are_not_read_are_told(tmp_path):
     error_of(tmp_path / "a.gguf", what)
     write_gguf(tmp_path / "b.gguf", tensors={"rope_freqs.weight": np.linspace(1, 9, 8, dtype=np.float32)})
     error_of(tmp_path / "b.gguf", what)
+    factors = np.ones(8, dtype=np.float32)
+    write_gguf(tmp_path / "c.gguf", tensors={f"rope_factors_{n}.weight": factors for n in ("long", "short")})
+    error_of(tmp_path / "c.gguf", what)
 
 
 @pytest.mark.thorough

@@ -27,7 +27,7 @@ class KnownModel:
     is_open: bool = True
     """Whether anyone can download it without accepting terms."""
     ollama: str = ""
-    """Its name in Ollama's library; empty if it has none."""
+    """Its name in Ollama's library; empty if it has none, or one whose GGUF file Transformers does not read."""
     package: tuple[str, str] | None = None
     """A Python package that contains it: the module, and the GGUF file in it."""
 
@@ -53,12 +53,11 @@ KNOWN_MODELS = (
     KnownModel("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.711, 8192, "Apache-2.0", 3.42,
                ollama="smollm2:1.7b"),
     KnownModel("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1.721, 40960, "Apache-2.0", 4.06, ollama="qwen3:1.7b"),
-    KnownModel("granite3.3-2b", "ibm-granite/granite-3.3-2b-instruct", 2.534, 131072, "Apache-2.0", 5.07,
-               ollama="granite3.3:2b"),
+    KnownModel("granite3.3-2b", "ibm-granite/granite-3.3-2b-instruct", 2.534, 131072, "Apache-2.0", 5.07),
     KnownModel("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 3.075, 65536, "Apache-2.0", 6.15),
     KnownModel("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 3.213, 131072, "Llama 3.2 terms", 6.43, False,
                "llama3.2:3b"),
-    KnownModel("phi-4-mini", "microsoft/Phi-4-mini-instruct", 3.836, 131072, "MIT", 7.67, ollama="phi4-mini:3.8b"),
+    KnownModel("phi-4-mini", "microsoft/Phi-4-mini-instruct", 3.836, 131072, "MIT", 7.67),
     KnownModel("qwen3-4b", "Qwen/Qwen3-4B-Instruct-2507", 4.022, 262144, "Apache-2.0", 8.05,
                ollama="qwen3:4b-instruct"),
     KnownModel("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", 7.616, 32768, "Apache-2.0", 15.23, ollama="qwen2.5:7b"),

@@ -187,7 +187,7 @@ def save_tuned_model(
         (temporary / READ_ME).unlink(missing_ok=True)  # PEFT's own
         names = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
         write_card(temporary, {**card, "files": hashes_of(temporary, names)})
-        write_text(temporary / READ_ME, _read_me(card, stop_ids, tokenizer))
+        write_text(temporary / READ_ME, _read_me(card, stop_ids, tokenizer, model))
 
 
 def _sort_lists(path: Path) -> None:
@@ -201,11 +201,18 @@ def _is_set(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _read_me(card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def _read_me(
+    card: dict[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, model: nn.Module
+) -> str:
     """The README of the folder: a model card with the base model, the labels and a usage example."""
     title = "LoRA adapter in PEFT's format" if card["adapter"] == "lora" else "Fine-tuned model"
     base, labels = card["base"], ", ".join(card["labels"])
     answers = f"- Answers with one of: {labels}\n" if labels else ""
+    loading = ""
+    if isinstance(model, PeftModel):  # other classes may have other names for the same modules
+        name = type(model.get_base_model()).__name__
+        kind = "AutoModelForMaskedLM" if name.endswith("MaskedLM") else "AutoModelForCausalLM"
+        loading = f"- Class of the base model: `{name}`, as `{kind}` loads it\n"
     end, single_use = "", f'`loratory fill "... {tokenizer.mask_token} ..." --run FOLDER`.'
     if stop_ids:
         stops = ", ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` ({i})" for i in stop_ids)
@@ -219,7 +226,7 @@ tags: [loratory]
 # {title}, trained with Loratory
 
 - Base model: `{base["name"]}`, revision {base["revision"]}, weights SHA-256 `{base["weights_sha256"]}`
-{answers}{end}- Prompt, template arguments and date used in training: see `{CARD}`
+{loading}{answers}{end}- Prompt, template arguments and date used in training: see `{CARD}`
 
 Usage: `loratory predict FOLDER data.csv`, or {single_use}
 """

@@ -42,6 +42,7 @@ SIZES = {
 # Factors of the rotary frequencies in Llama 3.1 and later: the wavelengths between which they rise from 1 to the
 # largest are fixed by these settings, which every such model has.
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_ROPE_FACTORS = "rope_factors_long.weight"  # in Phi 3 and 4, which do not always name the way of scaling
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -108,11 +109,13 @@ def _check_readable(header: GgufHeader, path: Path) -> None:
             "Transformers cannot read models of this family from GGUF", str(path), expected, found, ORIGINAL_MODEL
         )
     scaling = header.of_architecture("rope.scaling.type")
-    if scaling not in (None, "none") and plain not in ("gptoss",):
+    stretched = f"rope.scaling.type = {str(scaling)[:80]}" if scaling not in (None, "none") else None
+    stretched = LONG_ROPE_FACTORS if LONG_ROPE_FACTORS in header.tensors else stretched
+    if stretched and plain not in ("gptoss",):
         raise UserError(
             "Transformers does not read the scaled positions of this GGUF file",
             str(path),
-            found=f"rope.scaling.type = {str(scaling)[:80]}",
+            found=stretched,
             fix=ORIGINAL_MODEL,
         )
     check_can_be_split(header, str(path))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -15,6 +15,9 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", ("llama", "gemma4")
 # also what Transformers does for names that it does not know; or each digit by itself, and the rest as GPT-2 does.
 AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"}
 EACH_DIGIT = {"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"}
+# Those of Qwen's tokenizers, which compose characters (NFC) before they split text. GGUF does not say it otherwise, and
+# Transformers does it only for files whose model is a Qwen too.
+COMPOSES = {"qwen2", "qwen35"}
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 STOPS = ("eos", "eot", "eom")
 ORIGINAL_MODEL = "use the original model in Transformers' format"
@@ -34,8 +37,14 @@ def check_can_be_split(header: GgufHeader, where: str) -> None:
 
 
 def split_as_stated(tokenizer: Any, header: GgufHeader) -> None:
-    """Makes the tokenizer split digits one by one if the file says so; Transformers leaves them together."""
-    if header.values.get("tokenizer.ggml.pre") in EACH_DIGIT and header.values["tokenizer.ggml.model"] == BYTE_LEVEL:
+    """Makes the tokenizer compose characters and split digits one by one if the file says so by the name of its way of
+    splitting text; Transformers does neither for every file."""
+    if header.values["tokenizer.ggml.model"] != BYTE_LEVEL:
+        return
+    pre = header.values.get("tokenizer.ggml.pre")
+    if pre in COMPOSES:
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    if pre in EACH_DIGIT:
         digit = pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated")
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digit, words])

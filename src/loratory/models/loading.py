@@ -26,7 +26,7 @@ from loratory.models.converting import GgufSource
 from loratory.models.finding import FoundModel, find_files
 from loratory.models.identity import WEIGHTS, model_hashes
 from loratory.models.starting import StartingAdapter, base_files, starting_adapter
-from loratory.models.untrusted import check_model_folder
+from loratory.models.untrusted import check_model_folder, read_json
 from loratory.models.usable import check_not_quantized, check_weights
 from loratory.settings import ModelConfig
 
@@ -60,7 +60,7 @@ class LoadedModel:
     gguf: GgufSource | None = None
     """The GGUF file from which it was converted."""
     notes: tuple[str, ...] = ()
-    """Sentences on how it was found."""
+    """Sentences on how it was found and loaded."""
 
     @property
     def decisive_hashes(self) -> dict[str, str]:
@@ -160,7 +160,8 @@ def load_model(config: ModelConfig, machine: Machine, on_event: EventCallback = 
     hashes = _hashes(found)
     if start:
         start.check_base(hashes)
-    return LoadedModel(model, text, found.name, found.revision, hashes, start, found.gguf, found.notes)
+    notes = (*found.notes, *_class_notes(folder, model))
+    return LoadedModel(model, text, found.name, found.revision, hashes, start, found.gguf, notes)
 
 
 def _hashes(found: FoundModel) -> dict[str, str]:
@@ -172,6 +173,21 @@ def _hashes(found: FoundModel) -> dict[str, str]:
         fix = "remove the converted models, which are then made again: loratory models --clear-cache"
         raise UserError("The converted weights in the cache have changed", str(found.folder), fix=fix)
     return {WEIGHTS: hashes[WEIGHTS], "gguf": found.gguf.sha256}
+
+
+def _class_notes(folder: Path, model: PreTrainedModel) -> tuple[str, ...]:
+    """A sentence if config.json names a class with more parts, such as those for images, and other names of modules.
+
+    PEFT would load an adapter into that class without effect, and only warn.
+    """
+    named, loaded = read_json(folder / "config.json").get("architectures"), type(model).__name__
+    whole = named[0] if isinstance(named, list) and named else None
+    if not isinstance(whole, str) or not whole.endswith("ForConditionalGeneration") or whole == loaded:
+        return ()
+    return (
+        f"Only the language model is loaded, as {loaded}. Elsewhere, load the base model of the adapter with "
+        f"AutoModelForCausalLM: in {whole[:80]}, an adapter would have no effect",
+    )
 
 
 def first_position(model: nn.Module) -> int:

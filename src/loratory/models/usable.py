@@ -21,6 +21,8 @@ QUANTIZED_NAME = re.compile(
     r"|[248]-?bits?|q[248]|g(32|64|128)|(u?int|nf|fp|mxfp|nvfp)[48]|w\d+a\d+(-g\d+)?)$",
     re.IGNORECASE,
 )
+# The format in which gpt-oss was trained and published: there is no unquantized original.
+TRAINED_QUANTIZED = "mxfp4"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 MAX_READ_ME = 1 << 20  # bytes
 
@@ -89,6 +91,8 @@ def check_not_quantized(folder: Path, name: str) -> None:
     described = ", ".join(str(part)[:40] for part in (method, bits) if part) or "quantization settings in config.json"
     unquantized = _unquantized_name(folder, name, settings)
     fix = f"use the unquantized model{f': look for {unquantized}' if unquantized else ' from which it was made'}"
+    if method == TRAINED_QUANTIZED and not unquantized:
+        fix = f"use a copy in bfloat16: look for {Path(name).name}-BF16"
     raise UserError("This is a quantized base model: use the unquantized one", name, found=described, fix=fix)
 
 
