@@ -28,7 +28,7 @@ from loratory.machine import resolve_machine
 from loratory.models import Encoder, load_encoder
 from loratory.settings import DataConfig, PromptConfig
 
-SIZES = (30, 60, 120, 250, 500, 1000, 2000)
+SIZES = (60, 120, 250, 500, 1000, 2000)
 DRAWS = (0, 1, 2)
 AUTOMATIC = {"learning_rate": 1.3e-3, "steps": 120, "batch_size": 16, "rank": 8}
 NAMES = ("tickets", "titles", "sentences", "questions", "papers")
