@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loratory.metrics import duration, percent
+from loratory.metrics import duration, non_breaking, percent
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -84,7 +84,8 @@ def _with_figure(mark: re.Match[str]) -> str:
 def figure(record: Record, path: str) -> str:
     """What a mark shows of a record."""
     if path == "verdict-block":
-        return f"\n\n```\n{textwrap.fill(record['verdict'], WIDTH)}\n```\n\n"
+        lines = textwrap.fill(non_breaking(record["verdict"]), WIDTH, break_on_hyphens=False)
+        return f"\n\n```\n{lines.replace(chr(0xA0), ' ')}\n```\n\n"
     if path == "time":
         return duration(record["seconds"]["total"])
     first, _, rest = path.partition(".")
