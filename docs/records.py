@@ -152,7 +152,7 @@ def _results(record: Record) -> list[str]:
     label, key = record["second_metric"]
     head = [f"| system | {record['metric_label']} | 95 % interval | {label} |", "| --- | --- | --- | --- |"]
     rows = [_row(name, system, key) for name, system in record["systems"].items()]
-    left_out = [f"{name} was not measured: {why}." for name, why in record["not_measured"].items()]
+    left_out = [f"{missing['name']} was not measured: {missing['reason']}." for missing in record["not_measured"]]
     sentences = [record["verdict"], record["forgetting"]["sentence"]]
     return ["\n".join([*head, *rows]), *left_out, *sentences, _facts(record)]
 

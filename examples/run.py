@@ -123,7 +123,7 @@ def recorded(report: dict[str, Any], out: Path) -> dict[str, Any]:
         **{name: report[name] for name in counts},
         "folds": report["folds"]["count"] if report["folds"] else None,
         "systems": {system["name"]: figures(system) for system in report["systems"]},
-        "not_measured": report.get("not_measured", {}),
+        "not_measured": report.get("not_measured", []),
         "verdict": report["verdict"]["sentence"],
         **{name: report["verdict"][name] for name in ("before", "after", "helped")},
         "forgetting": {when: round(math.exp(forgetting[when]), 1) for when in ("before", "after")}
