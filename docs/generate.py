@@ -214,7 +214,7 @@ def decisions_page() -> str:
 
 def pages_with_figures() -> dict[Path, Callable[[], str]]:
     """The pages written by hand that show figures of examples, and how each is brought up to date."""
-    pages = (records.EXAMPLES / "README.md", *FOLDER.glob("*.md"))
+    pages = (records.EXAMPLES / "README.md", *records.EXAMPLES.glob("*/notes.md"), *FOLDER.glob("*.md"))
     return {
         path: partial(page_with_figures, path)
         for path in pages
