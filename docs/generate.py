@@ -6,6 +6,7 @@
 - docs/models.md: the table of families, from families.json, which tests/models/families.py writes.
 - docs/architecture.md, and the table of packages in README.md: from the docstrings, in the order of architecture.py.
 - docs/decisions/README.md: the list of decisions.
+- examples/*/README.md, and figures of examples in other pages: from their recorded results, see records.py.
 
 tests/test_docs.py checks that the pages are up to date.
 """
@@ -13,11 +14,14 @@ tests/test_docs.py checks that the pages are up to date.
 import html
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import architecture
+import records
 
 from loratory.checks import CHECKS
 from loratory.cli.help import Flag, all_settings, verb_help
@@ -186,8 +190,8 @@ def architecture_page() -> str:
 
 
 def readme() -> str:
-    """README.md with its table of packages brought up to date."""
-    return _with_table(README, TABLE_START, architecture.package_table(), TABLE_END)
+    """README.md with its table of packages and its figures brought up to date."""
+    return records.filled(_with_table(README, TABLE_START, architecture.package_table(), TABLE_END))
 
 
 def _with_table(page: Path, start: str, table: str, end: str) -> str:
@@ -222,7 +226,24 @@ def decisions_page() -> str:
     return "# Decisions\n\nWhy things are as they are, one page each.\n\n" + "\n".join(links) + "\n"
 
 
-PAGES = {
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def pages_with_figures() -> dict[Path, Callable[[], str]]:
+    """The pages written by hand that show figures of examples, and how each is brought up to date."""
+    pages = (records.EXAMPLES / "README.md", *records.EXAMPLES.glob("*/notes.md"), *FOLDER.glob("*.md"))
+    return {
+        path: partial(page_with_figures, path)
+        for path in pages
+        if records.MARK.search(path.read_text(encoding="utf-8"))
+    }
+
+
+def page_with_figures(path: Path) -> str:
+    return records.filled(path.read_text(encoding="utf-8"))
+
+
+PAGES: dict[Path, Callable[[], str]] = {
     FOLDER / "task-file.md": task_file_page,
     FOLDER / "command-line.md": command_line_page,
     DATA_CHECKS: data_checks_page,
@@ -230,10 +251,14 @@ PAGES = {
     FOLDER / "architecture.md": architecture_page,
     FOLDER / "decisions" / "README.md": decisions_page,
     README: readme,
+    **pages_with_figures(),
+    **records.example_pages(),
 }
 
 
 if __name__ == "__main__":
     for path, make in PAGES.items():
-        path.write_text(make(), encoding="utf-8")
-        print(path)
+        text = make()
+        if not path.exists() or text != path.read_text(encoding="utf-8"):
+            path.write_text(text, encoding="utf-8")
+            print(path)

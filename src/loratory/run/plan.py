@@ -1,6 +1,7 @@
 """The plan of a run, with a time estimate from short trials of its stages on this machine."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,7 +108,15 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         f"Training {trained}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}{stops}",
         f"{probed.tokens:,} tokens per step{saving}",
-        *(f"{name} cannot be measured: {why}" for name, why in unusable_systems(job).items()),
+        *_skipped(unusable_systems(job)),
+    ]
+
+
+def _skipped(reasons: Mapping[str, str]) -> list[str]:
+    """One line for each reason: the systems that are not measured, and why."""
+    return [
+        f"Not measured: {' and '.join(name for name in reasons if reasons[name] == why)}, because {why}"
+        for why in dict.fromkeys(reasons.values())
     ]
 
 
