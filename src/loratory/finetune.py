@@ -1,4 +1,4 @@
-"""A whole run: check -> choose a prompt -> baselines -> fine-tune -> evaluate -> report. Start reading here.
+"""A whole run: check -> baselines -> fine-tune -> evaluate -> report. Start reading here.
 
 ``finetune`` does everything, ``train_only`` stops after training, and ``evaluate_run`` evaluates an existing run again.
 All report their progress as events to ``on_event``, so that a terminal, a notebook and a web page show the same run.

@@ -48,7 +48,7 @@ def phrasings(
     unlisted = [(None, text), (None, f"{named}{ask}")]
     if len(", ".join(labels)) > LONGEST_LABEL_LIST:
         return unlisted
-    return [(instruction(task), text), (f"Answer with one of: {{{LABELS}}}.", f"{named}{ask}"), *unlisted]
+    return [(instruction(task), text), *unlisted]
 
 
 def instruction(task: str) -> str:

@@ -17,7 +17,8 @@ from loratory.report.results import (
 from loratory.report.verdict import name_delivered, overlooked_prompting, write_verdict
 from loratory.settings import TUNED
 
-STAGES = ("load", "check", "prompts", "baselines", "train", "evaluate")
+SEARCH = "prompts"  # a stage of runs that search for a prompt
+STAGES = ("load", "check", SEARCH, "baselines", "train", "evaluate")
 
 
 def build_report(run: Path) -> Report:
@@ -45,7 +46,8 @@ def describe(run: Run) -> Report:
         verdict["sentence"] = f"The tuned model could not be measured. {verdict['sentence']}"
     trained = (events_named(run, "trained") or [{}])[-1]
     stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
-    seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}
+    names = [name for name in STAGES if tried or name != SEARCH]
+    seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in names}
     return {
         "task": run.data["task"],
         "model": run.environment["model"],
