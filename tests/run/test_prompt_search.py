@@ -202,7 +202,7 @@ def test_without_a_system_message_in_the_template_the_user_message_says_it(confi
     )
     wordings = wordings_of(loaded(changed(config, "model", name=str(model))))
     assert all(wording.system is None for wording in wordings)
-    assert any(wording.user.startswith("Sort the text") for wording in wordings)
+    assert any((wording.user or "").startswith("Sort the text") for wording in wordings)
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

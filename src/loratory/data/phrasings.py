@@ -45,7 +45,7 @@ def phrasings(
             (None, f"{named}\n\nWhich of these is right?\n{choices}\n{ask}"),
             (None, f"{named}{ask}"),
         ]
-    unlisted = [(None, text), (None, f"{named}{ask}")]
+    unlisted: list[Wording] = [(None, text), (None, f"{named}{ask}")]
     if len(", ".join(labels)) > LONGEST_LABEL_LIST:
         return unlisted
     return [(instruction(task), text), *unlisted]
