@@ -25,7 +25,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "data": (
         "findings", "limits", "remarks", "encodings", "columns", "dialects", "delimited", "plain_text", "json_files",
         "literals", "sheet_process", "spreadsheets", "parquet", "hub", "parts", "rows", "examples", "answers",
-        "missing", "labels", "prompts", "turns", "conversations", "splits", "guessing", "task_file",
+        "missing", "labels", "prompts", "phrasings", "turns", "conversations", "splits", "guessing", "task_file",
     ),
     "models": (
         "identity", "untrusted", "usable", "card", "gguf_header", "gguf_tokenizer", "converting", "finding", "starting",
@@ -46,7 +46,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         "calls", "confinement", "judge", "sandbox", "evaluate_system", "blend", "baselines", "systems", "records",
         "forgetting",
     ),
-    "run": ("checks", "job", "selection", "unsound", "retained", "training", "seeds_and_folds", "opening", "plan"),
+    "run": (
+        "checks", "job", "selection", "unsound", "retained", "training", "seeds_and_folds", "opening", "prompt_search",
+        "plan",
+    ),
     "report": ("reading", "results", "verdict", "advice", "report", "charts", "terminal", "page", "comparison"),
     "finetune": (),
     "predict": ("tokens", "tuned", "to_file", "chat_terminal", "replies", "chat"),

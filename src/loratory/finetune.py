@@ -23,6 +23,7 @@ from loratory.run import (
     Job,
     baseline_system,
     blended,
+    choose_prompt,
     chooses_on_validation,
     discard_evaluation,
     fold_jobs,
@@ -68,14 +69,15 @@ def finetune(
 ) -> Path:
     """Fine-tunes a model on a task, evaluates it before and after, and writes a report.
 
-    Loads and checks data and model, then shows the plan and calls ``confirm``; nothing is written before that. If the
-    run directory contains an unfinished run with the same settings, that run is resumed instead; with ``force`` even if
-    the base model or the package versions have changed since. A finished run is replaced only with ``overwrite``.
+    Loads and checks data and model, then shows the plan, calls ``confirm`` and, if the settings leave that to the run,
+    chooses the prompt; nothing is written before that. If the run directory contains an unfinished run with the same
+    settings, that run is resumed instead; with ``force`` even if the base model or the package versions have changed
+    since. A finished run is replaced only with ``overwrite``.
 
     Returns the run directory with the adapter, the predictions and the report. Raises UserError if settings, data or
     model cannot be used, and Interrupted if ``confirm`` returns False or Ctrl-C or SIGTERM stops the training.
     """
-    with open_job(config, on_event, overwrite, force, lambda j: announce_plan(j, True, on_event, confirm)) as job:
+    with open_job(config, on_event, overwrite, force, lambda j: prepare(j, True, on_event, confirm)) as job:
         return train_and_evaluate(job, on_event)
 
 
@@ -88,9 +90,10 @@ def train_only(
 ) -> Path:
     """Trains and saves the adapter without evaluating it. Takes the arguments of ``finetune`` and raises its errors.
 
-    Uses the validation examples only to choose: the epoch that is kept, a learning rate, or when to stop early.
+    Uses the validation examples only to choose: the prompt, the epoch that is kept, a learning rate, or when to stop
+    early.
     """
-    with open_job(config, on_event, overwrite, force, lambda j: announce_plan(j, False, on_event, confirm)) as job:
+    with open_job(config, on_event, overwrite, force, lambda j: prepare(j, False, on_event, confirm)) as job:
         if not chooses_on_validation(config) and config.train.keep == "last":
             job = dataclasses.replace(job, split=dataclasses.replace(job.split, validation=()))
         run_training(job, on_event)
@@ -120,6 +123,16 @@ def evaluate_run(run: Path, on_event: EventCallback = ignore_event) -> Path:
         mark(run, "started")  # training can still be done
         on_event(Event("report", report["verdict"]["sentence"], report))
         return run
+
+
+def prepare(job: Job, baselines: bool, on_event: EventCallback, confirm: Confirm) -> tuple[Job, dict[str, float]]:
+    """Shows the plan, asks whether to start, and chooses the prompt, with which everything is measured and trained.
+
+    Returns the job with that prompt, and the estimated seconds of each stage. Raises Interrupted if ``confirm`` returns
+    False.
+    """
+    seconds = announce_plan(job, baselines, on_event, confirm)
+    return choose_prompt(job, on_event), seconds
 
 
 def announce_plan(job: Job, baselines: bool, on_event: EventCallback, confirm: Confirm) -> dict[str, float]:

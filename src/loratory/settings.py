@@ -32,6 +32,9 @@ SYSTEMS = {
 MASKED_TASKS = ("classification", "fill")
 """The tasks of masked language models."""
 
+SEARCHED_TASKS = ("classification", "choice", "labels")
+"""The tasks for which a prompt can be searched for: those in which the right answer can be scored among others."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -119,8 +122,13 @@ class PromptConfig:
     """For masked language models: the word that stands for a label at {mask}. Not set: the label itself."""
     template_kwargs: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the model's chat template, such as enable_thinking."""
+    search: Literal["auto", "on", "off"] = "auto"
+    """For tasks with labels or candidates: try several wordings and draws of few-shot examples on the validation
+    examples, and use the best. on: your own system and user are the first wording. auto: only if neither is set."""
     few_shot: int = 4
     """Number of examples in few-shot prompts, drawn once from train by seed; fewer if they do not fit the context."""
+    few_shot_seed: Literal["auto"] | int = "auto"
+    """Seed of that draw. auto: train.seed, or the best of several draws if the prompt is searched for."""
     date: str = "auto"
     """Date shown by chat templates that contain one, as YYYY-MM-DD. auto: the day of the run, which is recorded."""
 

@@ -211,6 +211,7 @@ def test_every_name_of_a_finding_is_in_the_table_and_planted_or_tested_elsewhere
         "normalized_labels",
         "overlong_dropped",
         "overlong_cut",
+        "prompt_not_searched",
         "template_differs",
     }
     assert set(names) == {name for _, name, _, _ in FAULTS} | elsewhere

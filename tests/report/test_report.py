@@ -328,6 +328,7 @@ def test_answers_are_parsed_for_the_metrics(tmp_path):
     system = build_report(tmp_path)["systems"][0]
     assert system["value"] == 0.995 and system["metrics"]["unparsed"] == 0.005
     assert system["per_label"]["Cryptography"] == {"precision": 1, "recall": 1, "f1": 1, "support": 40}
+    assert "prompt: 0.5 % of the answers name no label" in table_of(build_report(tmp_path))
 
 
 def test_all_text_is_escaped(tmp_path):

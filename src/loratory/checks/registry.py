@@ -66,6 +66,8 @@ CHECKS = (
     Check("labels_begin_alike", "note", "Labels that begin with another label, such as `1` and `10`.",
           balance.labels_begin_alike),
     Check("labels_share_tokens", "note", "Labels with the same first token.", balance.labels_share_tokens),
+    Check("prompt_not_searched", "note",
+          "The settings ask for a search for the prompt (`search = \"on\"`), which is not possible here.", None),
     Check("labels_not_in_prompt", "warning",
           "The prompt does not name some of the labels, so prompting cannot know them, and the comparison favors the "
           "tuned model: use `{labels}`.",

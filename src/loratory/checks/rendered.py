@@ -21,7 +21,7 @@ def _has_special_text(example: Example, renderer: Renderer) -> bool:
 
 def labels_in_prompt(material: Material) -> Iterator[Finding]:
     labels = material.split.labels
-    if not material.train or not labels or material.renderer.is_masked_lm:
+    if not material.train or not labels or material.renderer.is_masked_lm or material.split.with_prompt:
         return
     text = " ".join(m.content for m in material.train[0].messages)
     unnamed = [label for label in labels if label not in text]

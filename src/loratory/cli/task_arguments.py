@@ -254,7 +254,10 @@ def confirmation(yes: bool, task_file: "TaskFile | None") -> Callable[[], bool]:
 
 
 def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
-    """The examples of a task, the renderer, and the context in tokens, without loading weights. Raises UserError."""
+    """The examples of a task, the renderer, and the context in tokens, without loading weights. Raises UserError.
+
+    Says so if a run would choose the prompt.
+    """
     from loratory.data import load_split
 
     # A mistake in the data is told before PyTorch is loaded.
@@ -269,6 +272,8 @@ def load_examples(config: Config) -> tuple["Split", "Renderer", int]:
     renderer = renderer_of_split(split, config, text, config.model.name)
     if split.prompt.system is not None:
         check_system_is_shown(renderer)
+    if split.with_prompt is not None:
+        print("  The prompt shown is the first of several: a run chooses one on validation examples", file=sys.stderr)
     return split, renderer, text.max_length
 
 

@@ -10,6 +10,7 @@ from loratory.data.conversations import question, question_findings
 from loratory.data.examples import TOOLS, Example, Message, Tests, with_shots
 from loratory.data.findings import Finding, Severity, places_of
 from loratory.data.labels import set_separator, spelling_key
+from loratory.data.phrasings import phrasings
 from loratory.data.prompts import (
     ANSWER_SLOT,
     LABELS,
@@ -52,6 +53,7 @@ __all__ = [
     "is_data",
     "is_plain_text",
     "load_split",
+    "phrasings",
     "placeholders",
     "places_of",
     "question",

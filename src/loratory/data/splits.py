@@ -4,7 +4,7 @@ import dataclasses
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from loratory.data.answers import FIXED_LABEL_TASKS, answer_of, candidates_of, choice_of, labels_of, row_tests
@@ -13,6 +13,7 @@ from loratory.data.examples import Example
 from loratory.data.findings import Finding
 from loratory.data.labels import NORMALIZE, label_findings, normalized_answers, spelling_key
 from loratory.data.missing import check_answers_exist, without_empty_prompts, without_missing_answers
+from loratory.data.phrasings import no_search_reason
 from loratory.data.prompts import check_pretraining, default_prompt, is_plain_text, prompt_writer, shown_columns
 from loratory.data.rows import Row, Table, cell_text, columns_of, names_in, read_tables
 from loratory.errors import UserError, did_you_mean
@@ -41,6 +42,8 @@ class Split:
     """The columns that prompts show, without those of candidates: the names of ``Example.cells``."""
     task: str = "classification"
     """The task of the settings; dialogue if the answers of the task text turn out to be lists of turns."""
+    with_prompt: "Callable[[PromptConfig], Split] | None" = field(default=None, compare=False, repr=False)
+    """The same split with another prompt that shows the same columns; None if the prompt is not to change."""
 
     def map(self, change: Callable[[Example], Example]) -> "Split":
         """The split with every example changed."""
@@ -102,24 +105,38 @@ def load_split(
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
         _check_labels(train, [*validation, *test], answers, labels)
-    example = _example_of(usable, data, labels, code, where)
 
-    def examples(rows: list[Row], limit: int | None, purpose: str) -> tuple[Example, ...]:
-        chosen = rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
-        return tuple(example(row) for row in chosen)
+    def limited(rows: list[Row], limit: int | None, purpose: str) -> list[Row]:
+        return rows if limit is None else stratified_sample(rows, label, limit, seed, purpose)
 
-    files = [table for part in tables.values() for table in part]
-    return Split(
-        examples(train, data.limit_train, "limit train"),
-        examples(validation, data.limit_validation, "limit validation"),
-        examples(test, data.limit_test, "limit test"),
-        tuple(labels),
-        usable.prompt,
-        (*(finding for table in files for finding in table.findings), *usable.findings),
-        tuple(name for table in files for name in table.files),
-        usable.shown,
-        task,
+    chosen = (
+        limited(train, data.limit_train, "limit train"),
+        limited(validation, data.limit_validation, "limit validation"),
+        limited(test, data.limit_test, "limit test"),
     )
+    files = [table for part in tables.values() for table in part]
+    findings = [*(finding for table in files for finding in table.findings), *usable.findings]
+    why_not = no_search_reason(task, data, prompt, bool(chosen[1]))
+    if why_not is not None and prompt.search == "on":
+        findings.append(Finding("prompt_not_searched", "note", f"The prompt is not searched for: {why_not}"))
+
+    def with_prompt(prompt: PromptConfig) -> Split:
+        example = _example_of(dataclasses.replace(usable, prompt=prompt), data, labels, code, where)
+        on_train, on_validation, on_test = (tuple(example(row) for row in rows) for rows in chosen)
+        return Split(
+            on_train,
+            on_validation,
+            on_test,
+            tuple(labels),
+            prompt,
+            tuple(findings),
+            tuple(name for table in files for name in table.files),
+            usable.shown,
+            task,
+            with_prompt if why_not is None else None,
+        )
+
+    return with_prompt(usable.prompt)
 
 
 def _validation_share(data: DataConfig, rows: int) -> float:

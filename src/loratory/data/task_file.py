@@ -19,13 +19,13 @@ from loratory.data.answers import FIXED_LABEL_TASKS, LABEL_SEPARATOR, is_missing
 from loratory.data.guessing import LEAKS, REJECTED, SPLIT_WORDS, Kind, choose_columns, labels_in, recognize
 from loratory.data.missing import has_no_answer, is_unlabeled
 from loratory.data.parts import NUMBERED, is_readable
+from loratory.data.phrasings import LONGEST_LABEL_LIST, heading, instruction, text_template
 from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, Row, cell_text, columns_of, read_table, read_tables
 from loratory.errors import UserError, did_you_mean
-from loratory.settings import BUILTIN, BUILTINS, DataConfig, ModelConfig
+from loratory.settings import BUILTIN, BUILTINS, SEARCHED_TASKS, DataConfig, ModelConfig
 
 GENERIC_STEMS = {"train", "training", "data", "dataset", "examples"}
-LONGEST_LABEL_LIST = 4_000  # characters; longer lists of labels are not part of the prompt
 # Maximum number of examples: a first run should finish while the user waits.
 LIMITS = {"train": 2_000, "validation": 200, "test": 500}
 FEW_ROWS, FOLDS = 200, 5  # with fewer rows, a single test set is too small for a reliable result
@@ -90,10 +90,12 @@ def guess_task_file(
     if kind.separator:
         answers = [label for text in answers for label in labels_in(text, kind.separator)]
     header = [_line("header", False, "the first row is data")] if any(f.name == NO_HEADER for f in findings) else []
+    data = _data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent)
+    searched = kind.task in SEARCHED_TASKS and not masked and not any(line.startswith("folds") for line in data)
     parts = [
         *_model_lines(model, _task(kind, masked), kind.reason),
-        *_data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent),
-        *_prompt_lines(shown, left_out, answers, kind, masked),
+        *data,
+        *_prompt_lines(shown, left_out, answers, kind, masked, searched),
         *_train_lines(),
         "[run]",
         _line("out", f"runs/{_name(names[0])}"),
@@ -225,19 +227,22 @@ def _rows(count: int) -> str:
 
 
 def _prompt_lines(
-    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], kind: Kind, masked: bool
+    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], kind: Kind, masked: bool, searched: bool
 ) -> list[str]:
-    """The section [prompt]; none for conversations."""
+    """The section [prompt]; none for conversations. ``searched``: other wordings are to be tried too."""
     if kind.task == "dialogue":
         return []
-    lines, user = ["[prompt]"], _user_prompt(shown)
+    lines, user = ["[prompt]"], text_template(shown)
+    if searched:
+        comment = "other wordings are tried too, on validation examples; off: only this one"
+        lines.append(_line("search", "on", comment))
     if kind.inputs:  # a text as it stands, or an instruction, which says what to do by itself
         user = f"{{{shown[0]}}}" + "".join(f"\n\n{{{column}}}" for column in shown[1:])
     elif not masked:
         lines.append(_line("system", *_system_prompt(answers, kind)))
     if masked and kind.answer:
         lines.append("# {mask} is the answer slot; the words around it should read like ordinary text.")
-        user = f"{user}\n{_heading(re.sub(r'[{}]', '', kind.answer))}: {{{MASK}}}"
+        user = f"{user}\n{heading(kind.answer)}: {{{MASK}}}"
     if len(shown) > 1 and not kind.inputs:
         lines.append("# Remove columns that are not known when the model is used.")
     lines.append(_line("user", user))
@@ -251,22 +256,7 @@ def _system_prompt(answers: Sequence[str], kind: Kind) -> tuple[str, str]:
         return f"Write the {name} that belongs to this text.", "describe the answer here"
     if len(", ".join(sorted(set(answers)))) > LONGEST_LABEL_LIST:
         return "Sort the text into its category. Answer with the category alone.", "too many labels to list"
-    if kind.task == "labels":
-        text = "Which of these categories does the text belong to? {labels}."
-        return text, "{labels} is replaced by the names of all labels"
-    text = "Sort the text into one of these categories: {labels}. Answer with the category alone."
-    return text, "{labels} is replaced by the names of all labels"
-
-
-def _user_prompt(shown: Sequence[str]) -> str:
-    if len(shown) == 1:
-        return f"{{{shown[0]}}}"
-    return "\n".join(f"{_heading(column)}: {{{column}}}" for column in shown)
-
-
-def _heading(column: str) -> str:
-    words = column.replace("_", " ").replace(".", " ").strip()
-    return words[:1].upper() + words[1:]
+    return instruction(kind.task), "{labels} is replaced by the names of all labels"
 
 
 def _train_lines() -> list[str]:

@@ -12,6 +12,7 @@ from loratory.evaluation.baselines import (
     linear_multilabel_classifier,
     similarity_classifier,
 )
+from loratory.evaluation.blend import log_prob_at_best_temperature
 from loratory.evaluation.evaluate_system import EvalRecord, NotMeasurable, Prediction, System, evaluate
 from loratory.evaluation.forgetting import read_retained_texts
 from loratory.evaluation.records import changed_records, headline, is_evaluated, load_record, save_record, saved_rule
@@ -61,6 +62,7 @@ __all__ = [
     "linear_classifier",
     "linear_multilabel_classifier",
     "load_record",
+    "log_prob_at_best_temperature",
     "masked_text_system",
     "multilabel_classifier_system",
     "read_retained_texts",

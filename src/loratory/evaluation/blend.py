@@ -49,6 +49,19 @@ def mix(log_probs_KEL: LogProbs, weights_K: Float64[np.ndarray, " K"]) -> Float6
     return log_softmax(np.tensordot(weights_K, log_probs_KEL, axes=1), axis=1)
 
 
+def log_prob_at_best_temperature(rows: Sequence[Mapping[str, float]], answers: Sequence[str]) -> float:
+    """The mean log-probability of the right labels, once the probabilities are raised to the power that maximizes it.
+
+    So it measures how well the labels are told apart, and not how sure the system is of itself (temperature scaling:
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). Each example may have labels of its own.
+    """
+    targets_E = np.array([list(row).index(answer) for row, answer in zip(rows, answers, strict=True)], dtype=np.int64)
+    numbered = [{str(i): p for i, p in enumerate(row.values())} for row in rows]
+    log_probs_KEL = as_log_probs([numbered], [str(i) for i in range(max(map(len, rows)))])
+    mixed_EL = mix(log_probs_KEL, fit_weights(log_probs_KEL, targets_E))
+    return float(mixed_EL[np.arange(len(answers)), targets_E].mean())
+
+
 def cross_fitted(log_probs_KEL: LogProbs, targets_E: Int64[np.ndarray, " E"], seed: int) -> Float64[np.ndarray, "E L"]:
     """The log-probabilities of the mix for the examples that its weights are fitted on, each by weights fitted on the
     examples of the other folds."""

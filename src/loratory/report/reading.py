@@ -133,6 +133,11 @@ def not_measured(run: Run) -> list[dict[str, str]]:
     return [{"name": name, "reason": reason} for name, reason in reasons.items()]
 
 
+def prompts_tried(run: Run) -> list[dict[str, Any]]:
+    """The prompts that the search tried, in order, with their validation figures; empty if there was no search."""
+    return [{key: value for key, value in e.items() if key != "event"} for e in events_named(run, "prompt_tried")]
+
+
 def _changed_error(folder: Path, changed: list[str]) -> UserError:
     found = ", ".join(changed[:3])
     fix = "repeat the command that started the run, which makes them again, or run: loratory evaluate RUN"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from loratory.report.advice import remarks
-from loratory.report.reading import Report, Run, events_named, not_measured, read_run, task_of
+from loratory.report.reading import Report, Run, events_named, not_measured, prompts_tried, read_run, task_of
 from loratory.report.results import (
     choose_before_and_after,
     compare_with_after,
@@ -17,7 +17,8 @@ from loratory.report.results import (
 from loratory.report.verdict import name_delivered, overlooked_prompting, write_verdict
 from loratory.settings import TUNED
 
-STAGES = ("load", "check", "baselines", "train", "evaluate")
+SEARCH = "prompts"  # a stage of runs that search for a prompt
+STAGES = ("load", "check", SEARCH, "baselines", "train", "evaluate")
 
 
 def build_report(run: Path) -> Report:
@@ -40,12 +41,13 @@ def describe(run: Run) -> Report:
     verdict["delivered"] = delivered(run, after)
     verdict["sentence"] += overlooked_prompting(run, systems, before) + remarks(run, after)
     verdict["sentence"] += name_delivered(task, systems, verdict["delivered"], after)
-    missing = not_measured(run)
+    missing, tried = not_measured(run), prompts_tried(run)
     if after not in TUNED and any(system["name"] in TUNED for system in missing):
         verdict["sentence"] = f"The tuned model could not be measured. {verdict['sentence']}"
     trained = (events_named(run, "trained") or [{}])[-1]
     stages = [e for e in (*run.events, *run.part_events) if e["event"] == "stage"]
-    seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in STAGES}
+    names = [name for name in STAGES if tried or name != SEARCH]
+    seconds = {name: sum(e["seconds"] for e in stages if e["name"] == name) for name in names}
     return {
         "task": run.data["task"],
         "model": run.environment["model"],
@@ -68,4 +70,5 @@ def describe(run: Run) -> Report:
         "demonstration": bool(run.environment.get("demonstration")),
         "forgetting": describe_forgetting(run),
         **({"not_measured": missing} if missing else {}),
+        **({"prompts_tried": tried} if tried else {}),
     }

@@ -34,6 +34,12 @@ def render_table(report: Report, suggestions: Sequence[str] = ()) -> Group:
         row = (s["name"], percent(s["value"]), interval(s), validation, secondary)
         systems.add_row(*row, duration(s["seconds_per_example"]), style="bold" if s["name"] in chosen else "")
     notes = [f"{s['name']}: {s['note']}" for s in report["systems"] if s["note"]]
+    notes += [
+        f"{s['name']}: {percent(s['metrics']['unparsed'])} of the answers name no label"
+        for s in report["systems"]
+        if s["metrics"].get("unparsed")
+    ]
+    notes += prompt_notes(report)
     notes += [f"{s['name']} was not measured: {s['reason']}" for s in report.get("not_measured", ())]
     notes += [f"{s['name']} over {len(s['values'])} seeds: {spread(s)}" for s in report["seeds"] or ()]
     if report["folds"]:
@@ -56,6 +62,21 @@ def render_table(report: Report, suggestions: Sequence[str] = ()) -> Group:
     blocks += [verdict, [systems, *(Text(n, style="dim") for n in notes)]]
     blocks += [[comparisons]] if report["comparisons"] else []
     return Group(*(line for block in blocks for line in (*block, "")))
+
+
+def prompt_notes(report: Report) -> list[str]:
+    """A sentence on what the search for a prompt gained on validation; none without a search."""
+    tried = report.get("prompts_tried", ())
+    if not tried:
+        return []
+    wordings, drawn = ([p for p in tried if bool(p["shots"]) == shown] for shown in (False, True))
+    best = next(p for p in wordings if p["chosen"])
+    label = TASKS[report["task"]].metric_label
+    text = f"prompt: the best of {len(wordings)} wordings on {best['examples']} validation examples, {label}"
+    text += f" {percent(best['validation_value'])}"
+    text += "" if best is wordings[0] else f" against {percent(wordings[0]['validation_value'])} with the first"
+    draws = f"; few-shot examples: the best of {len(drawn)} draws" if drawn else ""
+    return [f"{text}{draws}"]
 
 
 def text_table(words: list[str], numbers: list[str]) -> Table:

@@ -9,6 +9,7 @@ from loratory.run.checks import chooses_on_validation, renderer_of_split
 from loratory.run.job import Job, timed_stage
 from loratory.run.opening import discard_evaluation, mark, open_job, reopen_job
 from loratory.run.plan import make_plan
+from loratory.run.prompt_search import choose_prompt
 from loratory.run.retained import measure_retained, retained_texts
 from loratory.run.seeds_and_folds import fold_jobs, missing_fold, pool_folds, seed_jobs
 from loratory.run.selection import (
@@ -27,6 +28,7 @@ __all__ = [
     "Job",
     "baseline_system",
     "blended",
+    "choose_prompt",
     "chooses_on_validation",
     "discard_evaluation",
     "fold_jobs",

@@ -23,6 +23,8 @@ from loratory.text import (
     with_mask_count,
 )
 
+OVERLONG = "overlong_"  # begins the names of what was dropped or cut
+
 
 def renderer_of_split(split: Split, config: Config, text: LoadedTokenizer, name: str) -> Renderer:
     """The renderer of a task's examples for the model ``name``. Raises UserError if it cannot do the task."""
@@ -120,7 +122,7 @@ def fit_split(split: Split, renderer: Renderer, limit: int, overlong: str) -> tu
         for action, count in (("dropped", fitted.dropped), ("cut", fitted.cut)):
             if count:
                 message = f"{count} {name} examples longer than {limit} tokens were {action}"
-                found.append(Finding(f"overlong_{action}", "note", message, count))
+                found.append(Finding(f"{OVERLONG}{action}", "note", message, count))
     if not parts["train"] or not parts["test"]:
         raise UserError("No examples are left", "[data] overlong", fix="use a model with a longer context")
     return dataclasses.replace(split, **parts), found

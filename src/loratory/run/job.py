@@ -27,6 +27,7 @@ from loratory.models import (
     module_targets,
 )
 from loratory.run.checks import (
+    OVERLONG,
     check_tokens,
     check_words,
     chooses_on_validation,
@@ -36,11 +37,12 @@ from loratory.run.checks import (
     renderer_of_split,
     template_notes,
 )
-from loratory.settings import BUILTIN_MASKED, NO_ENCODER, SpeedConfig
+from loratory.settings import BUILTIN_MASKED, NO_ENCODER, PromptConfig, SpeedConfig
 from loratory.storage import append_metric, file_records, json_text, sha256_of_text
 from loratory.text import (
     Renderer,
     TokenizedExample,
+    check_system_is_shown,
     start_template_process,
     template_deviation,
     token_texts,
@@ -67,7 +69,9 @@ class Job:
     checks: tuple[dict[str, Any], ...]
     """Findings of the data checks, as dictionaries."""
     seconds: dict[str, float]
-    """Seconds taken by loading and checking."""
+    """Seconds taken by loading, checking and, if there is one, the search for a prompt."""
+    prompts_tried: tuple[dict[str, Any], ...] = ()
+    """What the search for a prompt has tried, as dictionaries; empty if there was none, or if the run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,9 @@ def load_job(
     found = _check(loaded.split, renderer, config, on_event)
     if not accepted:
         refuse_errors(found, config.data.waive)
-    split = loaded.split.map(lambda example: dataclasses.replace(example, cells=()))  # only the checks need them
-    split, fitted = fit_split(split, renderer, base.text.max_length, config.data.overlong)
+    split, fitted = _fitted(loaded.split, renderer, base, config)
     for finding in fitted:
         on_event(_event_of(finding))
-    check_tokens(split, renderer)
     if config.data.folds:
         fold_splits(split, config.data, config.train.seed)  # reports a mistake before anything is written
     train_sequences = tuple(tuple(tokenize(example, renderer)) for example in split.train)
@@ -122,7 +124,7 @@ def load_job(
         dtype=machine.dtype_name,
         revision=(base.start.revision if base.start else base.revision) or config.model.revision,
     )
-    prompt = dataclasses.replace(split.prompt, date=renderer.date)
+    prompt = dataclasses.replace(split.prompt, date=renderer.date, search="off")
     run_settings = dataclasses.replace(config.run, threads=machine.threads)
     resolved = dataclasses.replace(loaded.config, model=model, prompt=prompt, speed=speed, run=run_settings)
     checks = tuple(dataclasses.asdict(f) for f in (*loaded.started_from, *found, *fitted))
@@ -190,6 +192,34 @@ def _started_from(config: Config, start: StartingAdapter, on_event: EventCallbac
     return dataclasses.replace(config, adapter=adapter), [Finding("starts_from_adapter", "note", message)]
 
 
+def with_prompt(job: Job, prompt: PromptConfig) -> Job:
+    """The job with another prompt, which is not searched for any further.
+
+    Raises UserError if the model's chat template or its context does not allow this prompt.
+    """
+    assert job.split.with_prompt is not None, "the prompt may change"
+    if prompt.system is not None:
+        check_system_is_shown(job.renderer)
+    split = dataclasses.replace(job.split.with_prompt(prompt), with_prompt=None)
+    split, fitted = _fitted(split, job.renderer, job.base, job.config)
+    sequences = tuple(tuple(tokenize(example, job.renderer)) for example in split.train)
+    layout = _verified_layout(job.base, [s for group in sequences for s in group], job.config)
+    layout = _with_speed(layout, job.config.speed, job.machine)
+    earlier = [check for check in job.checks if not check["name"].startswith(OVERLONG)]
+    checks = (*earlier, *map(dataclasses.asdict, fitted))
+    config = dataclasses.replace(job.config, prompt=prompt)
+    return dataclasses.replace(job, config=config, split=split, train_sequences=sequences, layout=layout, checks=checks)
+
+
+def _fitted(split: Split, renderer: Renderer, base: LoadedModel, config: Config) -> tuple[Split, list[Finding]]:
+    """The split without what only the checks need, its examples within the model's context, and what was dropped or
+    cut. Raises UserError."""
+    split = split.map(lambda example: dataclasses.replace(example, cells=()))
+    split, fitted = fit_split(split, renderer, base.text.max_length, config.data.overlong)
+    check_tokens(split, renderer)
+    return split, fitted
+
+
 def _check(split: Split, renderer: Renderer, config: Config, on_event: EventCallback) -> list[Finding]:
     """Checks the data, and reports what is wrong with it and how it was read."""
     material = Material(split, renderer, config.task, config.data.folds > 0, bool(config.data.test))
@@ -209,21 +239,27 @@ def _layout_and_speed(
 ) -> tuple[Layout, SpeedConfig]:
     """How batches are laid out, and the settings of speed with automatic ones resolved. Says why. Raises UserError."""
     config, model, machine = loaded.config, loaded.base.model, loaded.machine
-    layout = _choose_layout(loaded.base, [s for group in train_sequences for s in group], config)
+    sequences = [s for group in train_sequences for s in group]
+    layout = _verified_layout(loaded.base, sequences, config)
     full = config.adapter.kind == "full"
     speed, sentences = resolve_speed(config.speed, config.train, full, model, train_sequences, layout, machine)
-    layout = dataclasses.replace(
-        layout,
-        compiled=speed.compile == "on",
-        gradient_checkpointing=speed.checkpointing == "on",
-        autocast_dtype=machine.autocast_dtype,
-    )
+    layout = _with_speed(layout, speed, machine)
     for sentence in (f"Batches: {layout.kind} ({layout.reason})", *sentences):
         on_event(Event("message", sentence))
     return layout, speed
 
 
-def _choose_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], config: Config) -> Layout:
+def _with_speed(layout: Layout, speed: SpeedConfig, machine: Machine) -> Layout:
+    """The layout with what the settings of speed, whose automatic ones are resolved, say about it."""
+    return dataclasses.replace(
+        layout,
+        compiled=speed.compile == "on",
+        gradient_checkpointing=speed.checkpointing == "on",
+        autocast_dtype=machine.autocast_dtype,
+    )
+
+
+def _verified_layout(base: LoadedModel, sequences: Sequence[TokenizedExample], config: Config) -> Layout:
     """``choose_layout`` with the settings. Raises UserError if they require trees that are not exact for the model."""
     try:
         return choose_layout(base.model, sequences, config.train.batching, config.speed)

@@ -37,6 +37,7 @@ from loratory.storage import (
     parsed_json,
     read_config,
     read_json_object,
+    read_metrics,
     read_record,
     remove_leftovers,
     repair_metrics,
@@ -47,12 +48,13 @@ from loratory.storage import (
     write_text,
 )
 
-Approve = Callable[[Job], dict[str, float]]
-"""Called before a new run is written; returns the estimated seconds of each stage, and may raise to stop."""
+Prepare = Callable[[Job], tuple[Job, dict[str, float]]]
+"""Called before a new run is written, and may raise to stop: returns the job with what is chosen for it beforehand, and
+the estimated seconds of each stage."""
 
 
 @contextmanager
-def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bool, approve: Approve) -> Iterator[Job]:
+def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bool, prepare: Prepare) -> Iterator[Job]:
     """Starts a new run, or resumes an unfinished one with the same settings. No other process writes to it meanwhile.
 
     Loads and checks everything before writing anything, so that a mistake leaves nothing behind. With ``force``, a run
@@ -71,8 +73,7 @@ def open_job(config: Config, on_event: EventCallback, overwrite: bool, force: bo
             on_event(Event("message", f"{what} run in {run}"))
             yield _resume(run, config, on_event, force)
             return
-        job = load_job(config, run, on_event)
-        estimate = approve(job)
+        job, estimate = prepare(load_job(config, run, on_event))
         if not is_locked:
             run.mkdir(parents=True, exist_ok=True)
             held.enter_context(only_writer(run))
@@ -130,6 +131,8 @@ def _start(job: Job, contents: Mapping[str, str], estimate: Mapping[str, float])
     for name, text in contents.items():
         write_text(job.run / name, text)
     append_metric(job.run, "estimate", stages=estimate)
+    for tried in job.prompts_tried:
+        append_metric(job.run, "prompt_tried", **tried)
     for stage, seconds in job.seconds.items():
         append_metric(job.run, "stage", name=stage, seconds=seconds)
     hashes = {name: sha256_of_text(text) for name, text in contents.items()}
@@ -158,8 +161,10 @@ def _resume(run: Path, config: Config | None, on_event: EventCallback, force: bo
     if config is not None and not force and (different := _different_versions(run, record)):
         fix = "install these versions, or add --force; the results are then not bit for bit those of one run"
         raise UserError("The run started with other package versions", str(run), found=different, fix=fix)
-    settings = config if config is not None and "config.toml" in damaged else read_config(run)
-    source = "as configured" if settings is config else "as when the run started"
+    if config is not None and "config.toml" in damaged:
+        settings, source = _with_chosen_prompt(config, run), "as configured"
+    else:
+        settings, source = read_config(run), "as when the run started"
     job = load_job(settings, run, on_event, source, accepted=True)
     base = dict(record.base) if record else {WEIGHTS: _read_json(run / "environment.json")["model"]["weights_sha256"]}
     if (different := differing_files(base, job.base.decisive_hashes)) and not force:
@@ -176,6 +181,17 @@ def _resume(run: Path, config: Config | None, on_event: EventCallback, force: bo
     started_with = record.versions if record else _read_json(run / "environment.json").get("versions", {})
     write_record(run, RunRecord(state, base, started_with, hashes_of(run, START_FILES)))
     return job
+
+
+def _with_chosen_prompt(config: Config, run: Path) -> Config:
+    """The settings as requested, with the prompt that the run chose at its start, if it searched for one."""
+    chosen = [event for event in read_metrics(run) if event["event"] == "prompt_tried" and event["chosen"]]
+    if not chosen:
+        return config
+    prompt = dataclasses.replace(config.prompt, system=chosen[0]["system"], user=chosen[0]["user"], search="off")
+    seeds = [event["few_shot_seed"] for event in chosen if event["few_shot_seed"] is not None]
+    prompt = dataclasses.replace(prompt, few_shot_seed=seeds[0]) if seeds else prompt
+    return dataclasses.replace(config, prompt=prompt)
 
 
 def _make_again(job: Job, config: Config | None, record: RunRecord, damaged: Sequence[str]) -> None:

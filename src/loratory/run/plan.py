@@ -11,6 +11,7 @@ from loratory.evaluation import NotMeasurable, evaluate
 from loratory.events import ignore_progress
 from loratory.metrics import DIFFERENCE, LARGE_SAMPLE, TASKS, detectable_difference, duration, task_variant
 from loratory.run.job import Job
+from loratory.run.prompt_search import announcement, search_work
 from loratory.run.selection import BASELINE_SYSTEMS, baseline_system, selected_systems, unusable_systems
 from loratory.run.training import learning_rates, restore_base, with_fresh_adapter
 from loratory.run.unsound import base_model_error
@@ -38,10 +39,11 @@ def make_plan(job: Job, baselines: bool) -> Plan:
     probed = _try_training(job)
     repeats = job.config.train.seeds + job.config.data.folds
     seconds = {"train": repeats * probed.seconds * probed.steps * len(learning_rates(job))}
+    # The tuned model takes as long as the base model.
+    selected = selected_systems(job, (*BASELINE_SYSTEMS, *TUNED)) if baselines else []
+    names, searched = {name: name.replace("tuned", "prompt") for name in selected}, search_work(job)
+    times = {name: _try_system(job, name) for name in sorted({*names.values(), *searched})}
     if baselines:
-        # The tuned model takes as long as the base model.
-        names = {name: name.replace("tuned", "prompt") for name in selected_systems(job, (*BASELINE_SYSTEMS, *TUNED))}
-        times = {name: _try_system(job, name) for name in sorted(set(names.values()))}
         parts = (BASELINE_SYSTEMS, TUNED)
         total = {part: sum((times[names[name]] for name in part if name in names), 0.0) for part in parts}
         seconds = {
@@ -49,6 +51,10 @@ def make_plan(job: Job, baselines: bool) -> Plan:
             **seconds,
             "evaluate": job.config.train.seeds * total[TUNED],
         }
+    if searched:
+        rows = len(job.split.validation) + len(job.split.test)
+        search = sum(count * times[name] / rows for name, count in searched.items())
+        seconds = {"prompts": search, **seconds}
     warning = few_test_examples(job) if baselines else []
     return Plan((*_sentences(job, probed), *warning, _time(seconds)), seconds)
 
@@ -108,6 +114,7 @@ def _sentences(job: Job, probed: StepResult) -> list[str]:
         f"Training {trained}: {config.train.epochs} epochs, {total_steps(len(split.train), config.train):,} steps of "
         f"{config.train.batch_size} examples, peak learning rate {rates}{stops}",
         f"{probed.tokens:,} tokens per step{saving}",
+        *announcement(job),
         *_skipped(unusable_systems(job)),
     ]
 

@@ -63,6 +63,12 @@ def unusable_systems(job: Job) -> dict[str, str]:
     return reasons
 
 
+def measures_few_shot(job: Job) -> bool:
+    """Whether the settings select a system that shows solved examples."""
+    selected = {*FEW_SHOT_SYSTEMS} & {*_configured(job)}
+    return bool(selected) and job.config.prompt.few_shot > 0
+
+
 def _configured(job: Job) -> tuple[str, ...]:
     return job.config.run.systems or SYSTEMS[job.config.task]
 
@@ -100,7 +106,9 @@ def baseline_system(job: Job, name: str) -> Callable[[ProgressCallback], System]
 
 def few_shot(job: Job) -> tuple[tuple[Example, ...], str]:
     """The examples that few-shot prompts show, and a note on how many fit."""
-    drawn = draw_few_shot(job.split.train, job.config.prompt.few_shot, job.config.train.seed)
+    prompt = job.config.prompt
+    seed = job.config.train.seed if prompt.few_shot_seed == "auto" else prompt.few_shot_seed
+    drawn = draw_few_shot(job.split.train, prompt.few_shot, seed)
     rows = [*job.split.validation, *job.split.test]
     shots = shots_that_fit(drawn, rows, job.renderer, job.base.text.max_length)
     return shots, f"{len(shots)} of {len(drawn)} few-shot examples fit"
