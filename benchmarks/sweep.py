@@ -145,7 +145,7 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         ),
         run=RunConfig(str(folder / "run"), systems=("tuned-choose",)),
     )
-    with open_job(config, ignore_event, False, False, lambda job: {}) as job:
+    with open_job(config, ignore_event, False, False, lambda job: (job, {})) as job:
         model = load_or_train(job, ignore_event)
         trained = time.perf_counter()
         record = evaluate(

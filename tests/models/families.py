@@ -265,7 +265,7 @@ def findings(name: str, folder: Path, base: Path | None = None) -> dict[str, Any
     family = FAMILIES[name]
     base = base or write_base(family, folder / "base")
     task = _write_task(family, base, folder)
-    with open_job(Config.parse(task.read_text(), task), ignore_event, False, False, lambda job: {}) as job:
+    with open_job(Config.parse(task.read_text(), task), ignore_event, False, False, lambda job: (job, {})) as job:
         _check_rendered(job, family)
         found = {
             "models": family.models,

@@ -368,7 +368,7 @@ def masked_config(model: Path, data: Path, out: Path, **changes) -> Config:
     config = Config(
         task="classification",
         model=ModelConfig(str(model)),
-        data=DataConfig(train=(str(data),), answer="sound"),
+        data=DataConfig(train=(str(data),), answer="sound", validation_share=0.1),
         prompt=PromptConfig(user="the {text} and says {mask}."),
         adapter=AdapterConfig(rank=4),
         train=TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3),
