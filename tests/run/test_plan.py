@@ -37,7 +37,7 @@ def test_the_plan_names_the_systems_that_cannot_be_measured(config):
     systems = RunConfig(config.run.out, config.run.threads, ("prompt-choose", "encoder", "tuned-choose"))
     job = load_job(dataclasses.replace(config, run=systems), Path(config.run.out), ignore_event)
     text = "\n".join(make_plan(job, False).sentences)
-    assert "Not measured: encoder, because no sentence encoder is on this machine" in text
+    assert "Not measured: encoder, because no sentence encoder is set or found" in text
     assert "few-shot" not in text.lower()
 
 
@@ -123,10 +123,10 @@ def test_the_demonstration_model_warns_on_other_data_than_its_own(config):
 
 
 def test_suggested_models_fit_into_memory():
-    assert suggested_models(0) == [KNOWN_MODELS[0].hub_id]
+    assert suggested_models(0) == [KNOWN_MODELS[0].short]
     for gibibytes in (2, 4, 8, 16, 24, 64, 200):
         found = suggested_models(gibibytes * 1024**3)
-        chosen = {model.hub_id: model for model in KNOWN_MODELS}
+        chosen = {model.short: model for model in KNOWN_MODELS}
         sizes = [chosen[name].billions for name in found]
         assert all(chosen[name].is_open for name in found)
         assert 1 <= len(found) <= 3

@@ -88,7 +88,7 @@ def training_seconds(parameters: int, tokens: int, flops: float) -> float:
 
 
 def suggested_models(memory_bytes: int, most: int = 3) -> list[str]:
-    """The hub ids of the largest ``most`` known open models that LoRA can train in this much memory, smallest first."""
+    """The short names of the ``most`` largest known open models that LoRA can train in this memory, smallest first."""
     models: Sequence[KnownModel] = [model for model in KNOWN_MODELS if model.is_open]
-    fitting = [model.hub_id for model in models if memory_needed(model.parameters) <= memory_bytes]
-    return fitting[-most:] or [models[0].hub_id]
+    fitting = [model.short for model in models if memory_needed(model.parameters) <= memory_bytes]
+    return fitting[-most:] or [models[0].short]

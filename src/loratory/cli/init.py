@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -29,7 +29,7 @@ class InitFlags:
     """Data files: csv, tsv, json, jsonl, parquet, xlsx, xls, ods or txt; or hub:owner/name."""
     answer: str = ""
     """The answer column. Conversations, instructions and plain texts need none."""
-    model: str = ""
+    model: Annotated[str, tyro.conf.arg(aliases=["--model.name"])] = ""
     """The model: a short name (see loratory models), hub id, folder, GGUF file, or ollama:NAME. Not set: the largest
     known one that is tuned in an hour on this machine and is already here; if there is none, one from the hub, after
     a yes; or else the small built-in one."""

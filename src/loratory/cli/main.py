@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        kept = " Finished work is kept; repeat the command, without --overwrite, to resume."
+        kept = " Repeat the command, without --overwrite, to go on; what was finished is kept."
         print(f"Interrupted.{kept if verb.name in COMPUTING else ''}", file=sys.stderr)
         return exit_code_of(error)
     except Interrupted as error:

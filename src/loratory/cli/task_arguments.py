@@ -155,7 +155,9 @@ def _guess(names: list[str], arguments: list[str], writes: bool) -> tuple[list[s
     if writes:
         check_not_overwriting(task_file)
     print_remarks(task_file)
-    return [*rest, "--model.name", model], task_file
+    # The guess may be folds, which exclude a test set.
+    tested = any(flag in rest for flag in ("--data.test", "--data.limit-test")) and "--data.folds" not in rest
+    return [*rest, "--model.name", model, *(["--data.folds", "0"] if tested else [])], task_file
 
 
 def guess(

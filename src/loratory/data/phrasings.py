@@ -16,8 +16,10 @@ Wording = tuple[str | None, str]
 
 def no_search_reason(task: str, data: DataConfig, prompt: PromptConfig, has_validation: bool) -> str | None:
     """Why a run does not choose its prompt, as a clause; None if it does. What rules out search = "on" comes first."""
-    if task not in SEARCHED_TASKS or has_answer_slot(prompt):
-        return "that is for tasks with labels or candidates, after the prompt"
+    if task not in SEARCHED_TASKS:
+        return "that is for tasks with labels or candidates"
+    if has_answer_slot(prompt):
+        return "the answer is inside the text"
     if data.folds and not data.validation:
         return "with folds, that needs a file of validation examples, which no fold tests"
     if not has_validation:

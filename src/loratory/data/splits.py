@@ -100,7 +100,7 @@ def load_split(
         test = train
     elif not test:
         train, test = stratified_split(train, label, data.test_share, seed, "test")
-    if not validation and (share := _validation_share(data, len(train))):
+    if not validation and (share := validation_share(data, len(train))):
         train, validation = stratified_split(train, label, share, seed, "validation")
     labels = sorted({name for row in train for name in answers[id(row)]}) if task in FIXED_LABEL_TASKS else []
     if labels:
@@ -139,7 +139,7 @@ def load_split(
     return with_prompt(usable.prompt)
 
 
-def _validation_share(data: DataConfig, rows: int) -> float:
+def validation_share(data: DataConfig, rows: int) -> float:
     """The share of so many rows that is split off for validation."""
     if data.validation_share == "auto":
         return max(SMALLEST_SHARE, min(LARGEST_SHARE, ENOUGH_VALIDATION / rows))
@@ -246,7 +246,7 @@ def fold_splits(split: Split, data: DataConfig, seed: int) -> list[Split]:
     for tested in stratified_folds(split.test, data.folds, seed, label):
         tested_ids = {id(e) for e in tested}
         rest, validation = [e for e in split.test if id(e) not in tested_ids], list(split.validation)
-        if not data.validation and (share := _validation_share(data, len(rest))):
+        if not data.validation and (share := validation_share(data, len(rest))):
             rest, validation = stratified_split(rest, label, share, seed, "validation")
         if data.limit_train is not None:
             rest = stratified_sample(rest, label, data.limit_train, seed, "limit train")

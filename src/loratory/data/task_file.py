@@ -22,6 +22,7 @@ from loratory.data.parts import NUMBERED, is_readable
 from loratory.data.phrasings import LONGEST_LABEL_LIST, heading, instruction, text_template
 from loratory.data.prompts import MASK
 from loratory.data.rows import HUB, Row, cell_text, columns_of, read_table, read_tables
+from loratory.data.splits import validation_share
 from loratory.errors import UserError, did_you_mean
 from loratory.settings import BUILTIN, BUILTINS, SEARCHED_TASKS, DataConfig, ModelConfig
 
@@ -197,18 +198,21 @@ def _data_lines(
             f"{missing} rows without an answer are set aside" if missing else "rows without an answer are set aside"
         )
         lines.append(_line("missing", "skip", comment))
-    sizes = {"train": len(rows), "validation": round(0.1 * len(rows)), "test": round(0.2 * len(rows))}
     others = {split: _sibling(names, split, kind, counts) for split in SPLIT_WORDS}
     folds = others["test"][0] is None and FOLDS <= len(rows) < FEW_ROWS
     too_rare = folds and kind.task in FIXED_LABEL_TASKS and rare < FOLDS
     folds = folds and not too_rare
+    sizes = {"train": len(rows), "test": round(0.2 * len(rows))}
+    rest = round(len(rows) * (1 - 1 / FOLDS)) if folds else len(rows) - sizes["test"] * (others["test"][0] is None)
+    sizes["validation"] = round(rest * validation_share(DataConfig(), rest))
     for split, (name, labeled, unlabeled) in others.items():
         if name is not None:
             sizes[split] = labeled
             lines.append(_line(split, _data_path(name, folder), f"{labeled} rows"))
         elif not (folds and split == "test"):
+            each = " in each fold" if folds else ""
             why = f"{unlabeled} has no answers" if unlabeled else f"no {split} file found"
-            lines.append(f"# {split}: {why}, so {_rows(sizes[split])} split off train")
+            lines.append(f"# {split}: {why}, so {_rows(sizes[split])} split off train{each}")
         elif unlabeled:
             lines.append(f"# test: {unlabeled} has no answers, so it is not used")
     if folds:
@@ -236,6 +240,8 @@ def _prompt_lines(
     if searched:
         comment = "other wordings are tried too, on validation examples; off: only this one"
         lines.append(_line("search", "on", comment))
+    elif not masked and kind.task in SEARCHED_TASKS:
+        lines.append("# search: with folds, other wordings are tried only if there is a validation file")
     if kind.inputs:  # a text as it stands, or an instruction, which says what to do by itself
         user = f"{{{shown[0]}}}" + "".join(f"\n\n{{{column}}}" for column in shown[1:])
     elif not masked:

@@ -9,7 +9,7 @@ import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -160,7 +160,7 @@ def _only_gguf(folder: Path) -> Path | None:
 
 
 def _on_hub(name: str, revision: str | None, file: str | None) -> FoundModel:
-    where = f"[model] name = {name!r}"
+    where = f"[model] name = {name if file is None else f'{name}/{file}'!r}"
     try:
         fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_patterns(file)))
     except GatedRepoError as error:
@@ -171,12 +171,13 @@ def _on_hub(name: str, revision: str | None, file: str | None) -> FoundModel:
         fix = "check the spelling; for a private model, run: hf auth login"
         raise UserError("The model does not exist on the hub", where, fix=fix) from error
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        reachable = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect to the network"
         raise UserError(
             "The model is not on this machine and the hub cannot be reached",
             where,
             expected="a network connection, a previously downloaded model, or a folder",
-            found=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
-            fix="connect to the network, unset HF_HUB_OFFLINE, or use a folder that contains the model",
+            found=str(error).splitlines()[0].split(". ")[0][:200] if str(error) else type(error).__name__,
+            fix=f"{reachable}, or use a folder that contains the model",
         ) from error
     except ValueError as error:
         raise UserError("Not a valid model name", where, "a folder or a hub id", str(error).splitlines()[0]) from error

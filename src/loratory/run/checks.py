@@ -100,8 +100,8 @@ def demonstration_text(masked: bool) -> str:
     names = ", ".join(MASKED_MODELS if masked else suggested_models(memory_bytes()))
     return (
         "This is the small demonstration model that comes with Loratory: it shows the workflow, not the quality that "
-        f"a real model reaches. With this machine's {memory_bytes() / 1024**3:.0f} GiB of memory, try --model.name "
-        f"with one of: {names}"
+        f"a real model reaches. This machine's {memory_bytes() / 1024**3:.0f} GiB of memory are enough for these: "
+        f"{names} (--model.name); loratory models lists smaller ones, and how long each takes"
     )
 
 

@@ -1,6 +1,7 @@
 """The search for a prompt: wordings, then draws of few-shot examples, are tried on validation examples."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ def choose_prompt(job: Job, on_event: EventCallback) -> Job:
         chosen = _with_settings(chosen, _best_first(drawn)[0].prompt)
     records = tuple(_record(trial, chosen.config.prompt, len(positions)) for trial in (*tried, *drawn))
     on_event(Event("message", _sentence(records, task_variant(job.config))))
+    texts = {"system": chosen.config.prompt.system, "user": chosen.config.prompt.user}
+    on_event(
+        Event(
+            "message",
+            "; ".join(f"{role}: {json.dumps(text, ensure_ascii=False)}" for role, text in texts.items() if text),
+        )
+    )
     seconds = {**job.seconds, "prompts": time.perf_counter() - started}
     return dataclasses.replace(chosen, seconds=seconds, prompts_tried=records)
 

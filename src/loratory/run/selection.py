@@ -40,7 +40,9 @@ from loratory.text import longest_answer
 FEW_SHOT_SYSTEMS = ("few-shot", "few-shot-choose")
 BASELINE_SYSTEMS = (*PROMPTING, *REFERENCES)
 CLASSIFIERS = ("linear", "embed", "encoder")
-NO_ENCODER_REASON = "no sentence encoder is on this machine; --model.encoder minilm downloads one (91 MB)"
+NO_ENCODER_REASON = (
+    "no sentence encoder is set or found; --model.encoder minilm takes one, which may be a download of 91 MB"
+)
 
 
 def selected_systems(job: Job, names: Sequence[str]) -> list[str]:
