@@ -79,3 +79,13 @@ def test_a_model_that_the_person_named_is_downloaded_unless_they_say_no(hub, mon
         agree_to_download(ModelConfig("someone/large"), yes=False)
     assert "someone/large is not on this machine: 5.00 GB." in sys.stderr.getvalue()
     agree_to_download(ModelConfig("someone/large"), yes=False)
+
+
+def test_the_folds_of_a_guess_give_way_to_a_test_set(hub):
+    arguments = ["rows.csv", "--answer", "label", "--model.name", BUILTIN]
+    folds, _ = task_arguments.parse_with_task(task_arguments.RunFlags, arguments, "check")
+    limited, _ = task_arguments.parse_with_task(
+        task_arguments.RunFlags, [*arguments, "--data.limit-test", "9"], "check"
+    )
+    assert (folds.config.data.folds, limited.config.data.folds) == (5, 0)
+    assert limited.config.data.limit_test == 9
