@@ -38,7 +38,7 @@ NINE = ("prompt", "prompt-choose", "few-shot", "few-shot-choose", "linear", "emb
 def config(tiny_folder, animals, tmp_path) -> Config:
     return Config(
         model=ModelConfig(str(tiny_folder), device="cpu", dtype="float32"),
-        data=DataConfig((str(animals),), answer="sound"),
+        data=DataConfig((str(animals),), answer="sound", validation_share=0.1),
         prompt=PromptConfig(system="One of: {labels}.", few_shot=2),
         adapter=AdapterConfig(dropout=0.1),
         train=TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2, checkpoint_every=2),
