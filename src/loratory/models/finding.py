@@ -88,7 +88,7 @@ def bytes_to_download(config: ModelConfig) -> int | None:
     None if that is not known, because the hub cannot be reached or does not give the model.
     """
     name = config.name
-    known = SHORT_NAMES.get(name)
+    known = SHORT_NAMES.get(name) if config.revision is None else None  # a revision is one on the hub
     if name in BUILTINS or Path(name).exists() or name.startswith(PREFIX) or (known and place_of(known).is_here):
         return 0
     try:
