@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import FOLDER, RESULTS, run_child, run_json
+from common import FOLDER, RESULTS, read_lines, run_child, run_json
 from data_sets import write
 
 SYSTEMS = ("prompt-choose", "linear", "embed", "encoder", "tuned-choose", "blend")
-SIMPLE = ("linear", "embed", "encoder")
 DELIVERED = "delivered"
 SETFIT = "setfit"
 
@@ -52,9 +51,9 @@ DATA = (
 def main() -> None:
     args = arguments()
     if args.table:
-        print(table(read(args.out)))
+        print(table(read_lines(args.out)))
         return
-    known = {key(record) for record in read(args.out)}
+    known = {key(record) for record in read_lines(args.out)}
     kind = SETFIT if args.setfit_python else args.model
     for draw in args.draws:
         for data in DATA:
@@ -78,10 +77,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setfit-model", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--table", action="store_true")
     return parser.parse_args()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, int]:
@@ -138,7 +133,7 @@ def results(run: Path) -> dict[str, Any]:
         "delivered": report["verdict"]["delivered"],
         "right": {
             name: "".join(
-                str(int(row["answer"] == row["expected"])) for row in read(run / "predictions" / f"{name}.jsonl")
+                str(int(row["answer"] == row["expected"])) for row in read_lines(run / "predictions" / f"{name}.jsonl")
             )
             for name in SYSTEMS
         },

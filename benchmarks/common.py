@@ -58,6 +58,11 @@ def run_json(command: Sequence[str | Path]) -> dict[str, Any]:
     return json.loads(child.output.splitlines()[-1])
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def cpu_name() -> str:
     """The name of the processor, from /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import read_lines
+
 TICKETS = Path(__file__).parents[1] / "examples" / "tickets" / "tickets.jsonl"
 # Intents whose questions are easily confused with one another.
 INTENTS = (
@@ -57,8 +59,7 @@ def banking77(data: Path) -> Rows:
 
 def tickets(data: Path) -> Rows:
     """A support ticket, written for this project -> one of four departments; 300 for tests."""
-    rows = [json.loads(line) for line in TICKETS.read_text(encoding="utf-8").splitlines()]
-    return _held_out(rows, 300)
+    return _held_out(read_lines(TICKETS), 300)
 
 
 DATA_SETS = {
@@ -77,8 +78,8 @@ def _bank(data: Path, name: str) -> list[dict[str, str]]:
 
 
 def _papers(data: Path, text_of, held_out: int) -> Rows:
-    lines = (data / "arxiv" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [{"text": text_of(paper), "label": paper["category"]} for paper in map(json.loads, lines)]
+    papers = read_lines(data / "arxiv" / "train.jsonl")
+    rows = [{"text": text_of(paper), "label": paper["category"]} for paper in papers]
     return _held_out(rows, held_out)
 
 

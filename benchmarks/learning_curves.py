@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FOLDER, RESULTS, provenance, save
+from common import FOLDER, RESULTS, provenance, read_lines, save
 from data_sets import DATA_SETS, write
 
 from loratory.data import Example, load_split
@@ -102,23 +102,18 @@ def accuracy(fitted: FittedClassifier, test: Sequence[Example]) -> float:
 def tuned_curves() -> dict[str, dict[int, float]]:
     """The accuracy of the tuned model, by data set and number of rows."""
     curves: dict[str, dict[int, float]] = {}
-    sweep = records("sweep.jsonl")
+    sweep = read_lines(RESULTS / "sweep.jsonl")
     for rate in RATES:
         for record in (r for r in sweep if r["settings"] == {"learning_rate": rate, **AUTOMATIC}):
             curves.setdefault(record["data"], {})[record["size"]] = record["accuracy"]["test"]
     draws: dict[tuple[str, int], list[float]] = {}
-    for record in records("accuracy.jsonl"):
+    for record in read_lines(RESULTS / "accuracy.jsonl"):
         if "tuned-choose" in record["accuracy"]:
             name, _, size = record["data"].rpartition("-")
             draws.setdefault((name, int(size)), []).append(record["accuracy"]["tuned-choose"])
     for (name, size), values in draws.items():
         curves.setdefault(name, {})[size] = statistics.mean(values)
     return curves
-
-
-def records(name: str) -> list[dict[str, Any]]:
-    path = RESULTS / name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def draw(curves: dict[str, Any], tuned: dict[str, dict[int, float]], path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 started = time.perf_counter()
 
+from common import read_lines  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from setfit import SetFitModel, Trainer, TrainingArguments  # noqa: E402
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=20)
     args = parser.parse_args()
-    train, test = read(args.train), read(args.test)
+    train, test = read_lines(args.train), read_lines(args.test)
     model = SetFitModel.from_pretrained(args.model, labels=sorted({row["label"] for row in train}))
     settings = TrainingArguments(
         output_dir=str(args.train.parent / "setfit"),
@@ -46,10 +47,6 @@ def main() -> None:
     seconds = {"load": loaded - started, "train": trained - loaded, "evaluate": ended - trained}
     record = {"accuracy": {"setfit": right.count("1") / len(right)}, "right": {"setfit": right}}
     print(json.dumps(record | {"seconds": seconds, "wall_seconds": ended - started, "iterations": args.iterations}))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

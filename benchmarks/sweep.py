@@ -18,10 +18,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import read_lines
 from data_sets import write
 
 VALIDATION_SHARE = 0.2
@@ -73,7 +73,7 @@ def main() -> None:
     args = arguments()
     if args.worker is None:
         raise SystemExit(start_workers(args.workers))
-    known = {key(json.loads(line)) for line in read_lines(args.out)}
+    known = {key(record) for record in read_lines(args.out)}
     todo = [cell for cell in cells() if key(dataclasses.asdict(cell)) not in known]
     for cell in todo[args.worker :: args.workers]:
         try:
@@ -105,10 +105,6 @@ def start_workers(count: int) -> int:
     commands = [[sys.executable, *sys.argv, "--worker", str(i)] for i in range(count)]
     processes = [subprocess.Popen(command, env=os.environ) for command in commands]
     return max(process.wait() for process in processes)
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    yield from path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def key(record: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from loratory.bases.encoders import encoder_at_hand, encoder_source
 from loratory.bases.known import (
     SHORT_NAMES,
     KnownModel,
+    fits,
     memory_needed,
     suggested_models,
     training_seconds,
@@ -38,6 +39,7 @@ __all__ = [
     "encoder_source",
     "entry_folder",
     "find_in_ollama",
+    "fits",
     "known_places",
     "make_room",
     "memory_needed",

@@ -75,6 +75,11 @@ def memory_needed(parameters: int) -> int:
     return BYTES_PER_PARAMETER * parameters + SPARE_BYTES
 
 
+def fits(parameters: int, memory_bytes: int) -> bool:
+    """Whether LoRA can train a model of this size in this much memory; 0: the system does not say how much it has."""
+    return not memory_bytes or memory_needed(parameters) <= memory_bytes
+
+
 def training_seconds(parameters: int, tokens: int, flops: float) -> float:
     """About how long it takes to train with LoRA on ``tokens`` tokens, where a matrix product runs at ``flops`` FLOP
     per second: 4 * parameters * tokens / (0.6 * flops).

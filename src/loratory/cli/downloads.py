@@ -1,4 +1,4 @@
-"""Asks before a model is downloaded."""
+"""Questions to the person at the terminal, above all before a model is downloaded."""
 
 import sys
 
@@ -16,7 +16,9 @@ def agree_to_download(model: ModelConfig, yes: bool) -> None:
         return
     from loratory.models import bytes_to_download
 
-    if (size := bytes_to_download(model)) and not ask(f"{model.name} is not on this machine: {size / 1e9:.2f} GB."):
+    if (size := bytes_to_download(model)) and not ask(
+        f"{model.name} is not on this machine: {size / 1e9:.2f} GB. Download it?"
+    ):
         raise Interrupted("Nothing was downloaded or started")
 
 
@@ -25,7 +27,7 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def ask(sentence: str) -> bool:
-    """Whether the person wants to download what the sentence describes."""
-    print(printable(f"{sentence} Download it? [Y/n] "), end="", file=sys.stderr, flush=True)
+def ask(question: str) -> bool:
+    """Whether the person says yes, or just presses Enter."""
+    print(printable(f"{question} [Y/n] "), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("", "y", "yes")

@@ -122,9 +122,8 @@ def _show_known(as_json: bool) -> None:
 
 
 def _row(model: "KnownModel", place: "Place", flops: float, memory: int) -> dict[str, Any]:
-    from loratory.bases import memory_needed, training_seconds
+    from loratory.bases import fits, memory_needed, training_seconds
 
-    needed = memory_needed(model.parameters)
     return {
         "name": model.short,
         "hub_id": model.hub_id,
@@ -135,8 +134,8 @@ def _row(model: "KnownModel", place: "Place", flops: float, memory: int) -> dict
         "license": model.license,
         "open": model.is_open,
         "download_gigabytes": None if place.is_here else model.gigabytes,
-        "memory_bytes": needed,
-        "fits": not memory or needed <= memory,  # 0: the system does not say
+        "memory_bytes": memory_needed(model.parameters),
+        "fits": fits(model.parameters, memory),
         "training_seconds": training_seconds(model.parameters, EXAMPLES * TOKENS_PER_EXAMPLE * EPOCHS, flops),
     }
 

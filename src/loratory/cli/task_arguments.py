@@ -18,7 +18,7 @@ from loratory.printable import printable
 from loratory.settings import BUILTIN, ModelConfig
 
 if TYPE_CHECKING:
-    from loratory.bases import KnownModel
+    from loratory.bases import KnownModel, Place
     from loratory.data import Example, Split, TaskFile
     from loratory.text import Renderer, TokenizedExample
 
@@ -174,42 +174,43 @@ def guess(
     task_file = guess_task_file(names, answer, is_masked_model, model or BUILTIN, path)
     if model:
         return task_file, model
-    found = _suitable_model(here=True)
-    if found is None and (fetched := _suitable_model(here=False)) and _may_download(fetched[0], yes):
-        found = fetched
+    found = _suitable_model(yes)
     if found is None:
         return task_file, BUILTIN
     known, place, seconds = found
     task_file = guess_task_file(names, answer, is_masked_model, known.short, path)
-    remark = f"the model is {known.short}, {PLACES[place]}: {known.parameters / 1e6:,.0f} million parameters, about "
+    remark = (
+        f"the model is {known.short}, {PLACES[place.kind]}: {known.parameters / 1e6:,.0f} million parameters, about "
+    )
     minutes = max(1, round(seconds / 60))
     remark += f"{minutes} min for {EXAMPLES} examples of {TOKENS_PER_EXAMPLE} tokens; --model.name takes another"
     return dataclasses.replace(task_file, remarks=(*task_file.remarks, remark)), known.short
 
 
-def _suitable_model(here: bool) -> tuple["KnownModel", str, float] | None:
-    """The largest known model that fits into this machine's memory and is tuned in an hour or less, where it is, and
-    the estimated seconds; of those on this machine if ``here``, else of those on the hub that have no terms to accept.
+def _suitable_model(yes: bool) -> tuple["KnownModel", "Place", float] | None:
+    """The largest known model on this machine that fits into its memory and is tuned in an hour or less, where it is,
+    and the estimated seconds.
 
-    None if there is none.
+    If there is none, the largest such model on the hub without terms to accept, if it may be downloaded; else None.
     """
     from huggingface_hub import constants
 
-    from loratory.bases import known_places, memory_needed, training_seconds
+    from loratory.bases import fits, known_places, training_seconds
 
-    candidates = [(m, place) for m, place in known_places() if place.is_here == here and (here or m.is_open)]
-    if not candidates or (not here and constants.HF_HUB_OFFLINE):
+    usable = [(m, p) for m, p in known_places() if p.is_here or (m.is_open and not constants.HF_HUB_OFFLINE)]
+    if not usable:
         return None
     from loratory.machine import matmul_flops, memory_bytes, resolve_machine
 
     machine = resolve_machine("auto", "auto", 0)
     flops, memory = matmul_flops(machine.device, machine.matmul_dtype), memory_bytes(machine.device)
     tokens = EXAMPLES * TOKENS_PER_EXAMPLE * EPOCHS
-    for model, place in reversed(candidates):  # the largest first
-        seconds = training_seconds(model.parameters, tokens, flops)
-        if seconds <= LONGEST_SECONDS and (not memory or memory_needed(model.parameters) <= memory):
-            return model, place.kind, seconds
-    return None
+    judged = [(model, place, training_seconds(model.parameters, tokens, flops)) for model, place in usable]
+    suited = [j for j in judged if j[2] <= LONGEST_SECONDS and fits(j[0].parameters, memory)]
+    here = [j for j in suited if j[1].is_here]
+    if here:
+        return here[-1]  # the largest
+    return suited[-1] if suited and _may_download(suited[-1][0], yes) else None
 
 
 def _may_download(model: "KnownModel", yes: bool) -> bool:
@@ -221,7 +222,9 @@ def _may_download(model: "KnownModel", yes: bool) -> bool:
     from loratory.models import bytes_to_download
 
     size = bytes_to_download(ModelConfig(model.short))
-    return size is not None and (yes or ask(f"The model for this machine is {model.short}, {size / 1e9:.2f} GB."))
+    return size is not None and (
+        yes or ask(f"The model for this machine is {model.short}, {size / 1e9:.2f} GB. Download it?")
+    )
 
 
 def print_remarks(task_file: "TaskFile") -> None:
@@ -241,10 +244,8 @@ def confirmation(yes: bool, task_file: "TaskFile | None") -> Callable[[], bool]:
     """Returns the function that asks whether to start; if so, it writes the guessed task file."""
 
     def confirm() -> bool:
-        if not yes and can_ask():
-            print("Start? [Y/n] ", end="", file=sys.stderr, flush=True)
-            if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
-                return False
+        if not yes and can_ask() and not ask("Start?"):
+            return False
         if task_file:
             from loratory.storage import write_text
 

@@ -91,12 +91,11 @@ def guess_task_file(
     if kind.separator:
         answers = [label for text in answers for label in labels_in(text, kind.separator)]
     header = [_line("header", False, "the first row is data")] if any(f.name == NO_HEADER for f in findings) else []
-    data = _data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent)
-    searched = kind.task in SEARCHED_TASKS and not masked and not any(line.startswith("folds") for line in data)
+    data, folds = _data_lines(names, kind, labeled, answers, len(rows) - len(labeled), header, path.parent)
     parts = [
         *_model_lines(model, _task(kind, masked), kind.reason),
         *data,
-        *_prompt_lines(shown, left_out, answers, kind, masked, searched),
+        *_prompt_lines(shown, left_out, answers, kind, masked, folds),
         *_train_lines(),
         "[run]",
         _line("out", f"runs/{_name(names[0])}"),
@@ -181,8 +180,9 @@ def _data_lines(
     missing: int,
     header: list[str],
     folder: Path,
-) -> list[str]:
-    """The section [data]. ``rows`` are those with an answer, ``missing`` is the number of the others."""
+) -> tuple[list[str], bool]:
+    """The section [data], and whether it has folds. ``rows`` are those with an answer, ``missing`` is the number of the
+    others."""
     paths = [_data_path(name, folder) for name in names]
     lines = ["[data]", _line("train", paths[0] if len(paths) == 1 else paths, f"{len(rows) + missing} rows"), *header]
     counts = Counter(answers)
@@ -223,7 +223,7 @@ def _data_lines(
         if sizes[split] > limit:
             comment = f"of {sizes[split]}, for a fast first run; remove for the final run"
             lines.append(_line(f"limit_{split}", limit, comment))
-    return [*lines, ""]
+    return [*lines, ""], folds
 
 
 def _rows(count: int) -> str:
@@ -231,17 +231,16 @@ def _rows(count: int) -> str:
 
 
 def _prompt_lines(
-    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], kind: Kind, masked: bool, searched: bool
+    shown: Sequence[str], left_out: dict[str, str], answers: Sequence[str], kind: Kind, masked: bool, folds: bool
 ) -> list[str]:
-    """The section [prompt]; none for conversations. ``searched``: other wordings are to be tried too."""
+    """The section [prompt]; none for conversations. ``folds``: whether the section [data] has folds."""
     if kind.task == "dialogue":
         return []
     lines, user = ["[prompt]"], text_template(shown)
-    if searched:
+    if kind.task in SEARCHED_TASKS and not masked:
         comment = "other wordings are tried too, on validation examples; off: only this one"
-        lines.append(_line("search", "on", comment))
-    elif not masked and kind.task in SEARCHED_TASKS:
-        lines.append("# search: with folds, other wordings are tried only if there is a validation file")
+        on_folds = "# search: with folds, other wordings are tried only if there is a validation file"
+        lines.append(on_folds if folds else _line("search", "on", comment))
     if kind.inputs:  # a text as it stands, or an instruction, which says what to do by itself
         user = f"{{{shown[0]}}}" + "".join(f"\n\n{{{column}}}" for column in shown[1:])
     elif not masked:

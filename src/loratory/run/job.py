@@ -198,6 +198,8 @@ def with_prompt(job: Job, prompt: PromptConfig) -> Job:
     Raises UserError if the model's chat template or its context does not allow this prompt.
     """
     assert job.split.with_prompt is not None, "the prompt may change"
+    if prompt == job.config.prompt:
+        return dataclasses.replace(job, split=dataclasses.replace(job.split, with_prompt=None))
     if prompt.system is not None:
         check_system_is_shown(job.renderer)
     split = dataclasses.replace(job.split.with_prompt(prompt), with_prompt=None)
